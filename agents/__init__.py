@@ -1,0 +1,4 @@
+"""Agents that act on slots. Import this package as `ocrl.agents`."""
+
+if __name__ == "agents":
+    raise ImportError("'agents' is not a package of its own: write 'import ocrl.agents'")

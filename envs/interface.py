@@ -1,0 +1,66 @@
+"""What every environment of the house offers beyond Gymnasium: exact masks and object tables.
+
+H W image, M objects in view.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+PRESETS = ("entities", "scene")
+"""`entities`: things that act or are acted on. `scene`: also connected regions of material."""
+
+
+def object_dtype(num_attributes: int) -> np.dtype:
+    """The row of an object table.
+
+    Fields: `id` as in the segmentation; `category`, an index into the environment's `categories`;
+    `position` (x, y) of the centre in [0,1]; `box` left, top, right, bottom in [0,1];
+    `attributes`, named by the environment's `attribute_names`.
+    """
+    return np.dtype(
+        [
+            ("id", np.uint16),
+            ("category", np.uint8),
+            ("position", np.float32, (2,)),
+            ("box", np.float32, (4,)),
+            ("attributes", np.float32, (num_attributes,)),
+        ]
+    )
+
+
+class ObjectEnv(gymnasium.Env[NDArray[np.uint8], Any]):
+    """A Gymnasium environment that knows which pixel belongs to which object.
+
+    Observations are (H,W,3) uint8. Masks cost nothing in a step unless asked for, asking for them
+    changes nothing in the episode, and asking twice gives the same answer.
+
+    Attributes:
+        categories: names of object categories; `category` in `objects()` indexes it.
+        attribute_names: names of the columns of `attributes` in `objects()`.
+        max_objects: no frame has more rows in `objects()` than this.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 10}
+    categories: tuple[str, ...]
+    attribute_names: tuple[str, ...] = ()
+    max_objects: int
+
+    @abstractmethod
+    def segmentation(self, preset: str = "entities") -> NDArray[np.uint16]:
+        """Object ids (H,W) of the current frame: 0 background, 65535 void.
+
+        An id belongs to one object for a whole episode.
+
+        Raises:
+            ValueError: if `preset` is not one of `PRESETS`.
+        """
+
+    @abstractmethod
+    def objects(self) -> NDArray[np.void]:
+        """The `entities` in view: a structured array of `object_dtype(len(attribute_names))`."""

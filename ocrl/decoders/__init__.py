@@ -1,0 +1,1 @@
+"""Slots to pixels, features or tokens, one file per kind."""

@@ -1,0 +1,1 @@
+"""Tokens to slots, one file per paper."""

@@ -1,0 +1,236 @@
+"""Abstract classes of the parts: who takes what and gives what. No maths.
+
+B batch, T frames, V views, K slots, D slot size, N tokens, F token features, C H W image,
+A action size.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ocrl.types import Camera, Clip, DecoderOutput, SlotOutput
+
+State = Any
+"""A pytree (dict, tuple, tensor) of tensors with leading B; passed in and out, never kept."""
+
+Space = Literal["pixels", "features", "tokens", "rays", "set"]
+
+
+class Backbone(nn.Module, ABC):
+    """Frames to tokens.
+
+    Attributes:
+        out_dim: F.
+        image_size: (H, W) of the frames it takes.
+        grid: (h, w) tokens of one view; N = V * h * w.
+    """
+
+    out_dim: int
+    image_size: tuple[int, int]
+    grid: tuple[int, int]
+
+    @abstractmethod
+    def forward(self, frames: Tensor, *, camera: Camera | None = None) -> Tensor:
+        """Encode frames.
+
+        Args:
+            frames: (B,[V,]C,H,W) float in [0,1].
+            camera: cameras of the views, for backbones that know about poses.
+
+        Returns:
+            (B,N,F).
+
+        Raises:
+            ValueError: if the frames have another size than `image_size`.
+        """
+
+
+class Initializer(nn.Module, ABC):
+    """The queries that the first binding starts from."""
+
+    @abstractmethod
+    def forward(
+        self,
+        tokens: Tensor,
+        *,
+        condition: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Make queries (B,K,D) for the tokens (B,N,F) of a first frame."""
+
+
+class SlotEncoder(nn.Module, ABC):
+    """Video to slots, in parallel over a clip or streamed frame by frame.
+
+    The contract, asserted by `ocrl.check.check_slot_encoder`: `forward` over a clip equals a scan
+    of `step` (1e-4 in float32), `is_first` anywhere in the clip equals a fresh start there, and
+    no sample of a batch touches another. In `eval()` both are deterministic.
+
+    Attributes:
+        num_slots: K.
+        slot_dim: D.
+        backbone: frames to tokens; `backbone.grid` shapes `attn` for drawing.
+    """
+
+    num_slots: int
+    slot_dim: int
+    backbone: Backbone
+
+    @abstractmethod
+    def initial_state(self, batch_size: int) -> State:
+        """The state before any frame, on the encoder's own device."""
+
+    @abstractmethod
+    def forward(
+        self,
+        video: Tensor,
+        is_first: Tensor,
+        *,
+        action: Tensor | None = None,
+        condition: Tensor | None = None,
+    ) -> SlotOutput:
+        """Encode a clip from a fresh start.
+
+        Args:
+            video: (B,T,[V,]C,H,W) float in [0,1].
+            is_first: (B,T) bool.
+            action: (B,T) or (B,T,A), what was done after each frame.
+            condition: (B,K,4) boxes of the first frame, or another hint the initializer knows.
+        """
+
+    @abstractmethod
+    def step(
+        self,
+        frame: Tensor,
+        state: State,
+        is_first: Tensor,
+        *,
+        action: Tensor | None = None,
+        condition: Tensor | None = None,
+    ) -> tuple[SlotOutput, State]:
+        """Encode one frame.
+
+        Args:
+            frame: (B,[V,]C,H,W) float in [0,1].
+            state: from `initial_state` or the previous step; it is not changed in place.
+            is_first: (B,) bool; true starts those samples afresh.
+            action: (B,) or (B,A), what was done after the **previous** frame.
+            condition: as in `forward`, read where `is_first`.
+
+        Returns:
+            Slots with T = 1, and the next state.
+        """
+
+
+class RecurrentSlotEncoder(SlotEncoder):
+    """An encoder that is a scan: one `bind` per frame over tokens made for all frames at once."""
+
+    @abstractmethod
+    def bind(
+        self,
+        tokens: Tensor,
+        state: State,
+        is_first: Tensor,
+        *,
+        action: Tensor | None = None,
+        condition: Tensor | None = None,
+    ) -> tuple[SlotOutput, State]:
+        """Bind the tokens (B,N,F) of one frame; the rest as in `step`."""
+
+    def step(
+        self,
+        frame: Tensor,
+        state: State,
+        is_first: Tensor,
+        *,
+        action: Tensor | None = None,
+        condition: Tensor | None = None,
+    ) -> tuple[SlotOutput, State]:
+        """Encode one frame, see `SlotEncoder.step`."""
+        return self.bind(
+            self.backbone(frame), state, is_first, action=action, condition=condition
+        )
+
+    def forward(
+        self,
+        video: Tensor,
+        is_first: Tensor,
+        *,
+        action: Tensor | None = None,
+        condition: Tensor | None = None,
+    ) -> SlotOutput:
+        """Encode a clip, see `SlotEncoder.forward`."""
+        batch_size, num_frames = video.shape[:2]
+        tokens = self.backbone(video.flatten(0, 1)).unflatten(0, (batch_size, num_frames))
+        # unbind, not indexing: the backward of x[:, t] writes the whole clip once per frame.
+        actions: list[Tensor | None] = [None] * num_frames
+        if action is not None:
+            # The frame at t was reached by the action taken after frame t - 1.
+            actions = [torch.zeros_like(action[:, 0]), *action.unbind(1)[:-1]]
+        state = self.initial_state(batch_size)
+        outputs = []
+        frames = zip(tokens.unbind(1), is_first.unbind(1), actions, strict=True)
+        for frame_tokens, first, frame_action in frames:
+            output, state = self.bind(
+                frame_tokens, state, first, action=frame_action, condition=condition
+            )
+            outputs.append(output)
+        return _concatenate_frames(outputs)
+
+
+def _concatenate_frames(outputs: list[SlotOutput]) -> SlotOutput:
+    first = outputs[0]
+
+    def joined(name: str) -> Tensor | None:
+        if getattr(first, name) is None:
+            return None
+        return torch.cat([getattr(output, name) for output in outputs], dim=1)
+
+    slots, attn = joined("slots"), joined("attn")
+    assert slots is not None and attn is not None
+    aux = {name: torch.cat([out.aux[name] for out in outputs], dim=1) for name in first.aux}
+    return SlotOutput(slots, attn, joined("queries"), joined("codes"), aux)
+
+
+class Decoder(nn.Module, ABC):
+    """Slots to something an objective compares with the clip.
+
+    Attributes:
+        space: what it reconstructs.
+    """
+
+    space: Space
+
+    @abstractmethod
+    def forward(self, slots: Tensor, target: Tensor | None = None) -> DecoderOutput:
+        """Decode slots (B,T,K,D); `target` is for decoders that read it (autoregressive ones)."""
+
+
+class Objective(nn.Module, ABC):
+    """One training signal. Its key in the configuration is the key of its weight."""
+
+    @abstractmethod
+    def forward(self, clip: Clip, encoded: SlotOutput, decoded: DecoderOutput) -> Tensor:
+        """The scalar loss, in float32. `clip.video` is float."""
+
+
+class SlotDynamics(nn.Module, ABC):
+    """Slots and actions to the next slots."""
+
+    @abstractmethod
+    def forward(self, slots: Tensor, action: Tensor, is_first: Tensor) -> Tensor:
+        """Predict (B,T,K,D): the slots of frame t + 1 from those up to t, for all t at once."""
+
+    @abstractmethod
+    def initial_state(self, batch_size: int) -> State:
+        """The state before any frame."""
+
+    @abstractmethod
+    def step(
+        self, slots: Tensor, action: Tensor, state: State, is_first: Tensor
+    ) -> tuple[Tensor, State]:
+        """Predict the next slots (B,K,D) from one frame's."""

@@ -1,0 +1,1 @@
+"""Layers without opinions: attention, transformer blocks, positions, convolutions."""

@@ -1,0 +1,162 @@
+"""The central types, and the letters that every shape in the library is written in.
+
+B batch, T frames, V views (cameras), K slots, D slot size, N tokens of a frame, F token
+features, C H W image, A action size, P points or rays, G code groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+
+import torch
+from torch import Tensor
+
+BACKGROUND_ID = 0
+"""Segmentation id of everything that is no object."""
+VOID_ID = 65535
+"""Segmentation id of pixels that no metric may count."""
+
+
+@dataclass(frozen=True)
+class Camera:
+    """Pinhole cameras, one per frame and view.
+
+    Attributes:
+        intrinsics: (B,T,V,3,3), in pixels.
+        extrinsics: (B,T,V,4,4), camera to world.
+    """
+
+    intrinsics: Tensor
+    extrinsics: Tensor
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Camera:
+        """Move both matrices to `device`."""
+        return Camera(
+            self.intrinsics.to(device, non_blocking=non_blocking),
+            self.extrinsics.to(device, non_blocking=non_blocking),
+        )
+
+    def __getitem__(self, time: slice) -> Camera:
+        """Cut a range of frames."""
+        return Camera(self.intrinsics[:, time], self.extrinsics[:, time])
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A batch of equally long pieces of episodes.
+
+    With several cameras a V axis stands after T in `video`, `segmentation` and `boxes`.
+    `reward`, `terminated` and `truncated` at t are the outcome of the step that led to frame t
+    (zero where `is_first`); `action` at t is what was done after seeing frame t.
+
+    Attributes:
+        video: (B,T,[V,]C,H,W), uint8 as stored or float in [0,1].
+        is_first: (B,T) bool, true on the first frame of an episode.
+        action: (B,T) int64 or (B,T,A) float32.
+        reward: (B,T) float32.
+        terminated: (B,T) bool.
+        truncated: (B,T) bool.
+        segmentation: preset name to (B,T,[V,]H,W) ids in int32; 0 background, 65535 void. An id
+            belongs to one object for a whole episode.
+        boxes: (B,T,[V,]M,4) left, top, right, bottom in [0,1]; padding rows are -1.
+        properties: name to (B,T,M,...) object attributes.
+        camera: the cameras of posed views.
+    """
+
+    video: Tensor
+    is_first: Tensor
+    action: Tensor | None = None
+    reward: Tensor | None = None
+    terminated: Tensor | None = None
+    truncated: Tensor | None = None
+    segmentation: Mapping[str, Tensor] = field(default_factory=dict)
+    boxes: Tensor | None = None
+    properties: Mapping[str, Tensor] = field(default_factory=dict)
+    camera: Camera | None = None
+
+    def __post_init__(self) -> None:
+        if self.video.ndim not in (5, 6):
+            raise ValueError(
+                f"video must be (B,T,C,H,W) or (B,T,V,C,H,W), got shape {tuple(self.video.shape)}"
+            )
+        if self.is_first.shape != self.video.shape[:2]:
+            raise ValueError(
+                f"is_first must be (B,T) = {tuple(self.video.shape[:2])}, "
+                f"got {tuple(self.is_first.shape)}"
+            )
+
+    @property
+    def batch_size(self) -> int:
+        """B."""
+        return self.video.shape[0]
+
+    @property
+    def num_frames(self) -> int:
+        """T."""
+        return self.video.shape[1]
+
+    @property
+    def num_views(self) -> int:
+        """V, 1 for the ordinary single camera."""
+        return self.video.shape[2] if self.video.ndim == 6 else 1
+
+    def _map(self, function) -> Clip:  # type: ignore[no-untyped-def]
+        changes: dict[str, object] = {}
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if isinstance(value, Tensor | Camera):
+                changes[entry.name] = function(value)
+            elif isinstance(value, Mapping):
+                changes[entry.name] = {name: function(tensor) for name, tensor in value.items()}
+        return replace(self, **changes)  # type: ignore[arg-type]
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Clip:
+        """Move every tensor to `device`; frames keep their dtype (uint8 travels, float does not)."""
+        return self._map(lambda value: value.to(device, non_blocking=non_blocking))
+
+    def __getitem__(self, time: slice) -> Clip:
+        """Cut a range of frames from every tensor."""
+        if not isinstance(time, slice):
+            raise TypeError(f"a Clip is cut with a slice over frames, got {type(time).__name__}")
+        return self._map(lambda value: value[time] if isinstance(value, Camera) else value[:, time])
+
+    def to_float(self) -> Clip:
+        """Turn uint8 frames into float32 in [0,1], on the device where they are."""
+        if self.video.dtype != torch.uint8:
+            return self
+        return replace(self, video=self.video.float().div_(255.0))
+
+
+@dataclass(frozen=True)
+class SlotOutput:
+    """What a slot encoder gives.
+
+    Attributes:
+        slots: (B,T,K,D).
+        attn: (B,T,K,N), softmax over slots before renormalisation: sums to 1 over K.
+        queries: (B,T,K,D) the binding of each frame started from.
+        codes: (B,T,K,G) discrete codes, where the slots are quantised.
+        aux: named tensors that an objective may read.
+    """
+
+    slots: Tensor
+    attn: Tensor
+    queries: Tensor | None = None
+    codes: Tensor | None = None
+    aux: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DecoderOutput:
+    """What a decoder gives.
+
+    Attributes:
+        recon: (B,T,C,H,W) pixels or (B,T,N,F) features.
+        masks: (B,T,K,h,w), sums to 1 over K; (h,w) is the decoder's own resolution.
+        parts: (B,T,K,...) the reconstruction of each slot, where the decoder makes one.
+    """
+
+    recon: Tensor
+    masks: Tensor
+    parts: Tensor | None = None
