@@ -1,0 +1,268 @@
+"""Save and load a model: its configuration and its weights in one folder that describes itself.
+
+    model.safetensors   weights: tensors only
+    config.yaml         nested `_target_`s and plain values, resolved
+    meta.json           version, step, env, metrics, fingerprint of the data
+    resume/state.pt     optimiser, schedule, random states; only needed to go on training
+
+Loading executes nothing that a checkpoint brings: only classes derived from `torch.nn.Module`
+that are defined under `ocrl.` or `torch.nn.` are built.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+VERSION = 1
+"""Of the folder's layout; a checkpoint of another one is refused."""
+ALLOWED_PACKAGES = ("ocrl.", "torch.nn.")
+FOLDER = "checkpoint"
+"""Where a run keeps its checkpoint, inside the run's directory."""
+
+
+def build(config: Mapping[str, Any] | DictConfig) -> Any:
+    """Build the tree of modules that nested `_target_`s describe.
+
+    Raises:
+        ValueError: if a target is not a module class under `ocrl.` or `torch.nn.`, or if its
+            arguments do not fit.
+    """
+    return _build(plain(config), "")
+
+
+def plain(config: Mapping[str, Any] | DictConfig | ListConfig) -> Any:
+    """Resolve interpolations into dictionaries, lists and plain values."""
+    if isinstance(config, DictConfig | ListConfig):
+        return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    return OmegaConf.to_container(OmegaConf.create(dict(config)), resolve=True)
+
+
+def _build(node: Any, where: str) -> Any:
+    if isinstance(node, list):
+        return [_build(item, f"{where}[{index}]") for index, item in enumerate(node)]
+    if not isinstance(node, dict):
+        return node
+    arguments = {
+        key: _build(value, f"{where}.{key}" if where else str(key))
+        for key, value in node.items()
+        if key != "_target_"
+    }
+    if "_target_" not in node:
+        return arguments
+    target = _find_class(str(node["_target_"]), where)
+    try:
+        return target(**arguments)
+    except TypeError as error:
+        raise ValueError(
+            f"{where or 'config'}: cannot build {node['_target_']}: {error}"
+        ) from error
+
+
+def _find_class(target: str, where: str) -> type[nn.Module]:
+    message = (
+        f"{where or 'config'}: expected _target_ to name a torch.nn.Module class defined under "
+        f"{' or '.join(ALLOWED_PACKAGES)}, got {target!r}"
+    )
+    module_name, _, class_name = target.rpartition(".")
+    if not target.startswith(ALLOWED_PACKAGES):
+        raise ValueError(message)
+    try:
+        found = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{message} ({error})") from error
+    is_module = isinstance(found, type) and issubclass(found, nn.Module)
+    # A module reaches other packages through its own imports: ask where the class was defined.
+    if not is_module or not f"{found.__module__}.".startswith(ALLOWED_PACKAGES):
+        raise ValueError(message)
+    return found
+
+
+def save(
+    path: Path | str,
+    model: nn.Module,
+    *,
+    config: Mapping[str, Any] | DictConfig,
+    step: int,
+    env: str,
+    metrics: Mapping[str, float] | None = None,
+    fingerprint: str = "",
+    weights: Mapping[str, torch.Tensor] | None = None,
+    resume: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a checkpoint folder; the previous one stays until the new one is whole.
+
+    Args:
+        path: the folder.
+        model: what `build(config)` gave.
+        config: how to build `model` again.
+        step: optimiser steps done.
+        env: name of the environment that the data came from.
+        metrics: the latest measured figures.
+        fingerprint: of the data.
+        weights: written instead of the model's own, for example their moving average.
+        resume: state to go on training from: tensors, numbers, strings, lists and dictionaries.
+
+    Raises:
+        OSError: if writing fails; what was there before is untouched.
+    """
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.writing")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        tensors = model.state_dict() if weights is None else weights
+        save_file(
+            {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()},
+            temporary / "model.safetensors",
+        )
+        (temporary / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(plain(config))))
+        meta = {
+            "version": VERSION,
+            "step": step,
+            "env": env,
+            "metrics": dict(metrics or {}),
+            "fingerprint": fingerprint,
+        }
+        (temporary / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
+        if resume is not None:
+            (temporary / "resume").mkdir()
+            torch.save(dict(resume), temporary / "resume" / "state.pt")
+        _sync(temporary)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _swap(temporary, path)
+
+
+def _sync(folder: Path) -> None:
+    for entry in [*folder.rglob("*"), folder]:
+        descriptor = os.open(entry, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _swap(temporary: Path, path: Path) -> None:
+    previous = path.with_name(f"{path.name}.previous")
+    if path.exists():
+        shutil.rmtree(previous, ignore_errors=True)
+        path.rename(previous)
+    temporary.rename(path)
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def find(path: Path | str) -> Path:
+    """Find the checkpoint folder of a path: itself, or the one in a run's directory.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    path = Path(path)
+    for candidate in (path, path / FOLDER):
+        # A crash between the two renames of a save leaves only the previous one.
+        for folder in (candidate, candidate.with_name(f"{candidate.name}.previous")):
+            if (folder / "meta.json").is_file():
+                return folder
+    raise FileNotFoundError(
+        f"expected a checkpoint folder (model.safetensors, config.yaml, meta.json) at {path}"
+    )
+
+
+def read_meta(path: Path | str) -> dict[str, Any]:
+    """Read what a checkpoint says of itself.
+
+    Raises:
+        ValueError: if it was written in another version of the layout, or is damaged.
+    """
+    folder = find(path)
+    try:
+        meta: dict[str, Any] = json.loads((folder / "meta.json").read_text())
+    except ValueError as error:
+        raise ValueError(f"{folder / 'meta.json'} is damaged: {error}") from error
+    if meta.get("version") != VERSION:
+        raise ValueError(
+            f"checkpoint {folder}: expected version {VERSION}, got {meta.get('version')}; "
+            "load it with the release that wrote it"
+        )
+    return meta
+
+
+def read_config(path: Path | str) -> dict[str, Any]:
+    """Read the configuration that a checkpoint's model is built from."""
+    folder = find(path)
+    read_meta(folder)
+    config: dict[str, Any] = plain(OmegaConf.load(folder / "config.yaml"))
+    return config
+
+
+def read_resume(path: Path | str) -> dict[str, Any]:
+    """Read the state to go on training from, on the CPU."""
+    folder = find(path)
+    read_meta(folder)
+    state: dict[str, Any] = torch.load(
+        folder / "resume" / "state.pt", map_location="cpu", weights_only=True
+    )
+    return state
+
+
+def load(path: Path | str) -> Any:
+    """Load a model, on the CPU and in `eval()`.
+
+    Args:
+        path: a checkpoint folder or the directory of the run that wrote it.
+
+    Raises:
+        FileNotFoundError: if there is no checkpoint.
+        ValueError: if it is damaged, has another version or names an unknown class.
+    """
+    folder = find(path)
+    model = build(read_config(folder))
+    try:
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+    except (SafetensorError, RuntimeError) as error:
+        first_line = str(error).splitlines()[0]
+        raise ValueError(f"{folder / 'model.safetensors'} does not fit: {first_line}") from error
+    return model.eval()
+
+
+def fingerprint_of(path: Path | str) -> str:
+    """SHA-256 of a checkpoint's weights and configuration, for those that depend on it."""
+    folder = find(path)
+    digest = hashlib.sha256()
+    for name in ("config.yaml", "model.safetensors"):
+        digest.update((folder / name).read_bytes())
+    return digest.hexdigest()
+
+
+__all__: Sequence[str] = [
+    "FOLDER",
+    "VERSION",
+    "build",
+    "find",
+    "fingerprint_of",
+    "load",
+    "plain",
+    "read_config",
+    "read_meta",
+    "read_resume",
+    "save",
+]
