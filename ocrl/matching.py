@@ -1,0 +1,53 @@
+"""Hungarian matching of batches of sets: objects to slots, predictions to targets.
+
+B batch, R rows (objects), S columns (segments or slots).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+
+def hungarian(score: Tensor, *, maximize: bool = False) -> Tensor:
+    """Match rows one to one to columns, so that the sum over the matched pairs is extreme.
+
+    Solved exactly on the CPU for each matrix of the batch; no gradient flows through it. Where
+    there are more rows than columns, the rows left over are those whose absence costs least.
+
+    Args:
+        score: (...,R,S), costs, or gains with `maximize`.
+        maximize: look for the largest sum instead of the smallest.
+
+    Returns:
+        (...,R) int64 on the device of `score`: the column of each row, -1 for a row without one.
+
+    Raises:
+        ValueError: if `score` has fewer than two dimensions, or is not finite.
+    """
+    if score.ndim < 2:
+        raise ValueError(f"score must be (...,R,S), got shape {tuple(score.shape)}")
+    values = score.detach().to("cpu", torch.float64).reshape(-1, *score.shape[-2:]).numpy()
+    if not np.isfinite(values).all():
+        raise ValueError("expected finite scores to match by, got NaN or infinity among them")
+    columns = np.full(values.shape[:2], -1, dtype=np.int64)
+    for matched, matrix in zip(columns, values, strict=True):
+        rows, chosen = linear_sum_assignment(matrix, maximize=maximize)
+        matched[rows] = chosen
+    return torch.from_numpy(columns).view(score.shape[:-1]).to(score.device)
+
+
+def matched_scores(score: Tensor, columns: Tensor) -> Tensor:
+    """Read the score of each matched pair.
+
+    Args:
+        score: (...,R,S).
+        columns: (...,R) from `hungarian`.
+
+    Returns:
+        (...,R), zero for rows without a partner; differentiable in `score`.
+    """
+    taken = score.gather(-1, columns.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    return taken.masked_fill(columns < 0, 0.0)

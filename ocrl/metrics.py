@@ -1,0 +1,408 @@
+"""How well masks find objects, and how well a picture is rebuilt: pure functions on tensors.
+
+B batch, T frames, H W image, P pixels of a sample, R ground-truth objects (row 0 is the
+background), S predicted segments, C channels.
+
+Ids are arbitrary integers. Every score of masks comes from one table of pixel counts per sample,
+in int64 and float64 whatever the autocast. A sample with nothing to score gives NaN, and
+`summarize` leaves NaN out of means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ocrl.matching import hungarian, matched_scores
+from ocrl.types import BACKGROUND_ID, VOID_ID
+
+Empty = Literal["skip", "one"]
+"""What FG-ARI says of a sample without any object: NaN, or a perfect 1.0."""
+
+_LARGEST_TABLE = 1 << 20
+_BEST_PSNR = 100.0
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What a line of work counts when it reports masks.
+
+    Attributes:
+        name: how reports call it.
+        background: whether the background counts as one more object in mBO and mIoU.
+        empty: the FG-ARI of a sample without objects.
+        size: the (H, W) at which masks and ground truth meet; None is the ground truth's own.
+        mask_source: which of a model's masks it scores.
+    """
+
+    name: str
+    background: bool
+    empty: Empty
+    size: tuple[int, int] | None
+    mask_source: Literal["decoder", "attn"]
+
+
+PROTOCOLS: Mapping[str, Protocol] = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol("ocrl", False, "skip", None, "decoder"),
+        Protocol("slotcontrast", False, "one", None, "decoder"),
+        Protocol("objectcentricbench", True, "skip", (256, 256), "decoder"),
+        Protocol("dinosaur", False, "one", (320, 320), "decoder"),
+    )
+}
+"""Presets. Void pixels are dropped from ground truth and prediction in all of them, and `ari`
+counts the background in all of them.
+
+`ocrl`, our own tables: objects only, at the ground truth's size; a frame without objects says
+nothing and is left out. `slotcontrast` (Manasyan et al. 2025; VideoSAUR before it): the same, but
+a frame without objects has an FG-ARI of 1. `objectcentricbench` (the SmoothSA and RandSF.Q line):
+the background is one more object of mBO and mIoU, at 256 x 256; a frame without objects is left
+out of FG-ARI. `dinosaur` (Seitzer et al. 2023, the OCLF code): objects only, at 320 x 320, FG-ARI
+1 without objects. In all of them a video is scored as one image of T*H*W pixels.
+"""
+
+
+def get_protocol(protocol: str | Protocol) -> Protocol:
+    """Look a preset up by name.
+
+    Raises:
+        ValueError: if there is no preset of that name.
+    """
+    if isinstance(protocol, Protocol):
+        return protocol
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"expected a protocol among {sorted(PROTOCOLS)}, got {protocol!r}")
+    return PROTOCOLS[protocol]
+
+
+def _dense(ids: Tensor, *, first: int | None = None) -> tuple[Tensor, int]:
+    """Number the ids (B,P) of each sample 0, 1, ...; `first` is always number 0, seen or not."""
+    ids = ids.to(torch.int64)
+    low, high = (int(value) for value in torch.aminmax(ids))
+    if high - low >= _LARGEST_TABLE:
+        values, ids = torch.unique(ids, return_inverse=True)
+        if first is not None:
+            at = torch.nonzero(values == first).flatten()
+            first = int(at[0]) if len(at) else None
+            ids = ids if first is not None else ids + 1
+            first = 0 if first is None else first
+        low, high = 0, int(ids.max())
+    if first is not None:
+        low, high = min(low, first), max(high, first)
+        first -= low
+    ids = ids - low
+    # Two tables of what occurs: over the batch, then per sample among what is left. No sorting.
+    seen = torch.zeros(high - low + 1, dtype=torch.bool, device=ids.device)
+    seen[ids.flatten()] = True
+    if first is not None:
+        seen[first] = True
+    number = seen.cumsum(0) - 1
+    ids = number[ids]
+    present = torch.zeros(len(ids), int(number[-1]) + 1, dtype=torch.bool, device=ids.device)
+    present.scatter_(1, ids, True)
+    if first is None:
+        rank = present.cumsum(1) - 1
+    else:
+        kept = int(number[first])
+        present[:, kept] = False
+        rank = present.cumsum(1)
+        rank[:, kept] = 0
+    return rank.gather(1, ids), int(rank.max()) + 1
+
+
+def overlap_counts(
+    segmentation: Tensor,
+    prediction: Tensor,
+    *,
+    ignore: int | None = VOID_ID,
+    background: int = BACKGROUND_ID,
+) -> Tensor:
+    """Count the pixels that each object shares with each segment, in each frame of each clip.
+
+    Objects and segments are numbered per clip, so that the sum over T is the whole clip's table.
+
+    Args:
+        segmentation: (B,T,...) ground-truth ids.
+        prediction: (B,T,...) segment ids, the same shape.
+        ignore: the ground-truth id of pixels that count nowhere.
+        background: the ground-truth id that gets row 0.
+
+    Returns:
+        (B,T,R,S) int64; row 0 is the background, rows without pixels are padding.
+
+    Raises:
+        ValueError: if the shapes differ, or there is no pixel at all.
+    """
+    if segmentation.shape != prediction.shape:
+        raise ValueError(
+            f"expected a prediction of the segmentation's shape {tuple(segmentation.shape)}, "
+            f"got {tuple(prediction.shape)}"
+        )
+    if segmentation.ndim < 3 or segmentation.numel() == 0:
+        raise ValueError(f"expected ids (B,T,...) with pixels, got {tuple(segmentation.shape)}")
+    batch_size, num_frames = segmentation.shape[:2]
+    objects = segmentation.reshape(batch_size, -1).to(torch.int64)
+    counted = torch.ones_like(objects, dtype=torch.bool) if ignore is None else objects != ignore
+    rows, num_rows = _dense(objects.where(counted, background), first=background)
+    columns, num_columns = _dense(prediction.reshape(batch_size, -1))
+    table = num_rows * num_columns
+    total = batch_size * num_frames * table
+    cell = (rows * num_columns + columns).view(batch_size * num_frames, -1)
+    cell += table * torch.arange(len(cell), device=cell.device)[:, None]
+    cell = cell.flatten().where(counted.flatten(), total)
+    counts = torch.bincount(cell, minlength=total + 1)[:total]
+    return counts.view(batch_size, num_frames, num_rows, num_columns)
+
+
+def ari_from_counts(counts: Tensor) -> Tensor:
+    """Adjusted Rand index of tables (...,R,S): (...) float64, NaN for an empty table.
+
+    Hubert and Arabie 1985, equation 5; 1 where both partitions are trivial and equal.
+    """
+    table = counts.double()
+    total = table.sum((-2, -1))
+
+    def pairs(values: Tensor) -> Tensor:
+        return values * (values - 1.0) / 2.0
+
+    both = pairs(table).sum((-2, -1))
+    truth, found = pairs(table.sum(-1)).sum(-1), pairs(table.sum(-2)).sum(-1)
+    expected = truth * found / pairs(total).clamp(min=1.0)
+    spread = (truth + found) / 2.0 - expected
+    index = torch.where(spread > 0, (both - expected) / spread.where(spread > 0, 1.0), 1.0)
+    return index.where(total > 0, torch.nan)
+
+
+def iou_from_counts(counts: Tensor) -> Tensor:
+    """Intersection over union (...,R,S) in float64 of every object with every segment."""
+    table = counts.double()
+    union = table.sum(-1, keepdim=True) + table.sum(-2, keepdim=True) - table
+    return table / union.clamp(min=1.0)
+
+
+def _mean_over_objects(values: Tensor, counts: Tensor, *, background: bool) -> Tensor:
+    present = counts.sum(-1) > 0
+    if not background:
+        present = present[..., 1:]
+        values = values[..., 1:]
+    number = present.sum(-1)
+    mean = values.where(present, 0.0).sum(-1) / number.clamp(min=1)
+    return mean.where(number > 0, torch.nan)
+
+
+def mbo_from_counts(counts: Tensor, *, background: bool = False) -> Tensor:
+    """Mean over objects of the best IoU with any segment: (...) from tables (...,R,S)."""
+    best = iou_from_counts(counts).amax(-1)
+    return _mean_over_objects(best, counts, background=background)
+
+
+def miou_from_counts(counts: Tensor, *, background: bool = False) -> Tensor:
+    """Mean over objects of the IoU with the segment matched to it, 0 if none is left."""
+    iou = iou_from_counts(counts)
+    if not background:
+        # The background takes no segment away from an object.
+        iou = torch.cat([torch.zeros_like(iou[..., :1, :]), iou[..., 1:, :]], dim=-2)
+    matched = matched_scores(iou, hungarian(iou, maximize=True))
+    return _mean_over_objects(matched, counts, background=background)
+
+
+def switches_from_counts(counts: Tensor) -> Tensor:
+    """Identity switches per object, (B,) from tables (B,T,R,S), see `identity_switches`."""
+    visible = counts.sum(-1)[..., 1:] > 0
+    best = iou_from_counts(counts)[..., 1:, :].argmax(-1)
+    frame = torch.arange(best.shape[1], device=best.device)[None, :, None]
+    seen_at = torch.where(visible, frame, -1).cummax(1).values
+    last_seen = F.pad(seen_at, (0, 0, 1, 0), value=-1)[:, :-1]
+    before = best.gather(1, last_seen.clamp(min=0))
+    switched = visible & (last_seen >= 0) & (before != best)
+    number = visible.any(1).sum(-1)
+    mean = switched.sum((1, 2)).double() / number.clamp(min=1)
+    return mean.where(number > 0, torch.nan)
+
+
+def ari(
+    segmentation: Tensor,
+    prediction: Tensor,
+    *,
+    foreground: bool,
+    empty: Empty = "skip",
+    ignore: int | None = VOID_ID,
+    background: int = BACKGROUND_ID,
+) -> Tensor:
+    """Adjusted Rand index of each sample; with `foreground`, over the pixels of objects only.
+
+    Args:
+        segmentation: (B,...) ground-truth ids; all of a sample's pixels are one segmentation.
+        prediction: (B,...) segment ids.
+        foreground: leave the pixels of the background out (FG-ARI).
+        empty: the score of a sample without a pixel to count.
+        ignore: the ground-truth id of pixels that never count.
+        background: the ground-truth id of the background.
+
+    Returns:
+        (B,) float64. A sample with one object gives 1 if it is in one piece, else 0.
+    """
+    counts = overlap_counts(
+        segmentation[:, None], prediction[:, None], ignore=ignore, background=background
+    ).squeeze(1)
+    return _fill(ari_from_counts(counts[:, 1:] if foreground else counts), empty)
+
+
+def mbo(
+    segmentation: Tensor,
+    prediction: Tensor,
+    *,
+    foreground: bool = True,
+    ignore: int | None = VOID_ID,
+    background: int = BACKGROUND_ID,
+) -> Tensor:
+    """Mean best overlap of each sample (B,...): the best IoU of each object, averaged.
+
+    Instance masks give mBO-i, masks of classes mBO-c (see `class_segmentation`). Several objects
+    may have the same best segment. Pont-Tuset et al. 2017 (arXiv 1503.00848).
+    """
+    counts = overlap_counts(
+        segmentation[:, None], prediction[:, None], ignore=ignore, background=background
+    )
+    return mbo_from_counts(counts.squeeze(1), background=not foreground)
+
+
+def miou(
+    segmentation: Tensor,
+    prediction: Tensor,
+    *,
+    foreground: bool = True,
+    ignore: int | None = VOID_ID,
+    background: int = BACKGROUND_ID,
+) -> Tensor:
+    """Mean IoU of each sample (B,...) under the best one-to-one matching of objects to segments."""
+    counts = overlap_counts(
+        segmentation[:, None], prediction[:, None], ignore=ignore, background=background
+    )
+    return miou_from_counts(counts.squeeze(1), background=not foreground)
+
+
+def identity_switches(
+    segmentation: Tensor, prediction: Tensor, *, ignore: int | None = VOID_ID
+) -> Tensor:
+    """How often an object changes hands: (B,) switches per object, from ids (B,T,H,W).
+
+    In each frame an object belongs to the segment of the best IoU; a switch is counted where
+    that segment is another than in the last frame in which the object was seen.
+    """
+    return switches_from_counts(overlap_counts(segmentation, prediction, ignore=ignore))
+
+
+def _fill(values: Tensor, empty: Empty) -> Tensor:
+    return values.nan_to_num(nan=1.0) if empty == "one" else values
+
+
+def class_segmentation(segmentation: Tensor, ids: Tensor, categories: Tensor) -> Tensor:
+    """Replace instance ids by classes, for mBO-c.
+
+    Args:
+        segmentation: (B,T,H,W) instance ids.
+        ids: (B,T,M) the ids of the objects of each frame, 0 in padding rows.
+        categories: (B,T,M) the class of each of them.
+
+    Returns:
+        (B,T,H,W) int64: 0 background, class + 1, and void where an id has no class.
+    """
+    segmentation, ids = segmentation.to(torch.int64), ids.to(torch.int64)
+    batch_size = len(segmentation)
+    size = int(max(segmentation.max(), ids.max(), VOID_ID)) + 1
+    class_of = torch.full((batch_size, size), VOID_ID, device=segmentation.device)
+    # An object keeps its id and its class for a whole episode, so one table serves a whole clip.
+    class_of.scatter_(1, ids.flatten(1), categories.to(torch.int64).flatten(1) + 1)
+    class_of[:, BACKGROUND_ID] = BACKGROUND_ID
+    class_of[:, VOID_ID] = VOID_ID
+    return class_of.gather(1, segmentation.flatten(1)).view_as(segmentation)
+
+
+def discovery_metrics(
+    segmentation: Tensor,
+    prediction: Tensor,
+    *,
+    protocol: str | Protocol = "ocrl",
+    classes: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """All scores of masks: per frame, and with the prefix `video_` for whole clips.
+
+    The masks are compared at the size they come in; `Protocol.size` is for whoever makes them.
+
+    Args:
+        segmentation: (B,T,H,W) ground-truth ids.
+        prediction: (B,T,H,W) segment ids, which mean the same segment in all frames of a clip.
+        protocol: a preset's name, or one of your own.
+        classes: (B,T,H,W) from `class_segmentation`, for `mbo_c`.
+
+    Returns:
+        `ari`, `fg_ari`, `mbo_i`, `miou` (and `mbo_c`) as (B,T), the same with `video_` as (B,), and
+        `video_identity_switches` (B,). NaN where there is nothing to score.
+    """
+    protocol = get_protocol(protocol)
+    per_frame = overlap_counts(segmentation, prediction)
+    metrics: dict[str, Tensor] = {}
+    for prefix, counts in (("", per_frame), ("video_", per_frame.sum(1))):
+        scores = {
+            "ari": ari_from_counts(counts),
+            "fg_ari": _fill(ari_from_counts(counts[..., 1:, :]), protocol.empty),
+            "mbo_i": mbo_from_counts(counts, background=protocol.background),
+            "miou": miou_from_counts(counts, background=protocol.background),
+        }
+        metrics.update({prefix + name: value for name, value in scores.items()})
+    if classes is not None:
+        of_classes = overlap_counts(classes, prediction)
+        metrics["mbo_c"] = mbo_from_counts(of_classes, background=protocol.background)
+        metrics["video_mbo_c"] = mbo_from_counts(of_classes.sum(1), background=protocol.background)
+    metrics["video_identity_switches"] = switches_from_counts(per_frame)
+    return metrics
+
+
+def summarize(metrics: Mapping[str, Tensor]) -> dict[str, float]:
+    """Average each metric over all its samples that have a value; NaN if none has."""
+    return {name: float(values.double().nanmean()) for name, values in metrics.items()}
+
+
+def psnr(recon: Tensor, target: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB of pictures (...,C,H,W) in [0,1]: (...) float64.
+
+    Capped at 100 dB, so that a perfect picture keeps means finite.
+    """
+    error = (recon.double() - target.double()).square().mean((-3, -2, -1))
+    return -10.0 * error.clamp(min=10.0 ** (-_BEST_PSNR / 10.0)).log10()
+
+
+def ssim(recon: Tensor, target: Tensor) -> Tensor:
+    """Structural similarity of pictures (...,C,H,W) in [0,1]: (...) float64.
+
+    Wang et al. 2004 (doi 10.1109/TIP.2003.819861), equation 13: 11 x 11 Gaussian window of
+    deviation 1.5, only where it fits, averaged over channels.
+
+    Raises:
+        ValueError: if the pictures are smaller than the window.
+    """
+    if min(recon.shape[-2:]) < 11:
+        raise ValueError(f"expected pictures of 11 x 11 or more, got {tuple(recon.shape[-2:])}")
+    offset = torch.arange(-5, 6, dtype=torch.float64, device=recon.device)
+    window = torch.exp(-offset.square() / (2 * 1.5**2))
+    window /= window.sum()
+
+    def blur(values: Tensor) -> Tensor:
+        flat = values.reshape(-1, 1, *values.shape[-2:])
+        return F.conv2d(F.conv2d(flat, window.view(1, 1, 11, 1)), window.view(1, 1, 1, 11))
+
+    x, y = recon.double(), target.double()
+    mean_x, mean_y = blur(x), blur(y)
+    var_x, var_y = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2
+    covariance = blur(x * y) - mean_x * mean_y
+    c1, c2 = 0.01**2, 0.03**2
+    numerator = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
+    similarity = numerator / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
+    return similarity.view(*recon.shape[:-2], *similarity.shape[-2:]).mean((-3, -2, -1))
