@@ -1,0 +1,241 @@
+"""Attention: the competitive kind of slot attention, and the ordinary multi-head kind.
+
+B batch, K slots, D slot size, N tokens, F token features, L queries, M context tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+EpsPlacement = Literal["attn", "sum"]
+
+EPS: dict[str, float] = {"attn": 1e-8, "sum": 1e-5}
+"""The constants of the papers: added to every weight, or to each slot's sum of weights."""
+
+
+def compute_dtype(inputs: Tensor) -> torch.dtype:
+    """The dtype that matrix products have here: autocast's where it is on, else the input's."""
+    kind = inputs.device.type
+    if torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return inputs.dtype
+
+
+def competition(logits: Tensor) -> Tensor:
+    """Softmax over slots, the second-to-last axis of (...,K,N), in float32 at least."""
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    return logits.softmax(dim=-2, dtype=wide)
+
+
+def _gather(attn: Tensor, tokens: Tensor, eps: float, placement: str) -> tuple[Tensor, Tensor]:
+    """Weighted mean of tokens: (B,K,F) and its denominator (B,K,1), in the dtype of `attn`."""
+    weights = (attn + eps if placement == "attn" else attn).to(tokens.dtype)
+    total = weights.sum(dim=-1, keepdim=True, dtype=attn.dtype)
+    if placement == "sum":
+        total = total + eps
+    return (weights @ tokens).to(attn.dtype) / total, total
+
+
+class _CompetitiveRead(torch.autograd.Function):
+    """`competitive_read` that keeps no (B,K,N) map: the backward makes it again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, queries: Tensor, tokens: Tensor, eps: float, placement: str
+    ) -> tuple[Tensor, Tensor]:
+        attn = competition(queries @ tokens.mT)
+        read, total = _gather(attn, tokens, eps, placement)
+        ctx.save_for_backward(queries, tokens, read, total)
+        ctx.eps = eps if placement == "attn" else 0.0
+        ctx.set_materialize_grads(False)
+        return read, attn
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, grad_read: Tensor | None, grad_attn: Tensor | None
+    ) -> tuple[Tensor, Tensor, None, None]:
+        queries, tokens, read, total = ctx.saved_tensors
+        num_slots = queries.shape[1]
+        if grad_read is None:
+            grad_read = torch.zeros_like(read)
+        grad_sum = (grad_read / total).to(tokens.dtype)
+        # One product over the tokens gives the logits and the gradient of the weights at once,
+        # and one more the two terms of the gradient of the tokens.
+        both = torch.cat([queries, grad_sum], dim=1)
+        logits, grad_weights = (both @ tokens.mT).split(num_slots, dim=1)
+        attn = competition(logits)
+        grad_weights = grad_weights - (grad_read * read / total).sum(-1, keepdim=True)
+        if grad_attn is not None:
+            grad_weights = grad_weights + grad_attn
+        grad_logits = attn * grad_weights
+        grad_logits = (grad_logits - attn * grad_logits.sum(1, keepdim=True)).to(tokens.dtype)
+        weights = (attn + ctx.eps).to(tokens.dtype)
+        grad_tokens = torch.cat([grad_logits, weights], dim=1).mT @ both
+        return grad_logits @ tokens, grad_tokens, None, None
+
+
+def competitive_read(
+    queries: Tensor,
+    tokens: Tensor,
+    *,
+    eps_placement: EpsPlacement,
+    eps: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Let slots compete for tokens and give each the weighted mean of what it won.
+
+    Softmax over slots, then a mean over tokens (Locatello et al. 2020, arXiv 2006.15055,
+    equations 1 and 2), on tokens that no key and no value map has been applied to. The map and
+    both sums of weights are float32 whatever the autocast; the products over tokens are in the
+    autocast dtype. Outside `torch.compile`, which plans its own recomputation, the map is made
+    again in the backward pass instead of being kept.
+
+    Args:
+        queries: (B,K,F), with the key map and the temperature already in them.
+        tokens: (B,N,F).
+        eps_placement: `attn` adds `eps` to every weight, as the paper: a slot that wins nothing
+            reads the mean token. `sum` adds it to the sum of a slot's weights: such a slot reads
+            zero.
+        eps: the constant; the paper's for each placement (`EPS`) if None.
+
+    Returns:
+        The reading (B,K,F), and the softmax (B,K,N) before renormalisation, both float32 (float64
+        for float64 input).
+
+    Raises:
+        ValueError: if `eps_placement` is unknown.
+    """
+    if eps_placement not in EPS:
+        raise ValueError(f"eps_placement must be one of {sorted(EPS)}, got {eps_placement!r}")
+    if eps is None:
+        eps = EPS[eps_placement]
+    dtype = compute_dtype(tokens)
+    queries, tokens = queries.to(dtype), tokens.to(dtype)
+    with torch.autocast(tokens.device.type, enabled=False):
+        if torch.compiler.is_compiling():
+            attn = competition(queries @ tokens.mT)
+            return _gather(attn, tokens, eps, eps_placement)[0], attn
+        return _CompetitiveRead.apply(queries, tokens, eps, eps_placement)
+
+
+class CompetitiveAttention(nn.Module):
+    """Query, key and value maps of slot attention around `competitive_read`.
+
+    Differs from Locatello et al. (2020, arXiv 2006.15055) in the order of the products only: the
+    key map is applied to the queries and the value map to what was read, so the (B,N,D) keys and
+    values are never made. The result is the same. The maps have no bias, as in the paper.
+
+    Args:
+        token_dim: F.
+        slot_dim: D.
+        eps_placement: see `competitive_read`.
+        eps: see `competitive_read`.
+    """
+
+    def __init__(
+        self,
+        token_dim: int,
+        *,
+        slot_dim: int,
+        eps_placement: EpsPlacement,
+        eps: float | None = None,
+    ) -> None:
+        super().__init__()
+        if eps_placement not in EPS:
+            raise ValueError(f"eps_placement must be one of {sorted(EPS)}, got {eps_placement!r}")
+        self.eps_placement = eps_placement
+        self.eps = eps
+        self.to_q = nn.Linear(slot_dim, slot_dim, bias=False)
+        self.to_k = nn.Linear(token_dim, slot_dim, bias=False)
+        self.to_v = nn.Linear(token_dim, slot_dim, bias=False)
+        for layer in (self.to_q, self.to_k, self.to_v):
+            nn.init.xavier_uniform_(layer.weight)
+
+    def forward(self, slots: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Read normalised tokens (B,N,F) with normalised slots (B,K,D).
+
+        Returns:
+            Updates (B,K,D), and the softmax over slots (B,K,N).
+        """
+        queries = self.to_q(slots) * slots.shape[-1] ** -0.5
+        queries = functional.linear(queries, self.to_k.weight.mT)
+        read, attn = competitive_read(
+            queries, tokens, eps_placement=self.eps_placement, eps=self.eps
+        )
+        return self.to_v(read), attn
+
+
+class MultiHeadAttention(nn.Module):
+    """Scaled dot-product attention with several heads (Vaswani et al. 2017, arXiv 1706.03762).
+
+    Args:
+        dim: size of the queries and of the output.
+        num_heads: number of heads; divides `dim`.
+        context_dim: size of what is attended to; `dim` if None.
+        bias: whether the four maps have a bias.
+        dropout: share of attention weights dropped in training.
+
+    Raises:
+        ValueError: if `num_heads` does not divide `dim`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        num_heads: int,
+        context_dim: int | None = None,
+        bias: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"num_heads must divide dim, got {num_heads} heads and dim {dim}")
+        context_dim = dim if context_dim is None else context_dim
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.to_q = nn.Linear(dim, dim, bias=bias)
+        self.to_k = nn.Linear(context_dim, dim, bias=bias)
+        self.to_v = nn.Linear(context_dim, dim, bias=bias)
+        self.to_out = nn.Linear(dim, dim, bias=bias)
+
+    def forward(
+        self,
+        queries: Tensor,
+        context: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> Tensor:
+        """Attend.
+
+        Args:
+            queries: (B,L,dim).
+            context: (B,M,context_dim); the queries themselves if None.
+            mask: broadcastable to (B,heads,L,M): bool, true where attention is allowed, or a
+                float that is added to the logits.
+            is_causal: allow query l to see context up to l only.
+
+        Returns:
+            (B,L,dim).
+        """
+        context = queries if context is None else context
+        query, key, value = (
+            rearrange(projected, "b l (h d) -> b h l d", h=self.num_heads)
+            for projected in (self.to_q(queries), self.to_k(context), self.to_v(context))
+        )
+        mixed = functional.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=is_causal,
+        )
+        return self.to_out(rearrange(mixed, "b h l d -> b l (h d)"))

@@ -1,0 +1,110 @@
+"""Where a token stands: coordinates of a grid and embeddings of them.
+
+B batch, N = h * w tokens of a grid in row-major order, F features.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Coordinates = Literal["four", "two"]
+
+
+def grid_coordinates(grid: tuple[int, int], *, coordinates: Coordinates) -> Tensor:
+    """Coordinates of the cells of a grid, first and last cell on the borders.
+
+    Args:
+        grid: (h, w).
+        coordinates: `two` is (y, x) in [-1,1] as in SAVi; `four` is (y, x, 1 - y, 1 - x) in [0,1]
+            as in Slot Attention (Locatello et al. 2020, arXiv 2006.15055, appendix E.2).
+
+    Returns:
+        (N,2) or (N,4) float32.
+
+    Raises:
+        ValueError: if `coordinates` is neither.
+    """
+    if coordinates not in ("four", "two"):
+        raise ValueError(f"coordinates must be 'four' or 'two', got {coordinates!r}")
+    axes = [torch.linspace(0, 1, size) for size in grid]
+    unit = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 1)
+    if coordinates == "two":
+        return 2 * unit - 1
+    return torch.cat([unit, 1 - unit], dim=-1)
+
+
+class LinearPosition(nn.Module):
+    """Adds a learned linear map of the grid coordinates to the tokens.
+
+    The soft position embedding of Locatello et al. (2020, arXiv 2006.15055, appendix E.2).
+
+    Args:
+        grid: (h, w).
+        dim: F.
+        coordinates: see `grid_coordinates`.
+    """
+
+    coordinates: Tensor
+
+    def __init__(
+        self, grid: tuple[int, int], *, dim: int, coordinates: Coordinates = "four"
+    ) -> None:
+        super().__init__()
+        values = grid_coordinates(grid, coordinates=coordinates)
+        self.register_buffer("coordinates", values, persistent=False)
+        self.projection = nn.Linear(values.shape[-1], dim)
+
+    def embedding(self) -> Tensor:
+        """The embedding alone, (N,F)."""
+        return self.projection(self.coordinates)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Add the embedding to (...,N,F)."""
+        return tokens + self.embedding()
+
+
+class LearnedPosition(nn.Module):
+    """Adds one free vector per token.
+
+    Args:
+        grid: (h, w).
+        dim: F.
+        init_std: standard deviation of the initial vectors.
+    """
+
+    def __init__(self, grid: tuple[int, int], *, dim: int, init_std: float = 0.02) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(grid[0] * grid[1], dim) * init_std)
+
+    def embedding(self) -> Tensor:
+        """The embedding alone, (N,F)."""
+        return self.table
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Add the embedding to (...,N,F)."""
+        return tokens + self.table
+
+
+def sinusoidal(positions: Tensor, *, dim: int, max_period: float = 10000.0) -> Tensor:
+    """Sines and cosines at geometrically spaced periods (Vaswani et al. 2017, arXiv 1706.03762).
+
+    Args:
+        positions: any shape, integer or float.
+        dim: size of the new last axis, even.
+        max_period: the longest period over 2 pi.
+
+    Returns:
+        (...,dim) float32: the sines, then the cosines.
+
+    Raises:
+        ValueError: if `dim` is odd.
+    """
+    if dim % 2:
+        raise ValueError(f"dim must be even, got {dim}")
+    half = torch.arange(dim // 2, device=positions.device, dtype=torch.float32)
+    angles = positions[..., None].float() * torch.exp(-math.log(max_period) * half / (dim // 2))
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
