@@ -134,12 +134,21 @@ class RecurrentSlotEncoder(SlotEncoder):
         self,
         tokens: Tensor,
         state: State,
-        is_first: Tensor,
+        is_first: Tensor | bool,
         *,
         action: Tensor | None = None,
         condition: Tensor | None = None,
     ) -> tuple[SlotOutput, State]:
-        """Bind the tokens (B,N,F) of one frame; the rest as in `step`."""
+        """Bind the tokens (B,N,F) of one frame.
+
+        Args:
+            tokens: (B,N,F).
+            state: as in `step`.
+            is_first: (B,) bool; or one Python bool where all samples are known to start afresh
+                here, or to go on from earlier frames, which saves computing both.
+            action: as in `step`.
+            condition: as in `step`.
+        """
 
     def step(
         self,
@@ -151,9 +160,7 @@ class RecurrentSlotEncoder(SlotEncoder):
         condition: Tensor | None = None,
     ) -> tuple[SlotOutput, State]:
         """Encode one frame, see `SlotEncoder.step`."""
-        return self.bind(
-            self.backbone(frame), state, is_first, action=action, condition=condition
-        )
+        return self.bind(self.backbone(frame), state, is_first, action=action, condition=condition)
 
     def forward(
         self,
@@ -173,13 +180,26 @@ class RecurrentSlotEncoder(SlotEncoder):
             actions = [torch.zeros_like(action[:, 0]), *action.unbind(1)[:-1]]
         state = self.initial_state(batch_size)
         outputs = []
-        frames = zip(tokens.unbind(1), is_first.unbind(1), actions, strict=True)
+        frames = zip(tokens.unbind(1), _starts(is_first), actions, strict=True)
         for frame_tokens, first, frame_action in frames:
             output, state = self.bind(
                 frame_tokens, state, first, action=frame_action, condition=condition
             )
             outputs.append(output)
         return _concatenate_frames(outputs)
+
+
+def _starts(is_first: Tensor) -> list[Tensor | bool]:
+    """Where samples start, frame by frame; the clip itself is a start."""
+    later = is_first[:, 1:]
+    if torch.compiler.is_compiling():
+        return [True, *later.unbind(1)]
+    # One synchronisation per clip; most frames start nothing and need no second computation.
+    some, every = torch.stack([later.any(0), later.all(0)]).tolist()
+    starts: list[Tensor | bool] = [True]
+    for first, any_starts, all_start in zip(later.unbind(1), some, every, strict=True):
+        starts.append(first if any_starts != all_start else all_start)
+    return starts
 
 
 def _concatenate_frames(outputs: list[SlotOutput]) -> SlotOutput:
@@ -194,6 +214,26 @@ def _concatenate_frames(outputs: list[SlotOutput]) -> SlotOutput:
     assert slots is not None and attn is not None
     aux = {name: torch.cat([out.aux[name] for out in outputs], dim=1) for name in first.aux}
     return SlotOutput(slots, attn, joined("queries"), joined("codes"), aux)
+
+
+class ScheduledModule(ABC):
+    """A module that behaves differently as training goes on; a mixin beside `nn.Module`.
+
+    Attributes:
+        progress: scalar buffer in [0,1], the share of training that is done.
+    """
+
+    progress: Tensor
+
+    def set_progress(self, fraction: float) -> None:
+        """Tell how much of training is done; the trainer does so before every step.
+
+        Raises:
+            ValueError: if `fraction` is not in [0,1].
+        """
+        if not 0.0 <= fraction <= 1.0:
+            raise ValueError(f"fraction must be in [0,1], got {fraction}")
+        self.progress.fill_(fraction)
 
 
 class Decoder(nn.Module, ABC):
