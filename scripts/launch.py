@@ -1,0 +1,239 @@
+"""How every script starts: its configuration, its memory and threads, and its last sentence.
+
+Import this before torch. Two environment variables change what it does:
+
+    OCRL_KEEP_ALLOCATOR=1   leave the C library's memory allocator as it is
+    OCRL_TRACEBACK=1        show the whole traceback of an error instead of one sentence
+"""
+
+from __future__ import annotations
+
+import ctypes
+import difflib
+import errno
+import math
+import os
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra import main as hydra_main
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
+_MEBIBYTE = 1 << 20
+
+
+def script(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
+    """Turn `main(config)` into a command over `configs/<name>.yaml`.
+
+    A user's mistake ends in one sentence and exit code 1, an interruption in exit code 130.
+    Where the configuration has an `experiment` group and the command line names none, the recipe
+    of the environment is taken: `configs/experiment/<env>.yaml`.
+    """
+
+    def decorate(main: Callable[[DictConfig], None]) -> Callable[[], None]:
+        def run() -> None:
+            program = Path(sys.argv[0]).stem
+            # Hydra would print its own shorter traceback and exit.
+            os.environ["HYDRA_FULL_ERROR"] = "1"
+            keep_freed_memory()
+            set_num_threads()
+            try:
+                sys.argv += default_experiment(name, sys.argv[1:])
+                hydra_main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(main)()
+            except KeyboardInterrupt as error:
+                _end(program, str(error) or "interrupted", 130)
+            except Exception as error:
+                sentence = explain(error, name, sys.argv[1:])
+                if sentence is None or os.environ.get("OCRL_TRACEBACK") == "1":
+                    raise
+                _end(program, sentence, 1)
+
+        return run
+
+    return decorate
+
+
+def choice(group: str) -> str:
+    """The option of a configuration group that the running command chose."""
+    return str(HydraConfig.get().runtime.choices[group])
+
+
+def output_dir() -> Path:
+    """The directory of the running command: everything it writes goes there."""
+    return Path(HydraConfig.get().runtime.output_dir)
+
+
+def _end(program: str, sentence: str, code: int) -> None:
+    sys.stderr.write(f"{program}: {sentence}\n")
+    sys.stderr.flush()
+    sys.exit(code)
+
+
+# --- memory and threads -----------------------------------------------------------------------
+
+
+def keep_freed_memory() -> bool:
+    """Tell glibc to keep large freed blocks instead of handing them back to the system.
+
+    Otherwise each training step on a CPU asks for every activation's pages again. Does nothing
+    where the C library is another one, where the user set a `MALLOC_` variable, or where
+    `OCRL_KEEP_ALLOCATOR=1`.
+
+    Returns:
+        Whether the allocator took the settings.
+    """
+    is_set = any(variable.startswith("MALLOC_") for variable in os.environ)
+    if os.environ.get("OCRL_KEEP_ALLOCATOR") == "1" or is_set or sys.platform != "linux":
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    settings = {
+        # Larger thresholds than half a heap, 32 MiB, are refused.
+        _MMAP_THRESHOLD: 32 * _MEBIBYTE,
+        _TRIM_THRESHOLD: 2047 * _MEBIBYTE,
+        _TOP_PAD: 64 * _MEBIBYTE,
+    }
+    return all(mallopt(key, value) == 1 for key, value in settings.items())
+
+
+def set_num_threads() -> None:
+    """Use as many threads as this process may have cores, unless `OMP_NUM_THREADS` says.
+
+    A container's share of the CPU counts, which torch does not look at.
+    """
+    if "OMP_NUM_THREADS" in os.environ:
+        return
+    os.environ["OMP_NUM_THREADS"] = str(num_cores())
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(num_cores())
+
+
+def num_cores(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """How many cores this process may use."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    if quota_file.is_file():
+        quota, period = quota_file.read_text().split()
+        if quota != "max":
+            cores = min(cores, max(1, math.ceil(int(quota) / int(period))))
+    return cores
+
+
+# --- the recipe of an environment --------------------------------------------------------------
+
+
+def default_experiment(name: str, arguments: list[str]) -> list[str]:
+    """The override that chooses the recipe of the environment, if there is one to choose.
+
+    Raises:
+        ValueError: if a sweep over environments leaves the recipe open.
+    """
+    defaults: list[Any] = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["defaults"]
+    options = {
+        str(key): value
+        for entry in defaults
+        if isinstance(entry, dict)
+        for key, value in entry.items()
+    }
+    if "experiment" not in options:
+        return []
+    chosen = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    if "experiment" in chosen or any(key.startswith("--") for key in arguments):
+        return []
+    env = str(chosen.get("env", options.get("env")))
+    if "," in env:
+        raise ValueError("a sweep over env needs experiment=NAME on the command line as well")
+    for stem in (env, env.split("-")[0]):
+        if (CONFIGS / "experiment" / f"{stem}.yaml").is_file():
+            return [f"experiment={stem}"]
+    return []
+
+
+# --- mistakes in words -------------------------------------------------------------------------
+
+
+def explain(error: Exception, name: str, arguments: list[str]) -> str | None:
+    """Say a user's mistake in one sentence; None where it is not the user's."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, option = error.missing_cfg_file.removesuffix(".yaml").rpartition("/")
+        return unknown(group or "configuration", option, error.options or options_of(group))
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return _explain_override(error, name, arguments)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"the disk is full ({error}); nothing whole was lost: free some space and run the "
+            "same command again"
+        )
+    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+        return f"out of memory ({_one_line(error)}); lower data.batch_size or data.clip_length"
+    if isinstance(error, ValueError | OSError):
+        return _one_line(error)
+    return None
+
+
+def unknown(what: str, given: str, known: Iterable[str]) -> str:
+    """Say that a name does not exist, which ones do, and which of them is nearest."""
+    names = sorted(known)
+    nearest = difflib.get_close_matches(given, names, n=1, cutoff=0.4)
+    guess = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    return f"there is no {what} {given!r}; there are {', '.join(names)}.{guess}"
+
+
+def options_of(group: str) -> list[str]:
+    """Names of the files in a configuration group."""
+    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _explain_override(error: Exception, name: str, arguments: list[str]) -> str:
+    for argument in arguments:
+        key = argument.split("=", 1)[0].lstrip("+~")
+        if "=" not in argument and not argument.startswith(("-", "~")):
+            return f"expected options as name=value, got {argument!r}"
+        if "=" not in argument or argument.startswith(("-", "+", "~")):
+            continue
+        known = known_keys(name, arguments, without=argument)
+        if known and key not in known:
+            depth = key.count(".")
+            parent = key.rpartition(".")[0]
+            siblings = [
+                k for k in known if k.count(".") == depth and k.rpartition(".")[0] == parent
+            ]
+            return unknown("option", key, siblings or [k for k in known if "." not in k])
+    return _one_line(error)
+
+
+def known_keys(name: str, arguments: list[str], *, without: str) -> set[str]:
+    """Every dotted key, and every group, that the command line may set."""
+    groups = {path.name for path in CONFIGS.iterdir() if path.is_dir() and options_of(path.name)}
+    others = [argument for argument in arguments if argument != without and "=" in argument]
+    for overrides in (others, [a for a in others if a.split("=", 1)[0] in groups], []):
+        try:
+            OverridesParser.create().parse_overrides(overrides)
+            with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
+                config = compose(name, overrides=overrides)
+        except (HydraException, OmegaConfBaseException):
+            continue
+        return groups | set(_dotted(OmegaConf.to_container(config), ""))
+    return set()
+
+
+def _dotted(node: Any, prefix: str) -> Iterable[str]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield f"{prefix}{key}"
+            yield from _dotted(value, f"{prefix}{key}.")
