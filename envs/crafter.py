@@ -1,0 +1,465 @@
+"""Crafter (Hafner 2021, arXiv:2109.06780) as a Gymnasium environment with exact object masks.
+
+H W image, X Y cells (x to the right, y down), M objects in view.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import crafter
+import gymnasium
+import numpy as np
+from crafter import constants, engine, objects
+from numpy.typing import ArrayLike, NDArray
+
+from ocrl.envs.crafter_render import Layout, Renderer
+from ocrl.envs.crafter_world import (
+    CHUNK,
+    ENTITIES,
+    Arrow,
+    Cow,
+    Plant,
+    Player,
+    Skeleton,
+    World,
+    WorldCache,
+    Zombie,
+    fill_world,
+    seed_world,
+    world_seed,
+)
+from ocrl.envs.interface import PRESETS, ObjectEnv, object_dtype
+from ocrl.envs.regions import GROUND, Regions
+from ocrl.types import BACKGROUND_ID, VOID_ID
+
+FIRST_REGION_ID = 32768
+"""Smaller ids are objects, numbered by crafter from the player's 1 in order of appearance."""
+FIRST_ITEM_ID = VOID_ID - len(constants.items)
+"""The ids of the inventory's items, for masks that show it."""
+_CANONICAL_SIZE = 64
+_GROUND_MATERIALS = constants.walkable
+
+
+def crafter_score(success_rates: ArrayLike | Mapping[str, float]) -> float:
+    """The Crafter score: the geometric mean of success rates, shifted by one percent.
+
+    exp(mean(ln(1 + s))) - 1 over achievements, with s in percent (Hafner 2021, section 4.2).
+
+    Args:
+        success_rates: the share of episodes, in [0,1], that unlocked each achievement.
+
+    Returns:
+        In [0,100].
+
+    Raises:
+        ValueError: if there is no rate or one is outside [0,1].
+    """
+    values = success_rates.values() if isinstance(success_rates, Mapping) else success_rates
+    rates = np.array(list(values), np.float64)  # type: ignore[arg-type]
+    if rates.size == 0 or not ((rates >= 0) & (rates <= 1)).all():
+        raise ValueError(f"expected success rates in [0,1], got {rates.tolist()}")
+    return float(np.expm1(np.log1p(100 * rates).mean()))
+
+
+class CrafterEnv(ObjectEnv):
+    """The game of the `crafter` package; same seed and same actions, same episode.
+
+    What differs from `crafter.Env`:
+
+    - The objects of a chunk have an order, so an episode follows from its seed.
+    - A dark frame takes its noise from the world's generator in crafter. Here a step in the dark
+      takes as many numbers from it as crafter's frame of 64 pixels would, whatever is drawn. At
+      that size they are the noise; at other sizes it comes from a generator of its own, seeded by
+      world and step. So an episode at 64 pixels is the one of `crafter.Env` with ordered chunks,
+      pixel for pixel, and image size, `render()` and masks do not change an episode.
+    - `reset(seed=s)` starts the first episode of seed s, `reset()` the next one.
+    - The end is `terminated` when the player is dead, else `truncated`; a step after it raises
+      `gymnasium.error.ResetNeeded`.
+    - `info` has no map of materials unless asked for. It has `inventory`, `achievements` (how
+      often each of the 22 was reached in this episode), `player_pos`, `discount`, `reward`,
+      `episode_score` (the Crafter score of this episode alone); in an episode's last step also
+      `crafter_score`, the score over all episodes that this environment has finished.
+
+    Masks: sprites own the pixels where their alpha is above 127. Objects have crafter's index as
+    id; connected regions of material other than grass, sand and path (preset `scene`) are those of
+    the whole map, see `Regions`. Outside the map, in the border and (unless `inventory_in_masks`)
+    in the inventory strip is void.
+
+    Object positions are centres of cells; `health` is a number of hit points, `facing_x` and
+    `facing_y` are steps of the player and arrows.
+    """
+
+    categories = ("player", "cow", "zombie", "skeleton", "arrow", "plant")
+    attribute_names = ("health", "facing_x", "facing_y", "sleeping", "ripe")
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        area: Sequence[int],
+        view: Sequence[int],
+        length: int | None,
+        reward: bool = True,
+        inventory_in_masks: bool = False,
+        semantic_in_info: bool = False,
+        world_cache: str | os.PathLike[str] | None = None,
+        render_mode: str | None = None,
+    ) -> None:
+        """Set up the game.
+
+        Args:
+            size: pixels of a side of the square image.
+            area: (X,Y) cells of the map.
+            view: (X,Y) cells in the image, the rows of the inventory included.
+            length: steps after which an episode is truncated; None for endless ones.
+            reward: whether steps are rewarded; `info["reward"]` is there either way.
+            inventory_in_masks: give the icons of the inventory ids instead of void.
+            semantic_in_info: put crafter's map of materials and objects into `info`.
+            world_cache: a folder written by `crafter_world.pregenerate`; worlds that are not in it
+                are generated.
+            render_mode: None or "rgb_array"; `render()` works in both.
+
+        Raises:
+            ValueError: if an argument makes no picture, map or episode.
+            FileNotFoundError: if there is no folder `world_cache`.
+        """
+        area, view = _pair("area", area), _pair("view", view)
+        if length is not None and length < 1:
+            raise ValueError(f"expected a length of at least one step or None, got {length}")
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise ValueError(
+                f"expected a render_mode of None or {self.metadata['render_modes']}, "
+                f"got {render_mode!r}"
+            )
+        self.render_mode = render_mode
+        layout = Layout.of((size, size), view)
+        self._game = _Game(area, view, length)
+        self._renderer = Renderer(layout, self._game._textures)
+        self._cache = None if world_cache is None else WorldCache(world_cache)
+        self._is_rewarded = reward
+        self._inventory_in_masks = inventory_in_masks
+        self._semantic_in_info = semantic_in_info
+        self._seed: int | None = None
+        self._is_over = True
+        self._unlocks: list[set[str]] = []
+        self.max_objects = layout.grid[0] * layout.grid[1]
+        self.observation_space = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
+        self.action_space = gymnasium.spaces.Discrete(len(constants.actions))
+
+    @property
+    def action_names(self) -> tuple[str, ...]:
+        """What each action does."""
+        return tuple(constants.actions)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+        """Start the first episode of `seed`, or the next one; `options` are not read."""
+        super().reset(seed=seed)
+        if seed is None and self._seed is None:
+            seed = int(self.np_random.integers(2**31 - 1))
+        if seed is not None:
+            self._seed = int(seed)
+            self._game._seed, self._game._episode = self._seed, 0
+        self._game.begin(self._cache)
+        self._regions: Regions | None = None
+        self._num_replayed = 0
+        self._is_over = False
+        return self._draw(), self._info(0.0)
+
+    def step(
+        self, action: Any
+    ) -> tuple[NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
+        """Play one action."""
+        if self._is_over:
+            raise gymnasium.error.ResetNeeded("expected a call of reset(): there is no episode")
+        index = int(action)
+        if not 0 <= index < len(constants.actions):
+            raise ValueError(
+                f"expected an action in 0 ... {len(constants.actions) - 1}, got {action!r}"
+            )
+        reward = self._game.advance(index)
+        terminated = self._game._player.health <= 0
+        truncated = not terminated and self._game.is_over_time
+        self._is_over = terminated or truncated
+        info = self._info(reward)
+        if self._is_over:
+            self._unlocks.append(set(self._game._unlocked))
+            info["crafter_score"] = crafter_score(self.success_rates)
+        return self._draw(), reward if self._is_rewarded else 0.0, terminated, truncated, info
+
+    @property
+    def success_rates(self) -> dict[str, float]:
+        """Share of the finished episodes that unlocked each achievement; 0 if there are none."""
+        total = max(1, len(self._unlocks))
+        return {
+            name: sum(name in unlocked for unlocked in self._unlocks) / total
+            for name in constants.achievements
+        }
+
+    def render(self) -> NDArray[np.uint8]:  # type: ignore[override]
+        """The current observation."""
+        self._check_started()
+        return self._frame.copy()
+
+    def segmentation(self, preset: str = "entities") -> NDArray[np.uint16]:
+        """Object ids (H,W) of the current frame, see `ObjectEnv.segmentation`.
+
+        Raises:
+            OverflowError: if the episode has had more objects or regions than there are ids.
+        """
+        if preset not in PRESETS:
+            raise ValueError(f"expected a preset in {PRESETS}, got {preset!r}")
+        self._check_started()
+        if preset not in self._masks:
+            self._masks[preset] = self._segment(with_regions=preset == "scene")
+        return self._masks[preset].copy()
+
+    def objects(self) -> NDArray[np.void]:
+        """The entities in view, see `ObjectEnv.objects`."""
+        self._check_started()
+        table = np.zeros(len(self._found), object_dtype(len(self.attribute_names)))
+        layout, count = self._renderer.layout, 0
+        for obj in self._found:
+            x, y = (int(a) - b for a, b in zip(obj.pos, self._window.corner, strict=True))
+            box = self._renderer.box(obj.texture, x, y)
+            if box is None:
+                continue
+            row = table[count]
+            row["id"] = _entity_id(self._game._world, obj)
+            row["category"] = ENTITIES.index(type(obj))
+            row["position"] = [
+                (border + (cell + 0.5) * unit) / side
+                for border, cell, unit, side in zip(
+                    layout.border, (x, y), layout.unit, layout.size, strict=True
+                )
+            ]
+            row["box"] = np.array(box) / (*layout.size, *layout.size)
+            row["attributes"] = _attributes(obj)
+            count += 1
+        return table[:count]
+
+    def _check_started(self) -> None:
+        if self._seed is None:
+            raise gymnasium.error.ResetNeeded("expected a call of reset(): there is no frame")
+
+    def _draw(self) -> NDArray[np.uint8]:
+        game = self._game
+        self._masks: dict[str, NDArray[np.uint16]] = {}
+        self._window = self._renderer.window(game._player.pos, game._world.area)
+        self._codes, self._found = self._renderer.codes(game._world, self._window)
+        self._frame = self._renderer.frame(
+            self._codes,
+            inventory=game._player.inventory,
+            daylight=game._world.daylight,
+            is_sleeping=game._player.sleeping,
+            noise=game.noise(self._renderer.layout.canvas),
+        )
+        return self._frame.copy()
+
+    def _info(self, reward: float) -> dict[str, Any]:
+        player = self._game._player
+        num_unlocked = len(self._game._unlocked)
+        info = {
+            "inventory": player.inventory.copy(),
+            "achievements": player.achievements.copy(),
+            "discount": 1.0 - float(player.health <= 0),
+            "player_pos": player.pos.copy(),
+            "reward": reward,
+            "episode_score": _EPISODE_SCORES[num_unlocked],
+        }
+        if self._semantic_in_info:
+            info["semantic"] = self._game._sem_view()
+        return info
+
+    def _segment(self, *, with_regions: bool) -> NDArray[np.uint16]:
+        ground = np.full(self._renderer.layout.grid, BACKGROUND_ID, np.uint16)
+        sprites = np.zeros(self._renderer.layout.grid, np.uint16)
+        if with_regions:
+            ground[self._window.view] = self._track_regions().labels[self._window.map]
+        for obj in self._found:
+            x, y = (int(a) - b for a, b in zip(obj.pos, self._window.corner, strict=True))
+            sprites[x, y] = _entity_id(self._game._world, obj)
+        return self._renderer.segmentation(
+            self._codes,
+            ground=ground,
+            sprites=sprites,
+            items=self._game._player.inventory if self._inventory_in_masks else None,
+            first_item_id=FIRST_ITEM_ID,
+            void=VOID_ID,
+        )
+
+    def _track_regions(self) -> Regions:
+        """The regions of the map now, replaying what changed since they were last asked for."""
+        world = self._game._world
+        if self._regions is None:
+            self._regions = Regions(
+                _KINDS[world.initial_materials],
+                first_id=FIRST_REGION_ID,
+                last_id=FIRST_ITEM_ID - 1,
+            )
+        for x, y, material in world.changes[self._num_replayed :]:
+            self._regions.change(x, y, int(_KINDS[material]))
+        self._num_replayed = len(world.changes)
+        return self._regions
+
+
+_KINDS = np.array(
+    [
+        GROUND if name is None or name in _GROUND_MATERIALS else index
+        for index, name in enumerate([None, *constants.materials])
+    ]
+)
+_EPISODE_SCORES = [
+    crafter_score(np.arange(len(constants.achievements)) < count)
+    for count in range(len(constants.achievements) + 1)
+]
+
+
+def _pair(name: str, value: Sequence[int]) -> tuple[int, int]:
+    pair = tuple(int(entry) for entry in value)
+    if len(pair) != 2 or min(pair) < 1:
+        raise ValueError(f"expected {name} to be two positive numbers, got {value!r}")
+    return pair[0], pair[1]
+
+
+def _entity_id(world: World, obj: objects.Object) -> int:
+    index = world._obj_map.item(*obj.pos.tolist())
+    if index >= FIRST_REGION_ID:
+        raise OverflowError(
+            f"expected at most {FIRST_REGION_ID - 1} objects in an episode, got more: set a "
+            "shorter length"
+        )
+    return index
+
+
+def _attributes(obj: Any) -> tuple[float, ...]:
+    x, y = obj.facing if isinstance(obj, Player | Arrow) else (0, 0)
+    is_sleeping = isinstance(obj, Player) and obj.sleeping
+    return obj.health, x, y, is_sleeping, isinstance(obj, Plant) and obj.ripe
+
+
+class _Game(crafter.Env):  # type: ignore[misc]
+    """Crafter's rules over an ordered world, without pictures."""
+
+    def __init__(self, area: tuple[int, int], view: tuple[int, int], length: int | None) -> None:
+        super().__init__(area=area, view=view, length=length, seed=0)
+        self._world = World(area, constants.materials, CHUNK)
+        item_rows = self._item_view._grid[1]
+        self._local_view = engine.LocalView(
+            self._world, self._textures, [view[0], view[1] - item_rows]
+        )
+        self._sem_view = engine.SemanticView(self._world, ENTITIES)
+        self._reach = 2 * max(view)
+        # As many numbers as crafter's frame takes at its default size; see CrafterEnv.
+        self._canvas = tuple(
+            int(cells) * (_CANONICAL_SIZE // all_cells)
+            for cells, all_cells in zip(self._local_view._grid, view, strict=True)
+        )
+
+    @property
+    def is_over_time(self) -> bool:
+        return self._length is not None and self._step >= self._length
+
+    def begin(self, cache: WorldCache | None) -> None:
+        """Start the next episode, as crafter's `reset` does."""
+        self._episode += 1
+        self._step = 0
+        self._world_seed = world_seed(self._seed, self._episode)
+        self._player = seed_world(self._world, self._world_seed)
+        self._last_health = self._player.health
+        self._unlocked = set()
+        if cache is None or not cache.load(self._world, self._player, self._world_seed):
+            fill_world(self._world, self._player)
+        self._update_time()
+        self._draw_noise()
+
+    def advance(self, action: int) -> float:
+        """Play a step, as crafter's `step` does, and give its reward."""
+        world, player = self._world, self._player
+        self._step += 1
+        self._update_time()
+        player.action = constants.actions[action]
+        # Crafter goes through the objects there were before the step, the player first; what the
+        # others do changes neither the distances between them and the player nor who is there.
+        limit = len(world._objects)
+        player.update()
+        for obj in world.near(player.pos, self._reach, limit):
+            if obj is not player:
+                obj.update()
+        if self._step % 10 == 0:
+            for chunk, members in world.chunks.items():
+                self._balance_chunk(chunk, members)
+        self._draw_noise()
+        reward = (player.health - self._last_health) / 10
+        self._last_health = player.health
+        unlocked = {name for name, count in player.achievements.items() if count > 0}
+        if len(unlocked) > len(self._unlocked):
+            self._unlocked = unlocked
+            reward += 1.0
+        return float(reward)
+
+    def noise(self, canvas: tuple[int, int]) -> NDArray[np.float64] | None:
+        """The noise of the current frame, (W,H) for a local view of that many pixels."""
+        if self._noise is None or canvas == self._canvas:
+            return self._noise
+        generator = np.random.default_rng((self._world_seed, self._step))
+        return generator.uniform(32, 127, canvas)
+
+    def _draw_noise(self) -> None:
+        self._noise = None
+        if self._world.daylight < 0.5:
+            self._noise = self._world.random.uniform(32, 127, self._canvas)
+
+    def _balance_chunk(self, chunk: tuple[int, int, int, int], objs: Any) -> None:
+        """Crafter's targets, looked at before anything else is computed."""
+        light = self._world.daylight
+        materials = self._world._mat_map[chunk[0] : chunk[1], chunk[2] : chunk[3]]
+        members = [type(obj) for obj in objs]
+        grass = np.count_nonzero(materials == _GRASS)
+        path = np.count_nonzero(materials == _PATH)
+        dark = 3.5 - 3 * light
+        targets = (
+            (Zombie, 0 if grass < 50 else dark, dark),
+            (Skeleton, 0 if path < 6 else 1, 2),
+            (Cow, 0 if grass < 30 else 1, 1.5 + light),
+        )
+        for (kind, least, most), rule in zip(targets, _BALANCE, strict=True):
+            count = members.count(kind)
+            if count < int(least):
+                self._spawn(chunk, kind, *rule[:3])
+            elif count > int(most):
+                self._despawn(objs, kind, *rule[3:])
+
+    def _spawn(
+        self, chunk: tuple[int, int, int, int], kind: type, material: int, distance: int, rate: float
+    ) -> None:
+        world = self._world
+        if world.random.random_sample() >= rate:
+            return
+        xs, ys = (world._mat_map[chunk[0] : chunk[1], chunk[2] : chunk[3]] == material).nonzero()
+        index = world.random.randint(0, len(xs))
+        pos = np.array((chunk[0] + xs[index], chunk[2] + ys[index]))
+        if world[pos][1] is None and self._player.distance(pos) >= distance:
+            creature = Cow(world, pos) if kind is Cow else kind(world, pos, self._player)
+            world.add(creature)
+
+    def _despawn(self, objs: Any, kind: type, distance: int, rate: float) -> None:
+        if self._world.random.random_sample() >= rate:
+            return
+        creatures = [obj for obj in objs if type(obj) is kind]
+        obj = creatures[self._world.random.randint(0, len(creatures))]
+        if self._player.distance(obj.pos) >= distance:
+            self._world.remove(obj)
+
+
+_GRASS, _PATH = (1 + constants.materials.index(name) for name in ("grass", "path"))
+_BALANCE = (
+    (_GRASS, 6, 0.3, 0, 0.4),
+    (_PATH, 7, 0.1, 7, 0.1),
+    (_GRASS, 5, 0.01, 5, 0.1),
+)
+"""Zombies, skeletons, cows: ground, distance and rate of arrival, distance and rate of leaving."""
