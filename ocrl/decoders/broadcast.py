@@ -1,0 +1,119 @@
+"""Alpha-mixture decoder: every slot paints a whole picture and says where it wants to be seen.
+
+B batch, T frames, K slots, D slot size, C H W image, (h, w) the grid that slots are broadcast to.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from ocrl.interfaces import Decoder, Space
+from ocrl.nn.position import LinearPosition
+from ocrl.types import DecoderOutput
+
+NUM_COLOURS = 3
+
+
+class SpatialBroadcastDecoder(Decoder):
+    """The spatial broadcast decoder of Slot Attention and SAVi.
+
+    Watters et al. (2019, arXiv 1901.07017); Locatello et al. (2020, arXiv 2006.15055, appendix
+    E.3): broadcast each slot to a grid, add positions, up-sample with transposed convolutions to
+    colours and one alpha logit; softmax of alpha over slots.
+
+    What differs: the first convolution sees slot + position only, so by linearity it is applied
+    to the D basis vectors of a slot and to the position once, and every slot's result is one
+    matrix product. This is exact, borders included.
+
+    Args:
+        slot_dim: D.
+        image_size: (H, W).
+        channels: hidden channels, one entry per transposed convolution before the output layer.
+        strides: one per entry of `channels`; slots are broadcast to `image_size` divided by their
+            product.
+        kernel_size: odd size of all kernels.
+
+    Raises:
+        ValueError: if the product of the strides does not divide `image_size`.
+    """
+
+    space: Space = "pixels"
+
+    def __init__(
+        self,
+        slot_dim: int,
+        *,
+        image_size: Sequence[int],
+        channels: Sequence[int],
+        strides: Sequence[int],
+        kernel_size: int,
+    ) -> None:
+        super().__init__()
+        if len(channels) != len(strides) or not channels:
+            raise ValueError(
+                f"expected one stride per channel, got channels={list(channels)} and "
+                f"strides={list(strides)}"
+            )
+        factor = math.prod(strides)
+        if image_size[0] % factor or image_size[1] % factor:
+            raise ValueError(
+                f"image_size must be a multiple of the product of strides {factor}, "
+                f"got {list(image_size)}"
+            )
+        self.grid = (image_size[0] // factor, image_size[1] // factor)
+        self.norm = nn.LayerNorm(slot_dim)
+        self.position = LinearPosition(self.grid, dim=slot_dim)
+        sizes = [slot_dim, *channels]
+        padding = kernel_size // 2
+        self.layers = nn.ModuleList(
+            nn.ConvTranspose2d(
+                sizes[i],
+                sizes[i + 1],
+                kernel_size,
+                stride=strides[i],
+                padding=padding,
+                output_padding=strides[i] - 1,
+            )
+            for i in range(len(channels))
+        )
+        self.output = nn.Conv2d(channels[-1], NUM_COLOURS + 1, 3, padding=1)
+        self.to(memory_format=torch.channels_last)
+
+    def _grid(self, vectors: Tensor) -> Tensor:
+        height, width = self.grid
+        return rearrange(vectors, "b (h w) d -> b d h w", h=height, w=width)
+
+    def _first(self, slots: Tensor) -> Tensor:
+        """The first layer on the broadcast slots (M,D), factored where that is less work."""
+        first = self.layers[0]
+        height, width = self.grid
+        position = self._grid(self.position.embedding()[None])
+        num_slots, slot_dim = slots.shape
+        if num_slots <= slot_dim:
+            return first(slots[:, :, None, None] + position)
+        basis = torch.eye(slot_dim, device=slots.device, dtype=slots.dtype)
+        fields = basis[:, :, None, None].expand(-1, -1, height, width)
+        bias = first.bias
+        assert bias is not None and isinstance(first, nn.ConvTranspose2d)
+        response = first(fields) - bias[:, None, None]
+        shape = response.shape[1:]
+        mixed = slots @ response.permute(0, 2, 3, 1).reshape(slot_dim, -1).to(slots.dtype)
+        mixed = mixed.view(num_slots, shape[1], shape[2], shape[0]).permute(0, 3, 1, 2)
+        return mixed + first(position)
+
+    def forward(self, slots: Tensor, target: Tensor | None = None) -> DecoderOutput:
+        """Paint (B,T,3,H,W); masks are at full resolution, parts are (B,T,K,3,H,W)."""
+        batch_size, num_frames, num_slots = slots.shape[:3]
+        hidden = self._first(self.norm(slots).flatten(0, 2)).relu()
+        for layer in self.layers[1:]:
+            hidden = layer(hidden).relu()
+        painted = self.output(hidden).unflatten(0, (batch_size, num_frames, num_slots))
+        parts, alpha = painted.split([NUM_COLOURS, 1], dim=3)
+        masks = alpha.float().softmax(dim=2)
+        recon = (masks * parts.float()).sum(dim=2)
+        return DecoderOutput(recon, masks.squeeze(3), parts)
