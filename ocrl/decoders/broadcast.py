@@ -82,7 +82,7 @@ class SpatialBroadcastDecoder(Decoder):
             for i in range(len(channels))
         )
         self.output = nn.Conv2d(channels[-1], NUM_COLOURS + 1, 3, padding=1)
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _grid(self, vectors: Tensor) -> Tensor:
         height, width = self.grid
@@ -91,6 +91,7 @@ class SpatialBroadcastDecoder(Decoder):
     def _first(self, slots: Tensor) -> Tensor:
         """The first layer on the broadcast slots (M,D), factored where that is less work."""
         first = self.layers[0]
+        assert isinstance(first, nn.ConvTranspose2d) and first.bias is not None
         height, width = self.grid
         position = self._grid(self.position.embedding()[None])
         num_slots, slot_dim = slots.shape
@@ -98,9 +99,7 @@ class SpatialBroadcastDecoder(Decoder):
             return first(slots[:, :, None, None] + position)
         basis = torch.eye(slot_dim, device=slots.device, dtype=slots.dtype)
         fields = basis[:, :, None, None].expand(-1, -1, height, width)
-        bias = first.bias
-        assert bias is not None and isinstance(first, nn.ConvTranspose2d)
-        response = first(fields) - bias[:, None, None]
+        response = first(fields) - first.bias[:, None, None]
         shape = response.shape[1:]
         mixed = slots @ response.permute(0, 2, 3, 1).reshape(slot_dim, -1).to(slots.dtype)
         mixed = mixed.view(num_slots, shape[1], shape[2], shape[0]).permute(0, 3, 1, 2)

@@ -135,7 +135,7 @@ class SlotMixerDecoder(Decoder):
         Raises:
             ValueError: if the queries are made of content and there is no `target` (B,T,C,H,W).
         """
-        batch_size, num_frames = slots.shape[:2]
+        batch_size = len(slots)
         slots = self.norm_slots(slots).flatten(0, 1)
         queries = self._queries(target, len(slots))
         for layer in self.layers:

@@ -1,0 +1,140 @@
+import math
+
+import pytest
+import torch
+
+from ocrl.interfaces import Backbone
+from ocrl.objectives.contrast import SlotContrast
+from ocrl.objectives.features import FeatureReconstruction
+from ocrl.objectives.preheat import Preheat
+from ocrl.objectives.reconstruction import Reconstruction
+from ocrl.types import Clip, DecoderOutput, SlotOutput
+
+
+def make_clip(num_frames=2, size=(4, 6), first=None):
+    is_first = torch.zeros(2, num_frames, dtype=torch.bool)
+    is_first[:, 0] = True
+    for position in first or []:
+        is_first[position] = True
+    return Clip(torch.zeros(2, num_frames, 3, *size), is_first)
+
+
+def encoded(slots, **aux):
+    return SlotOutput(slots, torch.ones(*slots.shape[:3], 1) / slots.shape[2], aux=aux)
+
+
+def decoded(recon):
+    return DecoderOutput(recon, torch.ones(*recon.shape[:2], 1, 1, 1))
+
+
+SLOTS = torch.randn(2, 2, 3, 5)
+
+
+def test_reconstruction_is_the_mean_squared_error():
+    recon = torch.full((2, 2, 3, 4, 6), 0.5)
+    assert Reconstruction(None)(make_clip(), encoded(SLOTS), decoded(recon)) == 0.25
+
+
+def test_reconstruction_counts_its_region_only():
+    recon = torch.ones(2, 2, 3, 4, 6)
+    recon[..., :2, 3:] = 3.0
+    loss = Reconstruction([0.0, 0.5, 0.5, 1.0])
+    assert loss(make_clip(), encoded(SLOTS), decoded(recon)) == 9.0
+
+
+def test_reconstruction_says_what_it_needs():
+    with pytest.raises(ValueError, match="needs a decoder of pixels"):
+        Reconstruction(None)(make_clip(), encoded(SLOTS), decoded(torch.zeros(2, 2, 8, 5)))
+    with pytest.raises(ValueError, match=r"in \[0,1\], got \[0.5, 0, 0.5, 1\]"):
+        Reconstruction([0.5, 0, 0.5, 1])
+
+
+class MeanColour(Backbone):
+    """Halves of the frame as two tokens."""
+
+    out_dim, image_size, grid = 3, (4, 6), (1, 2)
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(()))
+        self.dropout = torch.nn.Dropout(0.9)
+
+    def forward(self, frames, *, camera=None):
+        tokens = frames.unflatten(-1, (2, 3)).mean(dim=(2, 4)).transpose(1, 2)
+        return self.dropout(tokens * self.scale)
+
+
+def test_features_of_a_frozen_backbone():
+    objective = FeatureReconstruction(MeanColour(), is_normalised=False).train()
+    clip = make_clip()
+    clip.video[..., 3:] = 1.0
+    recon = torch.zeros(2, 2, 2, 3)
+    loss = objective(clip, encoded(SLOTS), decoded(recon.requires_grad_()))
+    assert loss == 0.5
+    assert not objective.target.training
+    assert not any(parameter.requires_grad for parameter in objective.parameters())
+
+
+def test_features_normalised_per_token():
+    objective = FeatureReconstruction(MeanColour(), is_normalised=True)
+    clip = make_clip()
+    clip.video[:, :, 0] = 1.0
+    target = objective.features(clip)
+    torch.testing.assert_close(target.mean(-1), torch.zeros(2, 2, 2), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        target.var(-1, unbiased=False), torch.ones(2, 2, 2), atol=1e-3, rtol=0
+    )
+
+
+def test_features_say_what_is_wrong():
+    objective = FeatureReconstruction(MeanColour(), is_normalised=True)
+    with pytest.raises(ValueError, match=r"= \(2, 2, 2, 3\), got \(2, 2, 4, 3\)"):
+        objective(make_clip(), encoded(SLOTS), decoded(torch.zeros(2, 2, 4, 3)))
+
+
+def test_preheat_counts_fresh_starts_and_leaves_the_slots_alone():
+    slots = torch.zeros(2, 2, 3, 5, requires_grad=True)
+    queries = torch.ones(2, 2, 3, 5)
+    queries[:, 1] = 100.0
+    queries[1, 1] = 3.0
+    queries.requires_grad_()
+    clip = make_clip(first=[(1, 1)])
+    loss = Preheat()(clip, encoded(slots, preheat_queries=queries), decoded(SLOTS))
+    assert loss.item() == pytest.approx((1 + 1 + 9) / 3)
+    loss.backward()
+    assert slots.grad is None
+    assert queries.grad[0, 1].abs().sum() == 0
+    assert queries.grad[1, 1].abs().sum() > 0
+
+
+def test_preheat_needs_a_preheater():
+    with pytest.raises(ValueError, match="smooth_sa"):
+        Preheat()(make_clip(), encoded(SLOTS), decoded(SLOTS))
+
+
+@pytest.mark.parametrize(("negatives", "num_candidates"), [("clip", 3), ("batch", 6)])
+def test_contrast_of_slots_that_are_all_alike_is_chance(negatives, num_candidates):
+    slots = torch.ones(2, 2, 3, 5)
+    loss = SlotContrast(0.1, negatives=negatives)(make_clip(), encoded(slots), decoded(SLOTS))
+    assert float(loss) == pytest.approx(math.log(num_candidates), rel=1e-5)
+
+
+@pytest.mark.parametrize("negatives", ["clip", "batch"])
+def test_contrast_rewards_slots_that_stay(negatives):
+    objective = SlotContrast(0.1, negatives=negatives)
+    staying = torch.eye(6).view(2, 1, 3, 6).expand(2, 2, 3, 6)
+    swapped = staying.clone()
+    swapped[:, 1] = staying[:, 1, [1, 2, 0]]
+    stay = objective(make_clip(), encoded(staying), decoded(SLOTS))
+    swap = objective(make_clip(), encoded(swapped), decoded(SLOTS))
+    assert stay < 1e-3
+    assert swap == pytest.approx(10.0, abs=0.1)
+
+
+def test_contrast_ignores_pairs_across_episodes():
+    slots = torch.eye(3).expand(2, 3, 3, 3).clone()
+    slots[0, 1:] = slots[0, 1:, [1, 2, 0]]
+    clip = make_clip(num_frames=3, first=[(0, 1)])
+    assert SlotContrast(0.1, negatives="clip")(clip, encoded(slots), decoded(SLOTS)) < 1e-3
+    single = make_clip(num_frames=1)
+    assert SlotContrast(0.1, negatives="clip")(single, encoded(slots[:, :1]), decoded(SLOTS)) == 0
