@@ -37,6 +37,7 @@ class MLP(nn.Module):
         out_dim: size of the last axis of the output.
         activation: one of `ACTIVATIONS`.
         norm_first: normalise the input.
+        bias: whether the layers have a bias.
     """
 
     def __init__(
@@ -47,14 +48,15 @@ class MLP(nn.Module):
         out_dim: int,
         activation: str = "relu",
         norm_first: bool = False,
+        bias: bool = True,
     ) -> None:
         super().__init__()
         sizes = [in_dim, *hidden_dims, out_dim]
-        layers: list[nn.Module] = [nn.LayerNorm(in_dim)] if norm_first else []
+        layers: list[nn.Module] = [nn.LayerNorm(in_dim, bias=bias)] if norm_first else []
         for i in range(len(sizes) - 1):
             if i > 0:
                 layers.append(make_activation(activation))
-            layers.append(nn.Linear(sizes[i], sizes[i + 1]))
+            layers.append(nn.Linear(sizes[i], sizes[i + 1], bias=bias))
         self.layers = nn.Sequential(*layers)
 
     def forward(self, inputs: Tensor) -> Tensor:

@@ -1,0 +1,364 @@
+"""The contracts of encoders and decoders as functions that say which one is broken.
+
+B batch, T frames, V views, K slots, D slot size, N tokens, C H W image.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ocrl.interfaces import Decoder, RecurrentSlotEncoder, SlotEncoder
+from ocrl.types import DecoderOutput, SlotOutput
+
+TOLERANCE = 1e-4
+"""Absolute and relative, in float32."""
+BATCH_SIZE = 3
+NUM_FRAMES = 5
+
+
+class ContractError(AssertionError):
+    """A contract of `ocrl.interfaces` does not hold."""
+
+
+def check_slot_encoder(
+    encoder: SlotEncoder,
+    *,
+    twin: SlotEncoder | None = None,
+    num_views: int | None = None,
+    condition: Tensor | None = None,
+    is_equivariant: bool = True,
+) -> None:
+    """Check the contract of `SlotEncoder` on random frames.
+
+    Asserted: shapes; `attn` sums to 1 over slots; the same in `eval()` every time; `forward`
+    equals a scan of `step`, which changes no state in place; `is_first` inside a clip equals a
+    fresh start there; no sample touches another; permuted slots in the state give permuted
+    slots; float32 slots and `attn` under autocast; weights survive a `state_dict`; gradients reach
+    every parameter that wants one.
+
+    Args:
+        encoder: what to check; its mode and weights are left as they are.
+        twin: another instance of the same configuration, to load the weights into; a copy of
+            `encoder` if None, which misses state that only a constructor draws.
+        num_views: V; no view axis if None.
+        condition: (3,M,4) boxes or another hint, for initializers that need one.
+        is_equivariant: whether slots of the state may be permuted; read for recurrent encoders.
+
+    Raises:
+        ContractError: if a part of the contract does not hold.
+    """
+    encoder = copy.deepcopy(encoder).eval()
+    device = next(encoder.parameters()).device
+    generator = torch.Generator().manual_seed(0)
+    views = () if num_views is None else (num_views,)
+    shape = (BATCH_SIZE, NUM_FRAMES, *views, 3, *encoder.backbone.image_size)
+    video = torch.rand(shape, generator=generator).to(device)
+    is_first = torch.zeros(BATCH_SIZE, NUM_FRAMES, dtype=torch.bool, device=device)
+    is_first[0, 0] = is_first[1, 2] = is_first[2, 3] = True
+    with torch.no_grad():
+        output = encoder(video, is_first, condition=condition)
+        _check_slot_output(encoder, output)
+        again = encoder(video, is_first, condition=condition)
+        _compare(output, again, "determinism in eval(): a second call", tolerance=0.0)
+        _check_scan(encoder, video, is_first, condition, output)
+        _check_fresh_start(encoder, video, is_first, condition)
+        _check_samples(encoder, video, is_first, condition, output)
+        if is_equivariant and isinstance(encoder, RecurrentSlotEncoder):
+            _check_slot_permutation(encoder, video, condition)
+        _check_autocast(encoder, video, is_first, condition)
+        other = _reload(encoder, twin)(video, is_first, condition=condition)
+        _compare(output, other, "a state_dict loaded into another instance", tolerance=0.0)
+    _check_gradients(
+        encoder, lambda model: _tensors(model(video, is_first, condition=condition)), "the slots"
+    )
+
+
+def check_decoder(
+    decoder: Decoder,
+    *,
+    num_slots: int,
+    slot_dim: int,
+    twin: Decoder | None = None,
+    target: Tensor | None = None,
+    is_equivariant: bool = True,
+) -> None:
+    """Check the contract of `Decoder` on random slots.
+
+    Asserted: shapes; `masks` sum to 1 over slots; the same in `eval()` every time; no sample and
+    no frame touches another; permuted slots give permuted masks and the same reconstruction;
+    finite under autocast; weights survive a `state_dict`; gradients reach the slots and every
+    parameter that wants one.
+
+    Args:
+        decoder: what to check; its mode and weights are left as they are.
+        num_slots: K.
+        slot_dim: D.
+        twin: see `check_slot_encoder`.
+        target: (3,5,...) for decoders that read one.
+        is_equivariant: whether the order of slots must not matter.
+
+    Raises:
+        ContractError: if a part of the contract does not hold.
+    """
+    decoder = copy.deepcopy(decoder).eval()
+    parameter = next(decoder.parameters(), torch.zeros(()))
+    generator = torch.Generator().manual_seed(0)
+    shape = (BATCH_SIZE, NUM_FRAMES, num_slots, slot_dim)
+    slots = torch.randn(shape, generator=generator).to(parameter.device)
+    with torch.no_grad():
+        output: DecoderOutput = decoder(slots, target)
+        _check_decoder_output(output, num_slots)
+        _compare(output, decoder(slots, target), "determinism in eval(): a second call", 0.0)
+        changed = slots.clone()
+        changed[0], changed[:, 0] = 1.0, -1.0
+        rest = decoder(changed, target)
+        for name, value in _named(output):
+            _close(value[1:, 1:], _named_dict(rest)[name][1:, 1:], f"{name} of untouched frames")
+        if is_equivariant:
+            order = torch.arange(num_slots).roll(1)
+            permuted: DecoderOutput = decoder(slots[:, :, order], target)
+            _close(output.masks[:, :, order], permuted.masks, "masks of permuted slots")
+            _close(output.recon, permuted.recon, "recon of permuted slots")
+        with torch.autocast(slots.device.type, dtype=torch.bfloat16):
+            mixed: DecoderOutput = decoder(slots, target)
+        _sums_to_one(mixed.masks, "masks under autocast", tolerance=2e-2)
+        _finite(mixed.recon, "recon under autocast")
+        other = _reload(decoder, twin)(slots, target)
+        _compare(output, other, "a state_dict loaded into another instance", tolerance=0.0)
+    slots.requires_grad_(True)
+    _check_gradients(decoder, lambda model: _tensors(model(slots, target)), "recon and masks")
+    if slots.grad is None or not slots.grad.abs().sum() > 0:
+        raise ContractError("expected a gradient on the slots, got none")
+
+
+def _check_slot_output(encoder: SlotEncoder, output: SlotOutput) -> None:
+    expected = (BATCH_SIZE, NUM_FRAMES, encoder.num_slots, encoder.slot_dim)
+    if tuple(output.slots.shape) != expected:
+        raise ContractError(
+            f"expected slots (B,T,K,D) = {expected}, got {tuple(output.slots.shape)}"
+        )
+    if output.attn.ndim != 4 or tuple(output.attn.shape[:3]) != expected[:3]:
+        raise ContractError(
+            f"expected attn (B,T,K,N) = {expected[:3]} + (N,), got {tuple(output.attn.shape)}"
+        )
+    cells = encoder.backbone.grid[0] * encoder.backbone.grid[1]
+    if output.attn.shape[-1] % cells:
+        raise ContractError(
+            f"expected attn over V * {cells} tokens of the backbone's grid, "
+            f"got {output.attn.shape[-1]}"
+        )
+    _sums_to_one(output.attn, "attn", tolerance=TOLERANCE)
+    _finite(output.slots, "slots")
+
+
+def _check_decoder_output(output: DecoderOutput, num_slots: int) -> None:
+    expected = (BATCH_SIZE, NUM_FRAMES, num_slots)
+    if output.masks.ndim != 5 or tuple(output.masks.shape[:3]) != expected:
+        raise ContractError(
+            f"expected masks (B,T,K,h,w) = {expected} + (h, w), got {tuple(output.masks.shape)}"
+        )
+    if tuple(output.recon.shape[:2]) != expected[:2]:
+        raise ContractError(f"expected recon (B,T,...), got {tuple(output.recon.shape)}")
+    _sums_to_one(output.masks, "masks", tolerance=TOLERANCE)
+    _finite(output.recon, "recon")
+
+
+def _check_scan(
+    encoder: SlotEncoder,
+    video: Tensor,
+    is_first: Tensor,
+    condition: Tensor | None,
+    output: SlotOutput,
+) -> None:
+    state = encoder.initial_state(BATCH_SIZE)
+    for t in range(NUM_FRAMES):
+        before = copy.deepcopy(state)
+        step, new_state = encoder.step(video[:, t], state, is_first[:, t], condition=condition)
+        for old, kept in zip(_leaves(before), _leaves(state), strict=True):
+            if not torch.equal(old, kept):
+                raise ContractError(f"expected step to leave its state as it was, changed at {t}")
+        _compare(_frames(output, slice(t, t + 1)), step, f"forward and a scan of step at frame {t}")
+        state = new_state
+
+
+def _check_fresh_start(
+    encoder: SlotEncoder, video: Tensor, is_first: Tensor, condition: Tensor | None
+) -> None:
+    start = 2
+    first = torch.zeros_like(is_first)
+    first[:, start] = True
+    first[0, start] = False
+    whole = _frames(encoder(video, first, condition=condition), slice(start, None))
+    fresh = encoder(video[:, start:], first[:, start:], condition=condition)
+    for name, value in _named(whole):
+        other = _named_dict(fresh)[name]
+        _close(value[1:], other[1:], f"is_first inside a clip and a fresh start: {name}")
+    # All samples at once take another path through an encoder that looks at is_first.
+    first[:, start] = True
+    whole = _frames(encoder(video, first, condition=condition), slice(start, None))
+    _compare(whole, fresh, "is_first of all samples inside a clip and a fresh start")
+
+
+def _check_samples(
+    encoder: SlotEncoder,
+    video: Tensor,
+    is_first: Tensor,
+    condition: Tensor | None,
+    output: SlotOutput,
+) -> None:
+    changed = video.clone()
+    changed[0] = 1 - changed[0]
+    rest = _named_dict(encoder(changed, is_first, condition=condition))
+    order = torch.arange(BATCH_SIZE, device=video.device).roll(1)
+    moved_condition = None if condition is None else condition[order]
+    moved = _named_dict(encoder(video[order], is_first[order], condition=moved_condition))
+    for name, value in _named(output):
+        _close(value[1:], rest[name][1:], f"another sample's frames changed {name}")
+        _close(value[order], moved[name], f"the place in the batch changed {name}")
+
+
+def _check_slot_permutation(encoder: SlotEncoder, video: Tensor, condition: Tensor | None) -> None:
+    num_slots = encoder.num_slots
+    order = torch.arange(num_slots, device=video.device).roll(1)
+    first = torch.ones(BATCH_SIZE, dtype=torch.bool, device=video.device)
+    _, state = encoder.step(
+        video[:, 0], encoder.initial_state(BATCH_SIZE), first, condition=condition
+    )
+
+    def permuted(leaf: Tensor) -> Tensor:
+        is_per_slot = leaf.ndim >= 3 and leaf.shape[1] == num_slots
+        return leaf[:, order] if is_per_slot else leaf
+
+    plain, _ = encoder.step(video[:, 1], state, ~first, condition=condition)
+    moved, _ = encoder.step(
+        video[:, 1], torch.utils._pytree.tree_map(permuted, state), ~first, condition=condition
+    )
+    _close(plain.slots[:, :, order], moved.slots, "permuted slots in the state: slots")
+    _close(plain.attn[:, :, order], moved.attn, "permuted slots in the state: attn")
+
+
+def _check_autocast(
+    encoder: SlotEncoder, video: Tensor, is_first: Tensor, condition: Tensor | None
+) -> None:
+    with torch.autocast(video.device.type, dtype=torch.bfloat16):
+        output = encoder(video, is_first, condition=condition)
+    for name in ("slots", "attn"):
+        value = getattr(output, name)
+        if value.dtype != torch.float32:
+            raise ContractError(f"expected float32 {name} under autocast, got {value.dtype}")
+    _finite(output.slots, "slots under autocast")
+    _sums_to_one(output.attn, "attn under autocast", tolerance=TOLERANCE)
+
+
+def _reload(module: nn.Module, twin: nn.Module | None) -> nn.Module:
+    if twin is None:
+        twin = copy.deepcopy(module)
+        for value in twin.state_dict().values():
+            value.zero_()
+    else:
+        twin = copy.deepcopy(twin).eval()
+    twin.load_state_dict(module.state_dict())
+    return twin
+
+
+def _check_gradients(
+    module: nn.Module, outputs: Callable[[nn.Module], Iterable[Tensor]], source: str
+) -> None:
+    module = copy.deepcopy(module).train()
+    generator = torch.Generator().manual_seed(1)
+
+    def noise(value: Tensor) -> Tensor:
+        return torch.randn(value.shape, generator=generator).to(value)
+
+    with torch.no_grad():
+        for parameter in module.parameters():
+            # Layers that start at zero hold back the gradient of those before them.
+            if parameter.requires_grad:
+                parameter.add_(0.02 * noise(parameter))
+    values = [value for value in outputs(module) if value.requires_grad]
+    torch.stack([(value * noise(value)).sum() for value in values]).sum().backward()
+    without = [
+        name
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad
+        and (parameter.grad is None or not parameter.grad.abs().sum() > 0)
+    ]
+    if without:
+        raise ContractError(
+            f"expected gradients from {source} on every parameter, got none on {without}"
+        )
+
+
+def _named(output: SlotOutput | DecoderOutput) -> list[tuple[str, Tensor]]:
+    """The tensors of an output by name; all have B and T in front."""
+    fields = (
+        ("slots", "attn", "queries", "codes")
+        if isinstance(output, SlotOutput)
+        else ("recon", "masks", "parts")
+    )
+    named = [(name, getattr(output, name)) for name in fields]
+    if isinstance(output, SlotOutput):
+        named += [(f"aux[{name!r}]", value) for name, value in output.aux.items()]
+    return [(name, value) for name, value in named if value is not None]
+
+
+def _named_dict(output: SlotOutput | DecoderOutput) -> dict[str, Tensor]:
+    return dict(_named(output))
+
+
+def _tensors(output: SlotOutput | DecoderOutput) -> list[Tensor]:
+    return [value for _, value in _named(output)]
+
+
+def _frames(output: SlotOutput, time: slice) -> SlotOutput:
+    cut = {name: value[:, time] for name, value in _named(output)}
+    return SlotOutput(
+        slots=cut["slots"],
+        attn=cut["attn"],
+        queries=cut.get("queries"),
+        codes=cut.get("codes"),
+        aux={name: value[:, time] for name, value in output.aux.items()},
+    )
+
+
+def _leaves(state: Any) -> list[Tensor]:
+    return [leaf for leaf in torch.utils._pytree.tree_leaves(state) if isinstance(leaf, Tensor)]
+
+
+def _compare(
+    expected: SlotOutput | DecoderOutput,
+    got: SlotOutput | DecoderOutput,
+    what: str,
+    tolerance: float = TOLERANCE,
+) -> None:
+    names, others = _named_dict(expected), _named_dict(got)
+    if set(names) != set(others):
+        raise ContractError(f"{what}: expected {sorted(names)}, got {sorted(others)}")
+    for name, value in names.items():
+        _close(value, others[name], f"{what}: {name}", tolerance)
+
+
+def _close(expected: Tensor, got: Tensor, what: str, tolerance: float = TOLERANCE) -> None:
+    if expected.shape != got.shape:
+        raise ContractError(f"{what}: expected {tuple(expected.shape)}, got {tuple(got.shape)}")
+    if not torch.allclose(expected.float(), got.float(), rtol=tolerance, atol=tolerance):
+        difference = (expected.float() - got.float()).abs().max().item()
+        raise ContractError(f"{what}: expected the same, got a difference of {difference:.3g}")
+
+
+def _sums_to_one(shares: Tensor, what: str, *, tolerance: float) -> None:
+    error = (shares.float().sum(2) - 1).abs().max().item()
+    if not error <= tolerance:
+        raise ContractError(f"expected {what} to sum to 1 over slots, got an error of {error:.3g}")
+    if shares.min() < 0:
+        raise ContractError(f"expected {what} of at least 0, got {shares.min().item():.3g}")
+
+
+def _finite(value: Tensor, what: str) -> None:
+    if not torch.isfinite(value).all():
+        raise ContractError(f"expected finite {what}, got nan or infinite values")

@@ -1,0 +1,163 @@
+"""The corrector: iterated slot attention on the tokens of one frame.
+
+B batch, K slots, D slot size, N tokens, F token features.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ocrl.nn.attention import CompetitiveAttention, EpsPlacement
+from ocrl.nn.mlp import MLP
+
+Gradient = Literal["bilevel", "full", "truncated"]
+
+
+class Corrector(nn.Module):
+    """Slot attention: slots compete for tokens and are updated by a GRU, several times over.
+
+    Locatello et al. (2020, arXiv 2006.15055, algorithm 1). Differs from the paper in what is an
+    argument here: the gradient, where eps stands, and the residual MLP (SAVi has none). The
+    competition and the GRU are float32 whatever the autocast, and so are the slots.
+
+    Args:
+        token_dim: F.
+        slot_dim: D.
+        mlp_dim: hidden size of the residual MLP after the GRU; no MLP if None.
+        gradient: `full` through all iterations; `truncated` through the last one only, so that
+            the queries get none if there are several (Chang et al. 2022, arXiv 2207.00787);
+            `bilevel` likewise, and straight through from the last iteration to the queries
+            (Jia et al. 2023, BO-QSA, arXiv 2210.08990).
+        eps_placement: see `ocrl.nn.attention.competitive_read`.
+
+    Raises:
+        ValueError: if `gradient` is unknown.
+    """
+
+    def __init__(
+        self,
+        token_dim: int,
+        *,
+        slot_dim: int,
+        mlp_dim: int | None,
+        gradient: Gradient,
+        eps_placement: EpsPlacement,
+    ) -> None:
+        super().__init__()
+        if gradient not in ("bilevel", "full", "truncated"):
+            raise ValueError(f"gradient must be 'bilevel', 'full' or 'truncated', got {gradient!r}")
+        self.gradient = gradient
+        self.norm_inputs = nn.LayerNorm(token_dim)
+        self.norm_slots = nn.LayerNorm(slot_dim)
+        self.attention = CompetitiveAttention(
+            token_dim, slot_dim=slot_dim, eps_placement=eps_placement
+        )
+        self.gru = nn.GRUCell(slot_dim, slot_dim)
+        self.mlp: MLP | None = None
+        if mlp_dim is not None:
+            self.mlp = MLP(slot_dim, hidden_dims=[mlp_dim], out_dim=slot_dim, norm_first=True)
+
+    def forward(
+        self, queries: Tensor, tokens: Tensor, *, num_iterations: int
+    ) -> tuple[Tensor, Tensor]:
+        """Bind tokens (B,N,F), starting from queries (B,K,D).
+
+        Returns:
+            Slots (B,K,D) and the last softmax over slots (B,K,N), both float32 (float64 for
+            float64 input).
+
+        Raises:
+            ValueError: if `num_iterations` is not positive.
+        """
+        if num_iterations < 1:
+            raise ValueError(f"num_iterations must be at least 1, got {num_iterations}")
+        queries = queries.to(torch.promote_types(queries.dtype, torch.float32))
+        tokens = self.norm_inputs(tokens)
+        slots = queries
+        if num_iterations > 1:
+            with nullcontext() if self.gradient == "full" else torch.no_grad():
+                for _ in range(num_iterations - 1):
+                    slots, _ = self._iterate(slots, tokens)
+            if self.gradient == "bilevel":
+                slots = slots + (queries - queries.detach())
+        return self._iterate(slots, tokens)
+
+    def _iterate(self, slots: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        updates, attn = self.attention(self.norm_slots(slots), tokens)
+        with torch.autocast(slots.device.type, enabled=False):
+            hidden = self.gru(updates.to(slots.dtype).flatten(0, 1), slots.flatten(0, 1))
+        slots = hidden.view_as(slots)
+        if self.mlp is not None:
+            slots = slots + self.mlp(slots)
+        return slots, attn
+
+
+def resolve_start(is_first: Tensor | bool, is_fresh: Tensor) -> Tensor | bool:
+    """Which samples have no earlier frame: one answer for all where that is known.
+
+    Args:
+        is_first: (B,) bool or a Python bool, as `RecurrentSlotEncoder.bind` takes it.
+        is_fresh: (B,) bool, true for samples in their initial state.
+
+    Returns:
+        A Python bool if all samples agree (never under `torch.compile`, where looking would break
+        the graph), else (B,) bool.
+    """
+    if isinstance(is_first, bool):
+        return is_first
+    start = is_first | is_fresh
+    if torch.compiler.is_compiling():
+        return start
+    some, every = torch.stack([start.any(), start.all()]).tolist()
+    return start if some != every else bool(every)
+
+
+def select_start(start: Tensor | bool, fresh: Tensor | None, ongoing: Tensor | None) -> Tensor:
+    """Take `fresh` for samples that start and `ongoing` for the others; an unused one is None."""
+    if isinstance(start, bool):
+        chosen = fresh if start else ongoing
+        assert chosen is not None
+        return chosen
+    assert fresh is not None and ongoing is not None
+    return torch.where(start.view(-1, *[1] * (fresh.ndim - 1)), fresh, ongoing)
+
+
+def correct_frame(
+    corrector: Corrector,
+    tokens: Tensor,
+    *,
+    start: Tensor | bool,
+    fresh: Tensor | None,
+    ongoing: Tensor | None,
+    num_iterations_first: int,
+    num_iterations_rest: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Bind one frame, samples that start with one number of iterations and the others with another.
+
+    Args:
+        corrector: what binds.
+        tokens: (B,N,F).
+        start: from `resolve_start`.
+        fresh: queries (B,K,D) of samples that start; None if none does.
+        ongoing: queries (B,K,D) of the others; None if all start.
+        num_iterations_first: iterations on a sample's first frame.
+        num_iterations_rest: iterations on later frames.
+
+    Returns:
+        Slots (B,K,D), attn (B,K,N) and the queries (B,K,D) they came from.
+    """
+    queries = select_start(start, fresh, ongoing)
+    if isinstance(start, bool) or num_iterations_first == num_iterations_rest:
+        num_iterations = num_iterations_rest if start is False else num_iterations_first
+        return *corrector(queries, tokens, num_iterations=num_iterations), queries
+    slots_first, attn_first = corrector(queries, tokens, num_iterations=num_iterations_first)
+    slots, attn = corrector(queries, tokens, num_iterations=num_iterations_rest)
+    return (
+        select_start(start, slots_first, slots),
+        select_start(start, attn_first, attn),
+        queries,
+    )
