@@ -316,7 +316,7 @@ def class_segmentation(segmentation: Tensor, ids: Tensor, categories: Tensor) ->
     """
     segmentation, ids = segmentation.to(torch.int64), ids.to(torch.int64)
     batch_size = len(segmentation)
-    size = int(max(segmentation.max(), ids.max(), VOID_ID)) + 1
+    size = max(int(segmentation.max()), int(ids.max()), VOID_ID) + 1
     class_of = torch.full((batch_size, size), VOID_ID, device=segmentation.device)
     # An object keeps its id and its class for a whole episode, so one table serves a whole clip.
     class_of.scatter_(1, ids.flatten(1), categories.to(torch.int64).flatten(1) + 1)
@@ -406,3 +406,34 @@ def ssim(recon: Tensor, target: Tensor) -> Tensor:
     numerator = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
     similarity = numerator / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
     return similarity.view(*recon.shape[:-2], *similarity.shape[-2:]).mean((-3, -2, -1))
+
+
+def slot_health(slots: Tensor, masks: Tensor) -> dict[str, Tensor]:
+    """Signs of a collapse, one value per clip.
+
+    Args:
+        slots: (B,T,K,D).
+        masks: (B,T,K,h,w), sums to 1 over K.
+
+    Returns:
+        (B,) each: `slots_in_use`, how many slots win at least 1 % of a frame's pixels, mean over
+        frames; `largest_share` of a frame's pixels won by one slot, mean over frames;
+        `dead_slots`, how many win no pixel in the whole clip; `slot_similarity`, mean cosine of
+        two different slots of a frame; `temporal_drift`, mean of 1 - cosine of a slot with itself
+        one frame later.
+    """
+    num_slots = slots.shape[2]
+    winner = masks.argmax(2).flatten(2)
+    share = F.one_hot(winner, num_slots).double().mean(2)
+    unit = F.normalize(slots.double(), dim=-1)
+    cosine = unit @ unit.transpose(-1, -2)
+    others = cosine.sum((-2, -1)) - cosine.diagonal(dim1=-2, dim2=-1).sum(-1)
+    kept = (unit[:, 1:] * unit[:, :-1]).sum(-1)
+    still = torch.zeros(len(slots), dtype=torch.float64, device=slots.device)
+    return {
+        "slots_in_use": (share >= 0.01).sum(-1).double().mean(1),
+        "largest_share": share.amax(-1).mean(1),
+        "dead_slots": (share.sum(1) == 0).sum(-1).double(),
+        "slot_similarity": others.mean(1) / max(num_slots * (num_slots - 1), 1),
+        "temporal_drift": 1.0 - kept.mean((1, 2)) if slots.shape[1] > 1 else still,
+    }

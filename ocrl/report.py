@@ -1,0 +1,479 @@
+"""One HTML file that shows an evaluation: no link leads out of it.
+
+T frames, K slots, C H W image.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from html import escape
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ocrl.discovery import MODEL, DiscoveryResult, Example
+from ocrl.visualize import (
+    colour_objects,
+    enlarge,
+    overlay,
+    palette,
+    slot_pictures,
+    spread,
+    strip,
+    to_gif,
+    to_png,
+    to_uint8,
+)
+
+_METRICS = {
+    "video_fg_ari": (
+        "video FG-ARI",
+        "Pixels of objects, whole clip: are those of one object together and those of two apart?",
+    ),
+    "video_mbo_i": (
+        "video mBO",
+        "Best overlap (IoU) of each object with a segment, whole clip, averaged over objects.",
+    ),
+    "video_miou": ("video mIoU", "As mBO, but no segment may serve two objects."),
+    "video_ari": ("video ARI", "As FG-ARI, with the background's pixels counted."),
+    "video_mbo_c": ("video mBO-c", "As mBO, with all objects of a class as one."),
+    "video_identity_switches": (
+        "switches",
+        "How often an object's best segment changes in a clip, per object. Lower is better.",
+    ),
+    "fg_ari": ("FG-ARI", "As video FG-ARI, each frame on its own."),
+    "mbo_i": ("mBO", "As video mBO, each frame on its own."),
+    "miou": ("mIoU", "As video mIoU, each frame on its own."),
+    "ari": ("ARI", "As video ARI, each frame on its own."),
+    "mbo_c": ("mBO-c", "As video mBO-c, each frame on its own."),
+}
+_LOWER_IS_BETTER = {"video_identity_switches"}
+_HEADLINES = ("video_fg_ari", "video_mbo_i")
+_CURVES = ("fg_ari", "mbo_i")
+_HEALTH = {
+    "slots_in_use": "slots that win at least 1 % of a frame",
+    "largest_share": "share of a frame won by its largest slot",
+    "dead_slots": "slots that win no pixel in a whole clip",
+    "slot_similarity": "mean cosine of two slots of a frame",
+    "temporal_drift": "mean change of a slot from frame to frame (1 - cosine)",
+}
+_NUM_SHOWN = 8
+
+_STYLE = """
+:root { color-scheme: light dark; --page: #f6f7f9; --card: #ffffff; --ink: #16181d;
+  --soft: #5b6270; --line: #dfe3ea; --model: #2457d6; --grid: #b4590a; --k-means: #0b7a62;
+  --good: #0b7a4b; --bad: #b3261e; --warn: #fff4d6; --warn-line: #d9a514; }
+@media (prefers-color-scheme: dark) { :root { --page: #101216; --card: #191c22; --ink: #e8eaf0;
+  --soft: #9aa3b2; --line: #2d323c; --model: #7aa2ff; --grid: #f0a35e; --k-means: #4fd1b0;
+  --good: #5ad19a; --bad: #ff8a80; --warn: #33290f; --warn-line: #b98c14; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--page); color: var(--ink);
+  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
+main { max-width: 1120px; margin: 0 auto; padding: 32px 20px 64px; }
+h1 { font-size: 27px; line-height: 1.25; margin: 0 0 10px; letter-spacing: -.01em; }
+h2 { font-size: 19px; margin: 38px 0 10px; } h3 { font-size: 15px; margin: 0 0 8px; }
+p { margin: 6px 0; max-width: 76ch; } .soft { color: var(--soft); }
+code { font: 13px ui-monospace, Menlo, Consolas, monospace; overflow-wrap: anywhere; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: 3px 16px; margin: 0; }
+dt { color: var(--soft); } dd { margin: 0; min-width: 0; }
+.card { background: var(--card); border: 1px solid var(--line); border-radius: 10px;
+  padding: 16px 18px; margin: 0 0 14px; }
+.cards { display: grid; gap: 14px; grid-template-columns: repeat(auto-fit, minmax(225px, 1fr)); }
+.cards .card { margin: 0; }
+.number { font-size: 34px; line-height: 1.15; font-weight: 650;
+  font-variant-numeric: tabular-nums; color: var(--model); }
+.good { color: var(--good); } .bad { color: var(--bad); }
+.warning { background: var(--warn); border-left: 4px solid var(--warn-line);
+  border-radius: 6px; padding: 9px 14px; margin: 12px 0; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th, td { text-align: right; padding: 6px 10px; border-bottom: 1px solid var(--line);
+  white-space: nowrap; } th { color: var(--soft); font-weight: 550; font-size: 13px; }
+th[title] { text-decoration: underline dotted; text-underline-offset: 3px; cursor: help; }
+th:first-child, td:first-child { text-align: left; }
+tr.group td { padding-top: 14px; font-weight: 650; border-bottom-width: 2px; }
+td.best { font-weight: 700; } tr:last-child td { border-bottom: 0; }
+.key { display: inline-block; width: 10px; height: 10px; border-radius: 3px; margin-right: 7px; }
+.strips { display: grid; grid-template-columns: 96px minmax(0, 1fr); gap: 5px 12px;
+  align-items: center; min-width: 660px; }
+.strips .name { color: var(--soft); font-size: 13px; text-align: right; line-height: 1.25; }
+.frames { display: grid; grid-template-columns: repeat(var(--n), minmax(0, 1fr)); gap: 5px; }
+img { display: block; width: 100%; image-rendering: pixelated; border-radius: 3px; }
+.movie { max-width: 100%; margin-bottom: 14px; }
+.movie .names { display: grid; grid-auto-flow: column; grid-auto-columns: 1fr; text-align: center;
+  color: var(--soft); font-size: 13px; }
+details > summary { cursor: pointer; color: var(--soft); margin: 12px 0 8px; }
+.plots { display: grid; gap: 14px; grid-template-columns: repeat(auto-fit, minmax(330px, 1fr)); }
+.plots .card { margin: 0; }
+svg { display: block; width: 100%; height: auto; }
+svg text { font: 11px system-ui, sans-serif; fill: var(--soft); }
+svg .rule { stroke: var(--line); stroke-width: 1; }
+svg .curve { fill: none; stroke-width: 2; stroke-linejoin: round; }
+svg .hit { fill: transparent; } svg .hit:hover { fill: currentColor; }
+.legend span { margin-right: 16px; font-size: 13px; color: var(--soft); }
+"""
+
+
+def write_report(
+    path: Path | str,
+    result: DiscoveryResult,
+    *,
+    title: str,
+    details: Mapping[str, str],
+    frames_per_second: float = 8.0,
+) -> None:
+    """Write the report; the file appears when it is whole.
+
+    Args:
+        path: of the HTML file.
+        result: what `evaluate_discovery` found.
+        title: the heading.
+        details: what was evaluated: lines of name and value under the heading.
+        frames_per_second: of the moving pictures.
+
+    Raises:
+        OSError: if it cannot be written; nothing is left behind.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.writing")
+    try:
+        temporary.write_text(
+            render_report(
+                result, title=title, details=details, frames_per_second=frames_per_second
+            ),
+            encoding="utf-8",
+        )
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def render_report(
+    result: DiscoveryResult,
+    *,
+    title: str,
+    details: Mapping[str, str],
+    frames_per_second: float = 8.0,
+) -> str:
+    """The report as text, see `write_report`."""
+    body = [
+        f"<h1>{escape(title)}</h1>",
+        f"<div class='card'>{_pairs({**details, **_measured(result)})}</div>",
+        *(f"<p class='warning'>{escape(warning)}</p>" for warning in result.warnings),
+        *_headlines(result),
+        *_table(result),
+        *_examples(result, frames_per_second),
+        *_plots(result),
+        *_health(result),
+        *_explanation(result),
+    ]
+    return (
+        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n<body><main>\n"
+        + "\n".join(body)
+        + "\n</main></body></html>\n"
+    )
+
+
+def _measured(result: DiscoveryResult) -> dict[str, str]:
+    source = {"decoder": "the decoder's masks", "attn": "the encoder's attention"}
+    return {
+        "measured on": f"{result.num_clips} clips, {result.num_frames} frames",
+        "masks": f"{source[result.mask_source]}, {result.num_slots} slots",
+        "protocol": result.protocol.name,
+    }
+
+
+def _pairs(values: Mapping[str, str]) -> str:
+    lines = (f"<dt>{escape(k)}</dt><dd><code>{escape(v)}</code></dd>" for k, v in values.items())
+    return f"<dl>{''.join(lines)}</dl>"
+
+
+def _number(value: float, digits: int = 3) -> str:
+    return f"{value:.{digits}f}" if math.isfinite(value) else "&ndash;"
+
+
+def _key(method: str) -> str:
+    return f"<span class='key' style='background:var(--{method})'></span>{escape(method)}"
+
+
+def _headlines(result: DiscoveryResult) -> Iterator[str]:
+    cards = []
+    for preset in result.presets:
+        for name in _HEADLINES:
+            own = result.table[MODEL][preset][name]
+            others = {m: p[preset][name] for m, p in result.table.items() if m != MODEL}
+            against = "no baseline beside it"
+            if others:
+                best = max(others, key=lambda method: others[method])
+                won = own > others[best]
+                against = (
+                    f"<span class='{'good' if won else 'bad'}'>{own - others[best]:+.3f}</span> "
+                    f"against the better baseline, {escape(best)} ({_number(others[best])})"
+                )
+            cards.append(
+                f"<div class='card'><h3>{escape(preset)}: {_METRICS[name][0]}</h3>"
+                f"<div class='number'>{_number(own)}</div><p class='soft'>{against}</p></div>"
+            )
+    for name, value in result.pictures.items():
+        unit = " dB" if name == "psnr" else ""
+        cards.append(
+            f"<div class='card'><h3>{name.upper()}</h3><div class='number'>"
+            f"{_number(value, 1 if unit else 3)}{unit}</div>"
+            "<p class='soft'>reconstruction against the frame</p></div>"
+        )
+    if cards:
+        yield f"<div class='cards'>{''.join(cards)}</div>"
+
+
+def _table(result: DiscoveryResult) -> Iterator[str]:
+    if not result.presets:
+        return
+    known = {name for preset in result.table[MODEL].values() for name in preset}
+    columns = [name for name in _METRICS if name in known]
+    head = "".join(
+        f"<th title='{escape(_METRICS[name][1], quote=True)}'>{_METRICS[name][0]}</th>"
+        for name in columns
+    )
+    rows = []
+    for preset in result.presets:
+        rows.append(
+            f"<tr class='group'><td colspan='{len(columns) + 1}'>{escape(preset)}</td></tr>"
+        )
+        scores = {method: presets[preset] for method, presets in result.table.items()}
+        for method, own in scores.items():
+            cells = []
+            for name in columns:
+                pick = min if name in _LOWER_IS_BETTER else max
+                values = [s[name] for s in scores.values() if math.isfinite(s.get(name, math.nan))]
+                best = bool(values) and own.get(name) == pick(values)
+                text = _number(own.get(name, math.nan))
+                cells.append(f"<td class='best'>{text}</td>" if best else f"<td>{text}</td>")
+            rows.append(f"<tr><td>{_key(method)}</td>{''.join(cells)}</tr>")
+    yield "<h2>Scores</h2>"
+    yield (
+        f"<div class='card wide'><table><thead><tr><th>method</th>{head}</tr></thead>"
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
+    yield (
+        "<p class='soft'>The best of each column is bold. A model has found objects when it beats "
+        "the grid and k-means in both FG-ARI and mBO: FG-ARI alone can be won by position.</p>"
+    )
+
+
+def _img(data: bytes, kind: str, alt: str) -> str:
+    text = base64.b64encode(data).decode("ascii")
+    return f"<img alt='{escape(alt, quote=True)}' src='data:image/{kind};base64,{text}'>"
+
+
+def _examples(result: DiscoveryResult, frames_per_second: float) -> Iterator[str]:
+    if result.examples:
+        yield "<h2>Clips</h2>"
+    for index, example in enumerate(result.examples):
+        names, movie = _movie(example)
+        gif = _img(to_gif(movie, frames_per_second=frames_per_second), "gif", "the clip in motion")
+        rows, slots = _strips(example)
+        labels = "".join(f"<span>{escape(name)}</span>" for name in names)
+        yield (
+            f"<div class='card wide'><h3>Clip {index + 1}</h3>"
+            f"<div class='movie' style='width:{180 * len(names)}px'>{gif}"
+            f"<div class='names'>{labels}</div></div>"
+            f"<div class='strips'>{''.join(rows)}</div>"
+            f"<details open><summary>What each slot holds</summary>"
+            f"<div class='strips'>{''.join(slots)}</div></details></div>"
+        )
+
+
+def _movie(example: Example) -> tuple[list[str], Tensor]:
+    """The clip beside all its segmentations, frame by frame."""
+    scale = max(1, 192 // example.video.shape[-2])
+    columns = {"frame": enlarge(to_uint8(example.video), scale)}
+    for preset, truth in example.segmentation.items():
+        columns[f"truth: {preset}"] = enlarge(colour_objects(truth), scale)
+    for method, ids in example.predictions.items():
+        columns[method] = overlay(example.video, ids, scale=scale)
+    frames = zip(*columns.values(), strict=True)
+    return list(columns), torch.stack([strip(torch.stack(frame), gap=4) for frame in frames])
+
+
+def _strips(example: Example) -> tuple[list[str], list[str]]:
+    """Rows of frames: what all methods made of the clip, and what each slot holds."""
+    shown = spread(len(example.video), _NUM_SHOWN)
+    video = to_uint8(example.video)[shown]
+    scale = max(1, 128 // video.shape[-2])
+    rows = {"frame": video}
+    if example.recon is not None:
+        rows["reconstruction"] = to_uint8(example.recon)[shown]
+    for preset, truth in example.segmentation.items():
+        rows[f"truth: {preset}"] = colour_objects(truth)[shown]
+    for method, ids in example.predictions.items():
+        rows[method] = overlay(video, ids[shown], scale=scale)
+    masks = example.masks[shown]
+    parts = None if example.parts is None else example.parts[shown]
+    colours = palette(masks.shape[1]).tolist()
+    slots = []
+    for slot, pictures in enumerate(slot_pictures(video, masks, parts)):
+        share = float((masks.argmax(1) == slot).float().mean())
+        key = f"<span class='key' style='background:rgb{tuple(colours[slot])}'></span>"
+        slots.append(_row(f"{key}slot {slot}<br>{share:.0%}", f"slot {slot}", pictures))
+    return [_row(escape(name), name, pictures) for name, pictures in rows.items()], slots
+
+
+def _row(label: str, name: str, pictures: Tensor) -> str:
+    images = "".join(_img(to_png(picture), "png", name) for picture in pictures)
+    return (
+        f"<div class='name'>{label}</div>"
+        f"<div class='frames' style='--n:{len(pictures)}'>{images}</div>"
+    )
+
+
+def _plots(result: DiscoveryResult) -> Iterator[str]:
+    plots = []
+    for preset in result.presets:
+        for name in _CURVES:
+            curves = {method: presets[preset][name] for method, presets in result.curves.items()}
+            heading = f"{preset}: {_METRICS[name][0]} of each frame"
+            plots.append(f"<div class='card'><h3>{escape(heading)}</h3>{line_chart(curves)}</div>")
+        for name in _HEADLINES:
+            values = {method: presets[preset][name] for method, presets in result.per_clip.items()}
+            heading = f"{preset}: {_METRICS[name][0]} of each clip"
+            plots.append(f"<div class='card'><h3>{escape(heading)}</h3>{dot_chart(values)}</div>")
+    if plots:
+        legend = "".join(f"<span>{_key(method)}</span>" for method in result.table)
+        yield "<h2>Over time, and clip by clip</h2>"
+        yield f"<p class='legend'>{legend}</p><div class='plots'>{''.join(plots)}</div>"
+
+
+def line_chart(curves: Mapping[str, Sequence[float]]) -> str:
+    """Curves over the frames of a clip as an SVG element; NaN leaves a gap.
+
+    Args:
+        curves: name of a method to its value at each frame.
+    """
+    low, high = _limits([value for values in curves.values() for value in values])
+    longest = max(len(values) for values in curves.values())
+    left, right, top, bottom = 34.0, 392.0, 10.0, 168.0
+
+    def x(frame: int) -> float:
+        return left + (right - left) * frame / max(longest - 1, 1)
+
+    def y(value: float) -> float:
+        return bottom - (bottom - top) * (value - low) / (high - low)
+
+    parts = [_rules(low, high, y, left, right)]
+    for frame in spread(longest, 5):
+        parts.append(f"<text x='{x(frame):.1f}' y='184' text-anchor='middle'>{frame}</text>")
+    parts.append(f"<text x='{right}' y='198' text-anchor='end'>frame of the clip</text>")
+    for method, values in reversed(list(curves.items())):
+        points = [(x(t), y(value), t, value) for t, value in enumerate(values)]
+        path = ""
+        is_drawing = False
+        for at, height, _, value in points:
+            if math.isfinite(value):
+                path += f"{'L' if is_drawing else 'M'}{at:.1f} {height:.1f}"
+            is_drawing = math.isfinite(value)
+        parts.append(f"<path class='curve' stroke='var(--{method})' d='{path}'/>")
+        parts.extend(
+            f"<circle class='hit' style='color:var(--{method})' cx='{at:.1f}' cy='{height:.1f}' "
+            f"r='4'><title>{escape(method)}, frame {t}: {value:.3f}</title></circle>"
+            for at, height, t, value in points
+            if math.isfinite(value)
+        )
+    return f"<svg viewBox='0 0 400 202' role='img'>{''.join(parts)}</svg>"
+
+
+def dot_chart(values: Mapping[str, Sequence[float]]) -> str:
+    """One dot for each clip, a row for each method, a bar at the mean, as an SVG element."""
+    finite = {m: [v for v in own if math.isfinite(v)] for m, own in values.items()}
+    low, high = _limits([value for own in finite.values() for value in own])
+    left, right = 64.0, 388.0
+
+    def x(value: float) -> float:
+        return left + (right - left) * (value - low) / (high - low)
+
+    bottom = 22 + 34 * len(finite)
+    parts = []
+    for value in _ticks(low, high):
+        at = x(value)
+        parts.append(
+            f"<line class='rule' x1='{at:.1f}' x2='{at:.1f}' y1='8' y2='{bottom}'/>"
+            f"<text x='{at:.1f}' y='{bottom + 15}' text-anchor='middle'>{value:g}</text>"
+        )
+    for row, (method, own) in enumerate(finite.items()):
+        y = 30 + 34 * row
+        parts.append(f"<text x='{left - 10}' y='{y + 4}' text-anchor='end'>{escape(method)}</text>")
+        parts.extend(
+            f"<circle cx='{x(value):.1f}' cy='{y + (index % 5 - 2) * 3}' r='3.5' "
+            f"fill='var(--{method})' fill-opacity='.55'><title>{value:.3f}</title></circle>"
+            for index, value in enumerate(own)
+        )
+        if own:
+            at = x(sum(own) / len(own))
+            parts.append(
+                f"<line x1='{at:.1f}' x2='{at:.1f}' y1='{y - 13}' y2='{y + 13}' "
+                f"stroke='var(--{method})' stroke-width='2.5'/>"
+            )
+    return f"<svg viewBox='0 0 400 {bottom + 22}' role='img'>{''.join(parts)}</svg>"
+
+
+def _limits(values: Sequence[float]) -> tuple[float, float]:
+    """The axis of scores: 0 to 1, lower where a score is negative."""
+    lowest = min((value for value in values if math.isfinite(value)), default=0.0)
+    return (math.floor(lowest * 4) / 4 if lowest < 0 else 0.0), 1.0
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    return [low + 0.25 * step for step in range(round((high - low) / 0.25) + 1)]
+
+
+def _rules(low: float, high: float, y: Callable[[float], float], left: float, right: float) -> str:
+    return "".join(
+        f"<line class='rule' x1='{left}' x2='{right}' y1='{y(value):.1f}' y2='{y(value):.1f}'/>"
+        f"<text x='{left - 6}' y='{y(value) + 4:.1f}' text-anchor='end'>{value:g}</text>"
+        for value in _ticks(low, high)
+    )
+
+
+def _health(result: DiscoveryResult) -> Iterator[str]:
+    rows = "".join(
+        f"<tr><td>{escape(name.replace('_', ' '))}</td>"
+        f"<td>{_number(result.health[name])}</td>"
+        f"<td style='text-align:left;white-space:normal' class='soft'>{escape(meaning)}</td></tr>"
+        for name, meaning in _HEALTH.items()
+        if name in result.health
+    )
+    yield "<h2>Slot health</h2>"
+    yield f"<div class='card wide'><table><tbody>{rows}</tbody></table></div>"
+
+
+def _explanation(result: DiscoveryResult) -> Iterator[str]:
+    if not result.presets:
+        yield (
+            "<p class='soft'>These clips came without ground truth: nothing is scored against "
+            "objects, only the reconstruction and the slots themselves.</p>"
+        )
+        return
+    protocol = result.protocol
+    background = "counts as one more object" if protocol.background else "is not an object"
+    empty = {
+        "skip": "is left out of FG-ARI",
+        "one": "counts as an FG-ARI of 1",
+    }[protocol.empty]
+    size = "the ground truth's own size"
+    if protocol.size is not None:
+        size = f"{protocol.size[0]} x {protocol.size[1]} pixels"
+    yield "<h2>How it was measured</h2>"
+    yield (
+        f"<p>Protocol <code>{escape(protocol.name)}</code>: masks are brought to {size} "
+        "bilinearly and each pixel goes to the slot with the largest mask. Void pixels count "
+        f"nowhere. In mBO and mIoU the background {background}; a frame without objects {empty}. "
+        "Scores of a whole clip treat it as one picture, so a segment must stay on its object. "
+        f"The grid has {result.num_slots} cells; k-means puts the colour and place of each "
+        f"clip's pixels into {result.num_slots} clusters. Counted in integers, averaged in "
+        "64-bit floats.</p>"
+    )
