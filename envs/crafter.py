@@ -9,28 +9,14 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import crafter
 import gymnasium
 import numpy as np
-from crafter import constants, engine, objects
+from crafter import constants
 from numpy.typing import ArrayLike, NDArray
 
+from ocrl.envs.crafter_game import Game
 from ocrl.envs.crafter_render import Layout, Renderer
-from ocrl.envs.crafter_world import (
-    CHUNK,
-    ENTITIES,
-    Arrow,
-    Cow,
-    Plant,
-    Player,
-    Skeleton,
-    World,
-    WorldCache,
-    Zombie,
-    fill_world,
-    seed_world,
-    world_seed,
-)
+from ocrl.envs.crafter_world import ENTITIES, Arrow, Plant, Player, WorldCache
 from ocrl.envs.interface import PRESETS, ObjectEnv, object_dtype
 from ocrl.envs.regions import GROUND, Regions
 from ocrl.types import BACKGROUND_ID, VOID_ID
@@ -39,7 +25,6 @@ FIRST_REGION_ID = 32768
 """Smaller ids are objects, numbered by crafter from the player's 1 in order of appearance."""
 FIRST_ITEM_ID = VOID_ID - len(constants.items)
 """The ids of the inventory's items, for masks that show it."""
-_CANONICAL_SIZE = 64
 _GROUND_MATERIALS = constants.walkable
 
 
@@ -136,7 +121,7 @@ class CrafterEnv(ObjectEnv):
             )
         self.render_mode = render_mode
         layout = Layout.of((size, size), view)
-        self._game = _Game(area, view, length)
+        self._game = Game(area, view, length)
         self._renderer = Renderer(layout, self._game._textures)
         self._cache = None if world_cache is None else WorldCache(world_cache)
         self._is_rewarded = reward
@@ -163,16 +148,14 @@ class CrafterEnv(ObjectEnv):
             seed = int(self.np_random.integers(2**31 - 1))
         if seed is not None:
             self._seed = int(seed)
-            self._game._seed, self._game._episode = self._seed, 0
+            self._game.seed(self._seed)
         self._game.begin(self._cache)
         self._regions: Regions | None = None
         self._num_replayed = 0
         self._is_over = False
         return self._draw(), self._info(0.0)
 
-    def step(
-        self, action: Any
-    ) -> tuple[NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> tuple[NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
         """Play one action."""
         if self._is_over:
             raise gymnasium.error.ResetNeeded("expected a call of reset(): there is no episode")
@@ -182,12 +165,12 @@ class CrafterEnv(ObjectEnv):
                 f"expected an action in 0 ... {len(constants.actions) - 1}, got {action!r}"
             )
         reward = self._game.advance(index)
-        terminated = self._game._player.health <= 0
-        truncated = not terminated and self._game.is_over_time
+        terminated = self._game.player.health <= 0
+        truncated = not terminated and self._game.is_out_of_time
         self._is_over = terminated or truncated
         info = self._info(reward)
         if self._is_over:
-            self._unlocks.append(set(self._game._unlocked))
+            self._unlocks.append(set(self._game.unlocked))
             info["crafter_score"] = crafter_score(self.success_rates)
         return self._draw(), reward if self._is_rewarded else 0.0, terminated, truncated, info
 
@@ -229,7 +212,9 @@ class CrafterEnv(ObjectEnv):
             if box is None:
                 continue
             row = table[count]
-            row["id"] = _entity_id(self._game._world, obj)
+            index = self._game.world._obj_map.item(*obj.pos.tolist())
+            _check_entity_id(index)
+            row["id"] = index
             row["category"] = ENTITIES.index(type(obj))
             row["position"] = [
                 (border + (cell + 0.5) * unit) / side
@@ -249,20 +234,20 @@ class CrafterEnv(ObjectEnv):
     def _draw(self) -> NDArray[np.uint8]:
         game = self._game
         self._masks: dict[str, NDArray[np.uint16]] = {}
-        self._window = self._renderer.window(game._player.pos, game._world.area)
-        self._codes, self._found = self._renderer.codes(game._world, self._window)
+        self._window = self._renderer.window(game.player.pos, game.world.area)
+        self._codes, self._found = self._renderer.codes(game.world, self._window)
         self._frame = self._renderer.frame(
             self._codes,
-            inventory=game._player.inventory,
-            daylight=game._world.daylight,
-            is_sleeping=game._player.sleeping,
+            inventory=game.player.inventory,
+            daylight=game.world.daylight,
+            is_sleeping=game.player.sleeping,
             noise=game.noise(self._renderer.layout.canvas),
         )
         return self._frame.copy()
 
     def _info(self, reward: float) -> dict[str, Any]:
-        player = self._game._player
-        num_unlocked = len(self._game._unlocked)
+        player = self._game.player
+        num_unlocked = len(self._game.unlocked)
         info = {
             "inventory": player.inventory.copy(),
             "achievements": player.achievements.copy(),
@@ -272,29 +257,29 @@ class CrafterEnv(ObjectEnv):
             "episode_score": _EPISODE_SCORES[num_unlocked],
         }
         if self._semantic_in_info:
-            info["semantic"] = self._game._sem_view()
+            info["semantic"] = self._game.semantic()
         return info
 
     def _segment(self, *, with_regions: bool) -> NDArray[np.uint16]:
-        ground = np.full(self._renderer.layout.grid, BACKGROUND_ID, np.uint16)
-        sprites = np.zeros(self._renderer.layout.grid, np.uint16)
+        grid, window = self._renderer.layout.grid, self._window
+        ground = np.full(grid, BACKGROUND_ID, np.uint16)
+        sprites = np.zeros(grid, np.uint32)
         if with_regions:
-            ground[self._window.view] = self._track_regions().labels[self._window.map]
-        for obj in self._found:
-            x, y = (int(a) - b for a, b in zip(obj.pos, self._window.corner, strict=True))
-            sprites[x, y] = _entity_id(self._game._world, obj)
+            ground[window.view] = self._track_regions().labels[window.map]
+        sprites[window.view] = self._game.world._obj_map[window.map]
+        _check_entity_id(int(sprites.max()))
         return self._renderer.segmentation(
             self._codes,
             ground=ground,
             sprites=sprites,
-            items=self._game._player.inventory if self._inventory_in_masks else None,
+            items=self._game.player.inventory if self._inventory_in_masks else None,
             first_item_id=FIRST_ITEM_ID,
             void=VOID_ID,
         )
 
     def _track_regions(self) -> Regions:
         """The regions of the map now, replaying what changed since they were last asked for."""
-        world = self._game._world
+        world = self._game.world
         if self._regions is None:
             self._regions = Regions(
                 _KINDS[world.initial_materials],
@@ -326,140 +311,15 @@ def _pair(name: str, value: Sequence[int]) -> tuple[int, int]:
     return pair[0], pair[1]
 
 
-def _entity_id(world: World, obj: objects.Object) -> int:
-    index = world._obj_map.item(*obj.pos.tolist())
+def _check_entity_id(index: int) -> None:
     if index >= FIRST_REGION_ID:
         raise OverflowError(
             f"expected at most {FIRST_REGION_ID - 1} objects in an episode, got more: set a "
             "shorter length"
         )
-    return index
 
 
 def _attributes(obj: Any) -> tuple[float, ...]:
     x, y = obj.facing if isinstance(obj, Player | Arrow) else (0, 0)
     is_sleeping = isinstance(obj, Player) and obj.sleeping
     return obj.health, x, y, is_sleeping, isinstance(obj, Plant) and obj.ripe
-
-
-class _Game(crafter.Env):  # type: ignore[misc]
-    """Crafter's rules over an ordered world, without pictures."""
-
-    def __init__(self, area: tuple[int, int], view: tuple[int, int], length: int | None) -> None:
-        super().__init__(area=area, view=view, length=length, seed=0)
-        self._world = World(area, constants.materials, CHUNK)
-        item_rows = self._item_view._grid[1]
-        self._local_view = engine.LocalView(
-            self._world, self._textures, [view[0], view[1] - item_rows]
-        )
-        self._sem_view = engine.SemanticView(self._world, ENTITIES)
-        self._reach = 2 * max(view)
-        # As many numbers as crafter's frame takes at its default size; see CrafterEnv.
-        self._canvas = tuple(
-            int(cells) * (_CANONICAL_SIZE // all_cells)
-            for cells, all_cells in zip(self._local_view._grid, view, strict=True)
-        )
-
-    @property
-    def is_over_time(self) -> bool:
-        return self._length is not None and self._step >= self._length
-
-    def begin(self, cache: WorldCache | None) -> None:
-        """Start the next episode, as crafter's `reset` does."""
-        self._episode += 1
-        self._step = 0
-        self._world_seed = world_seed(self._seed, self._episode)
-        self._player = seed_world(self._world, self._world_seed)
-        self._last_health = self._player.health
-        self._unlocked = set()
-        if cache is None or not cache.load(self._world, self._player, self._world_seed):
-            fill_world(self._world, self._player)
-        self._update_time()
-        self._draw_noise()
-
-    def advance(self, action: int) -> float:
-        """Play a step, as crafter's `step` does, and give its reward."""
-        world, player = self._world, self._player
-        self._step += 1
-        self._update_time()
-        player.action = constants.actions[action]
-        # Crafter goes through the objects there were before the step, the player first; what the
-        # others do changes neither the distances between them and the player nor who is there.
-        limit = len(world._objects)
-        player.update()
-        for obj in world.near(player.pos, self._reach, limit):
-            if obj is not player:
-                obj.update()
-        if self._step % 10 == 0:
-            for chunk, members in world.chunks.items():
-                self._balance_chunk(chunk, members)
-        self._draw_noise()
-        reward = (player.health - self._last_health) / 10
-        self._last_health = player.health
-        unlocked = {name for name, count in player.achievements.items() if count > 0}
-        if len(unlocked) > len(self._unlocked):
-            self._unlocked = unlocked
-            reward += 1.0
-        return float(reward)
-
-    def noise(self, canvas: tuple[int, int]) -> NDArray[np.float64] | None:
-        """The noise of the current frame, (W,H) for a local view of that many pixels."""
-        if self._noise is None or canvas == self._canvas:
-            return self._noise
-        generator = np.random.default_rng((self._world_seed, self._step))
-        return generator.uniform(32, 127, canvas)
-
-    def _draw_noise(self) -> None:
-        self._noise = None
-        if self._world.daylight < 0.5:
-            self._noise = self._world.random.uniform(32, 127, self._canvas)
-
-    def _balance_chunk(self, chunk: tuple[int, int, int, int], objs: Any) -> None:
-        """Crafter's targets, looked at before anything else is computed."""
-        light = self._world.daylight
-        materials = self._world._mat_map[chunk[0] : chunk[1], chunk[2] : chunk[3]]
-        members = [type(obj) for obj in objs]
-        grass = np.count_nonzero(materials == _GRASS)
-        path = np.count_nonzero(materials == _PATH)
-        dark = 3.5 - 3 * light
-        targets = (
-            (Zombie, 0 if grass < 50 else dark, dark),
-            (Skeleton, 0 if path < 6 else 1, 2),
-            (Cow, 0 if grass < 30 else 1, 1.5 + light),
-        )
-        for (kind, least, most), rule in zip(targets, _BALANCE, strict=True):
-            count = members.count(kind)
-            if count < int(least):
-                self._spawn(chunk, kind, *rule[:3])
-            elif count > int(most):
-                self._despawn(objs, kind, *rule[3:])
-
-    def _spawn(
-        self, chunk: tuple[int, int, int, int], kind: type, material: int, distance: int, rate: float
-    ) -> None:
-        world = self._world
-        if world.random.random_sample() >= rate:
-            return
-        xs, ys = (world._mat_map[chunk[0] : chunk[1], chunk[2] : chunk[3]] == material).nonzero()
-        index = world.random.randint(0, len(xs))
-        pos = np.array((chunk[0] + xs[index], chunk[2] + ys[index]))
-        if world[pos][1] is None and self._player.distance(pos) >= distance:
-            creature = Cow(world, pos) if kind is Cow else kind(world, pos, self._player)
-            world.add(creature)
-
-    def _despawn(self, objs: Any, kind: type, distance: int, rate: float) -> None:
-        if self._world.random.random_sample() >= rate:
-            return
-        creatures = [obj for obj in objs if type(obj) is kind]
-        obj = creatures[self._world.random.randint(0, len(creatures))]
-        if self._player.distance(obj.pos) >= distance:
-            self._world.remove(obj)
-
-
-_GRASS, _PATH = (1 + constants.materials.index(name) for name in ("grass", "path"))
-_BALANCE = (
-    (_GRASS, 6, 0.3, 0, 0.4),
-    (_PATH, 7, 0.1, 7, 0.1),
-    (_GRASS, 5, 0.01, 5, 0.1),
-)
-"""Zombies, skeletons, cows: ground, distance and rate of arrival, distance and rate of leaving."""

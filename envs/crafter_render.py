@@ -103,6 +103,7 @@ class Renderer:
         }
         self._blend = _grey_blend(0.4)
         self._vignette = _vignette(*layout.canvas)
+        self._strip_amounts: tuple[int, ...] = ()
 
     def window(self, center: NDArray[np.integer], area: tuple[int, int]) -> Window:
         """Which cells of a map are in view."""
@@ -166,14 +167,24 @@ class Renderer:
             self._vignette,
             self._blend,
         )
-        columns, (width, height), (left, top) = layout.grid[0], layout.unit, layout.border
-        for index, amount in enumerate(inventory.values()):
-            if amount < 1:
-                continue
-            x = left + index % columns * width
-            y = top + (layout.grid[1] + index // columns) * height
-            frame[y : y + height, x : x + width] = self._items[index][min(amount, _MOST_SHOWN)]
+        strip = self._strip(tuple(inventory.values()))
+        x, y = layout.border[0], layout.border[1] + layout.canvas[1]
+        frame[y : y + strip.shape[0], x : x + strip.shape[1]] = strip
         return frame
+
+    def _strip(self, amounts: tuple[int, ...]) -> NDArray[np.uint8]:
+        """The inventory's pixels; the last strip is kept, as inventories rarely change."""
+        if amounts != self._strip_amounts:
+            columns, (width, height) = self.layout.grid[0], self.layout.unit
+            strip = np.zeros((self.layout.item_rows * height, columns * width, 3), np.uint8)
+            for index, amount in enumerate(amounts):
+                if amount >= 1:
+                    x, y = index % columns * width, index // columns * height
+                    strip[y : y + height, x : x + width] = self._items[index][
+                        min(amount, _MOST_SHOWN)
+                    ]
+            self._strip_amounts, self._strip_pixels = amounts, strip
+        return self._strip_pixels
 
     def box(self, sprite: str, x: int, y: int) -> tuple[int, int, int, int] | None:
         """Left, top, right, bottom pixels of a sprite's opaque part in the cell (x, y) of the view.
@@ -192,7 +203,7 @@ class Renderer:
         codes: NDArray[np.int64],
         *,
         ground: NDArray[np.uint16],
-        sprites: NDArray[np.uint16],
+        sprites: NDArray[np.integer],
         items: dict[str, int] | None,
         first_item_id: int,
         void: int,
@@ -217,9 +228,7 @@ class Renderer:
             return ids
         columns, (width, height), (left, top) = layout.grid[0], layout.unit, layout.border
         strip_top = top + layout.grid[1] * height
-        ids[
-            strip_top : strip_top + layout.item_rows * height, left : left + columns * width
-        ] = 0
+        ids[strip_top : strip_top + layout.item_rows * height, left : left + columns * width] = 0
         for index, amount in enumerate(items.values()):
             if amount < 1:
                 continue

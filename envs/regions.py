@@ -95,9 +95,7 @@ class Regions:
 
     def _join(self, x: int, y: int, kind: int) -> int:
         touched = {
-            int(self.labels[cell])
-            for cell in self._neighbours(x, y)
-            if self._kinds[cell] == kind
+            int(self.labels[cell]) for cell in self._neighbours(x, y) if self._kinds[cell] == kind
         }
         if not touched:
             return self._fresh_id()
