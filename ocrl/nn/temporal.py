@@ -1,0 +1,487 @@
+"""Attention over time: bottom-up from tokens with competition, and among slots.
+
+B batch, T query frames, S key frames, K slots, D slot size, H heads, N tokens, F token features,
+E padded token features.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any, Literal, get_args
+
+import torch
+from einops import einsum, rearrange
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ocrl.nn.attention import MultiHeadAttention, competition, competitive_read, compute_dtype
+from ocrl.nn.competition import competition_over_time
+
+TimeBias = Literal["recency", "logits", "none"]
+
+PADDING = 8
+"""Columns behind the features of a token: a one, and zeros that keep rows aligned."""
+
+_INVISIBLE = -3e4
+"""Logit of what may not be seen: finite in every dtype, so that no softmax group is empty."""
+_MAX_RECENCY = 20.0
+"""Largest log-weight of a past frame over the present one; its exponential is far from inf."""
+_NUM_OCTAVES = 8
+
+
+def segments_of(is_first: Tensor) -> Tensor:
+    """Number the episodes of each clip (B,T): equal for two frames of one episode."""
+    return is_first.long().cumsum(1)
+
+
+def frame_distances(num_queries: int, num_keys: int, *, device: torch.device) -> Tensor:
+    """Frames (T,S) from key to query where both end on one frame; negative in the future."""
+    queries = torch.arange(num_keys - num_queries, num_keys, device=device)
+    return queries[:, None] - torch.arange(num_keys, device=device)
+
+
+def visible_frames(segments: Tensor, window: int) -> Tensor:
+    """The frames (B,T,T) that each frame may see: of its episode, past or present, in the window.
+
+    Args:
+        segments: (B,T) episode numbers.
+        window: frames seen, the present one included. Every frame sees itself.
+    """
+    num_frames = segments.shape[1]
+    distance = frame_distances(num_frames, num_frames, device=segments.device)
+    in_band = (distance >= 0) & (distance < window)
+    return in_band & (segments[:, :, None] == segments[:, None, :])
+
+
+def visible_cache(age: Tensor, window: int) -> Tensor:
+    """The cached frames (B,1,window), the present one last, that the present one may see.
+
+    Args:
+        age: (B,) frames since the episode began, 0 on its first.
+        window: frames in the cache.
+    """
+    distance = frame_distances(1, window, device=age.device)
+    return distance <= age[:, None, None]
+
+
+def normalized_tokens(tokens: Tensor) -> Tensor:
+    """Layer-normalise tokens without gain and bias, and append a one and zeros.
+
+    One such tensor serves every block: the gain and bias of a block's own norm go into its
+    queries and its pooled values, like the key and value maps. The column of ones carries the
+    constant of a query and the mass of an attention map through the same matrix products.
+
+    Args:
+        tokens: (...,N,F).
+
+    Returns:
+        (...,N,E) with E = F + `PADDING`, in the autocast dtype where autocast is on.
+    """
+    wide = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
+    with torch.autocast(tokens.device.type, enabled=False):
+        normalized = functional.layer_norm(wide, wide.shape[-1:])
+    return _append_one(normalized.to(compute_dtype(tokens)))
+
+
+class RelativeTimeBias(nn.Module):
+    """One number per head and distance in time: a network on octaves of sines and cosines.
+
+    As in the published code of PSB (Singh et al. 2024, arXiv 2402.17077); its paper cites the
+    table of T5 instead. Differs from the code: longer distances are clipped to `max_distance`,
+    and the attention over time and the bottom-up attention each have a network of their own.
+
+    Args:
+        num_heads: H.
+        max_distance: number of distances that are told apart, 0 included.
+        hidden_dim: width of the network.
+
+    Raises:
+        ValueError: if `max_distance` is not positive.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, num_heads: int, *, max_distance: int, hidden_dim: int = 128) -> None:
+        super().__init__()
+        if max_distance < 1:
+            raise ValueError(f"expected max_distance >= 1, got {max_distance}")
+        self.max_distance = max_distance
+        octaves = 2.0 ** torch.arange(_NUM_OCTAVES)
+        frequencies = octaves * (2 * math.pi / (2 * max_distance - 1))
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.network = nn.Sequential(
+            nn.Linear(2 * _NUM_OCTAVES, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, num_heads)
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw new weights."""
+        for layer in self.network:
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_uniform_(layer.weight)
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, num_distances: int) -> Tensor:
+        """The numbers (num_distances,H) for 0, 1, ... frames back, at least in float32."""
+        distance = torch.arange(num_distances, device=self.frequencies.device)
+        phase = distance.clamp(max=self.max_distance - 1)[:, None] * self.frequencies
+        features = math.sqrt(2) * torch.cat([phase.sin(), phase.cos()], dim=-1)
+        with torch.autocast(distance.device.type, enabled=False):
+            table: Tensor = self.network(features)
+        return table
+
+
+class CompetitiveCrossAttention(nn.Module):
+    """Slots of each frame compete for the tokens of the frames in a window up to it.
+
+    The bottom-up attention of PSB (Singh et al. 2024, arXiv 2402.17077, appendix D.1.2): softmax
+    over the slots and heads of one query frame, separately for each token, then a weighted mean
+    over the tokens of all visible frames.
+
+    Differs from the paper: no map over pairs of frames is kept and invisible pairs are not
+    computed; the norm and the key and value maps are applied to queries and pooled values
+    wherever that is less work (the result is the same). With one head the paper's time bias, the
+    same for all slots, cancels in the softmax over slots (`logits`, kept to be faithful). The
+    default of the configurations is `recency`: the bias weighs frames after the competition,
+    before the mean, as exp(bias), starting from a factor e less per frame back.
+
+    Args:
+        slot_dim: D.
+        token_dim: F.
+        num_heads: H; heads compete with each other, too.
+        window: frames read, the present one included; 1 reads the present frame only.
+        time_bias: `recency`, `logits` or `none`, see above.
+        max_distance: see `RelativeTimeBias`.
+        is_inverted: softmax over slots; otherwise the plain softmax over tokens of the paper's
+            ablation (which keeps the map over pairs of frames, and has no `eps`).
+        eps: added to the mass of a slot in the mean.
+
+    Raises:
+        ValueError: if an argument is out of range, or has no effect (`recency` in a window of 1).
+    """
+
+    def __init__(
+        self,
+        slot_dim: int,
+        *,
+        token_dim: int,
+        num_heads: int,
+        window: int,
+        time_bias: TimeBias,
+        max_distance: int,
+        is_inverted: bool,
+        eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        if slot_dim % num_heads:
+            raise ValueError(f"expected heads that divide {slot_dim}, got {num_heads}")
+        if window < 1:
+            raise ValueError(f"expected a bottom-up window >= 1, got {window}")
+        if time_bias not in get_args(TimeBias):
+            raise ValueError(f"expected time_bias in {get_args(TimeBias)}, got {time_bias!r}")
+        if time_bias == "recency" and window == 1:
+            raise ValueError("expected time_bias 'none' with a bottom-up window of 1 frame, "
+                             "where recency has no effect, got 'recency'")
+        self.num_heads = num_heads
+        self.window = window
+        self.is_inverted = is_inverted
+        self.eps = eps
+        self.norm_inputs = nn.LayerNorm(token_dim)
+        self.to_q = nn.Linear(slot_dim, slot_dim, bias=False)
+        self.to_k = nn.Linear(token_dim, slot_dim, bias=False)
+        self.to_v = nn.Linear(token_dim, slot_dim, bias=False)
+        self.to_out = nn.Linear(slot_dim, slot_dim, bias=False)
+        self.time_bias = (
+            None if time_bias == "none" else RelativeTimeBias(num_heads, max_distance=max_distance)
+        )
+        self.slope = nn.Parameter(-torch.ones(num_heads)) if time_bias == "recency" else None
+
+    def reset_parameters(self, gain: float) -> None:
+        """Draw new weights, those of the residual branch's output scaled by `gain`."""
+        for layer in (self.to_q, self.to_k, self.to_v):
+            nn.init.xavier_uniform_(layer.weight)
+        nn.init.xavier_uniform_(self.to_out.weight, gain=gain)
+
+    def forward(self, slots: Tensor, tokens: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
+        """Read tokens with normalised slots.
+
+        Args:
+            slots: (B,T,K,D).
+            tokens: (B,S,N,E) from `normalized_tokens`; their last frame is the slots' last.
+            visible: (B,T,S) bool; pairs of frames beyond `window` are not read anyway.
+
+        Returns:
+            Updates (B,T,K,D), and the competition's map (B,T,K,N) over the tokens of the present
+            frame, summed over heads: it sums to 1 over K. (With `is_inverted` off it is what the
+            competition would have been.)
+        """
+        query = rearrange(self.to_q(slots), "b t k (h d) -> b t h k d", h=self.num_heads)
+        query = query * query.shape[-1] ** -0.5
+        bias, recency = self._time_terms(slots.shape[1], tokens.shape[1])
+        token_query = self._token_query(query, tokens.dtype)
+        present_query = token_query
+        if bias is not None:
+            # One number per head: it can ride on the column of ones.
+            ones = bias[-1, -1, :, None, None].to(tokens.dtype)
+            ones = functional.pad(ones, (tokens.shape[-1] - PADDING, PADDING - 1))
+            present_query = token_query + ones
+        present = tokens[:, tokens.shape[1] - slots.shape[1] :]
+        if self.is_inverted and self.window == 1:
+            read, attn = self._read_present(present_query, present)
+            return self.to_out(read), attn
+        attn = self._present_map(present_query, present)
+        if not self.is_inverted:
+            log_weights = bias if recency is None else recency
+            read = self._read_plain(query, tokens, log_weights, visible)
+        elif self._is_absorbed(slots, tokens):
+            read = self._read_absorbed(token_query, tokens, bias, recency, visible)
+        else:
+            read = self._read_projected(query, tokens, bias, recency, visible)
+        return self.to_out(read), attn
+
+    def _time_terms(self, num_queries: int, num_keys: int) -> tuple[Tensor | None, Tensor | None]:
+        """Logit bias and log-weight after the competition, (T,S,H) or none."""
+        if self.time_bias is None:
+            return None, None
+        table = self.time_bias(num_keys)
+        distance = frame_distances(num_queries, num_keys, device=table.device).clamp(min=0)
+        if self.slope is None:
+            return table[distance], None
+        steps = torch.arange(num_keys, device=table.device)[:, None]
+        table = (table - table[0] + steps * self.slope).clamp(max=_MAX_RECENCY)
+        return None, table[distance]
+
+    def _token_query(self, query: Tensor, dtype: torch.dtype) -> Tensor:
+        """Take the key map and the norm's gain and bias into the query: (B,T,H,K,E)."""
+        weight = rearrange(self.to_k.weight, "(h d) f -> h d f", h=self.num_heads)
+        mapped = einsum(query, weight, "b t h k d, h d f -> b t h k f")
+        constant = einsum(mapped, self.norm_inputs.bias, "b t h k f, f -> b t h k")
+        scaled = mapped * self.norm_inputs.weight
+        query = torch.cat([scaled, constant[..., None].to(scaled.dtype)], dim=-1)
+        return functional.pad(query, (0, PADDING - 1)).to(dtype)
+
+    def _project_read(self, mean: Tensor, share: Tensor) -> Tensor:
+        """Apply the norm's gain and bias and the value map to means (B,T,H,K,F) of tokens."""
+        inputs = mean * self.norm_inputs.weight + share * self.norm_inputs.bias
+        weight = rearrange(self.to_v.weight, "(h d) f -> h d f", h=self.num_heads)
+        values = einsum(inputs, weight, "b t h k f, h d f -> b t k h d")
+        return values.flatten(-2)
+
+    def _read_present(self, query: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        rows = rearrange(query, "b t h k e -> (b t) (h k) e")
+        mean, attn = competitive_read(
+            rows, tokens.flatten(0, 1), eps_placement="sum", eps=self.eps
+        )
+        mean, attn = mean.view(query.shape), attn.view(*query.shape[:-1], -1)
+        size = query.shape[-1] - PADDING
+        return self._project_read(mean[..., :size], mean[..., size : size + 1]), attn.sum(2)
+
+    def _present_map(self, query: Tensor, tokens: Tensor) -> Tensor:
+        with torch.autocast(query.device.type, enabled=False):
+            attn = competition(query.flatten(2, 3) @ tokens.mT)
+        return attn.unflatten(2, (self.num_heads, -1)).sum(2)
+
+    def _is_absorbed(self, slots: Tensor, tokens: Tensor) -> bool:
+        """Whether wide queries cost less than keys and values: always with one head."""
+        num_frames, num_slots, slot_dim = slots.shape[1:]
+        token_dim = tokens.shape[-1] - PADDING
+        pairs = 1 if num_frames == 1 else min(self.window, (num_frames + 1) / 2)
+        absorbed = self.num_heads * num_slots * token_dim * pairs
+        return absorbed <= (num_slots * pairs + token_dim) * slot_dim or self.num_heads == 1
+
+    def _read_absorbed(
+        self,
+        query: Tensor,
+        tokens: Tensor,
+        bias: Tensor | None,
+        recency: Tensor | None,
+        visible: Tensor,
+    ) -> Tensor:
+        pooled = competition_over_time(
+            rearrange(query, "b t h k e -> b t 1 (h k) e"),
+            tokens[:, :, None],
+            visible=visible,
+            window=self.window,
+            bias=bias,
+            recency=recency,
+        ).view(query.shape)
+        size = query.shape[-1] - PADDING
+        mass = pooled[..., size : size + 1]
+        scale = 1 / (mass + self.eps)
+        return self._project_read(pooled[..., :size] * scale, mass * scale)
+
+    def _keys_and_values(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (B,S,H,N,d)."""
+        inputs = tokens[..., :-PADDING] * self.norm_inputs.weight + self.norm_inputs.bias
+        keys, values = (
+            rearrange(layer(inputs), "b s n (h d) -> b s h n d", h=self.num_heads)
+            for layer in (self.to_k, self.to_v)
+        )
+        return keys, values
+
+    def _read_projected(
+        self,
+        query: Tensor,
+        tokens: Tensor,
+        bias: Tensor | None,
+        recency: Tensor | None,
+        visible: Tensor,
+    ) -> Tensor:
+        keys, values = self._keys_and_values(tokens)
+        pooled = competition_over_time(
+            query.to(keys.dtype),
+            keys.contiguous(),
+            _append_one(values),
+            visible=visible,
+            window=self.window,
+            bias=bias,
+            recency=recency,
+        )
+        size = query.shape[-1]
+        mean = pooled[..., :size] / (pooled[..., size : size + 1] + self.eps)
+        return rearrange(mean, "b t h k d -> b t k (h d)")
+
+    def _read_plain(
+        self, query: Tensor, tokens: Tensor, log_weights: Tensor | None, visible: Tensor
+    ) -> Tensor:
+        keys, values = self._keys_and_values(tokens)
+        logits = einsum(query, keys, "b t h k d, b s h n d -> b h t k s n")
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if log_weights is not None:
+            logits = logits + rearrange(log_weights, "t s h -> h t 1 s 1")
+        logits = logits.masked_fill(~visible[:, None, :, None, :, None], _INVISIBLE)
+        attn = logits.flatten(-2).softmax(-1).view(logits.shape).to(values.dtype)
+        return einsum(attn, values, "b h t k s n, b s h n d -> b t k h d").flatten(-2)
+
+
+def _append_one(features: Tensor) -> Tensor:
+    padded = functional.pad(features, (0, PADDING))
+    padded[..., features.shape[-1]] = 1
+    return padded
+
+
+class TimeMixer(nn.Module, ABC):
+    """What carries slots over time inside a block, in parallel or step by step.
+
+    A scan of `step` gives what `forward` gives. A mixer handed to an encoder is a pattern: the
+    encoder copies it into each block and draws new weights for each copy.
+
+    Attributes:
+        mixes_slots: whether slots of different index meet here, so that a block needs no
+            interaction of its own between the slots of a frame.
+    """
+
+    mixes_slots: bool
+
+    @abstractmethod
+    def reset_parameters(self, gain: float) -> None:
+        """Draw new weights, those of the residual branch's output scaled by `gain`."""
+
+    @abstractmethod
+    def initial_state(self, batch_size: int, *, num_slots: int) -> Any:
+        """The state before any frame: a pytree of tensors with leading B."""
+
+    @abstractmethod
+    def forward(self, slots: Tensor, segments: Tensor) -> Tensor:
+        """Mix normalised slots (B,T,K,D) within the episodes (B,T); returns updates."""
+
+    @abstractmethod
+    def step(self, slots: Tensor, state: Any, age: Tensor) -> tuple[Tensor, Any]:
+        """Mix the slots (B,K,D) of one frame into the state.
+
+        Args:
+            slots: (B,K,D), normalised.
+            state: from `initial_state` or the step before.
+            age: (B,) frames since the episode began; 0 starts afresh.
+
+        Returns:
+            Updates (B,K,D), and the next state.
+        """
+
+
+class TimeAttention(TimeMixer):
+    """Causal self-attention of each slot over its own past, or of all slots over all pasts.
+
+    Singh et al. 2024 (arXiv 2402.17077, appendix D.1.3): learned bias per head and distance, no
+    biases in the projections. Differs from the paper: a frame sees `window` frames, not all.
+
+    Args:
+        dim: D.
+        num_heads: H.
+        window: frames seen, the present one included.
+        max_distance: see `RelativeTimeBias`.
+        across_slots: the paper's joint slot interaction: attend to all slots of all frames seen,
+            at K times the memory, in place of attention over time and then over slots.
+
+    Raises:
+        ValueError: if `window` is not positive.
+    """
+
+    def __init__(
+        self, dim: int, *, num_heads: int, window: int, max_distance: int, across_slots: bool
+    ) -> None:
+        super().__init__()
+        if window < 1:
+            raise ValueError(f"expected a time window >= 1, got {window}")
+        self.mixes_slots = across_slots
+        self.window = window
+        self.attention = MultiHeadAttention(dim, num_heads=num_heads, bias=False)
+        self.time_bias = RelativeTimeBias(num_heads, max_distance=max_distance)
+        self.reset_parameters(1.0)
+
+    def reset_parameters(self, gain: float) -> None:
+        """Draw new weights, see `TimeMixer`."""
+        reset_attention(self.attention, gain)
+        self.time_bias.reset_parameters()
+
+    def initial_state(self, batch_size: int, *, num_slots: int) -> Any:
+        """Keys and values (B,window-1,K,2D) of the frames seen last, the latest last."""
+        weight = self.attention.to_k.weight
+        return weight.new_zeros(batch_size, self.window - 1, num_slots, 2 * weight.shape[0])
+
+    def forward(self, slots: Tensor, segments: Tensor) -> Tensor:
+        """Mix in parallel, see `TimeMixer`."""
+        visible = visible_frames(segments, self.window)
+        return self._attend(slots, self._keys_and_values(slots), visible)
+
+    def step(self, slots: Tensor, state: Any, age: Tensor) -> tuple[Tensor, Any]:
+        """Mix one frame, see `TimeMixer`."""
+        slots = slots[:, None]
+        present = self._keys_and_values(slots)
+        cache = torch.cat([state.to(present.dtype), present], dim=1)
+        update = self._attend(slots, cache, visible_cache(age, self.window))
+        return update[:, 0], cache[:, 1:]
+
+    def _keys_and_values(self, slots: Tensor) -> Tensor:
+        return torch.cat([self.attention.to_k(slots), self.attention.to_v(slots)], dim=-1)
+
+    def _attend(self, slots: Tensor, cache: Tensor, visible: Tensor) -> Tensor:
+        num_queries, num_keys, num_slots = slots.shape[1], cache.shape[1], slots.shape[2]
+        distance = frame_distances(num_queries, num_keys, device=slots.device).clamp(min=0)
+        bias = rearrange(self.time_bias(num_keys)[distance], "t s h -> h t s")
+        mask = torch.where(visible[:, None], bias, _INVISIBLE)
+        if self.mixes_slots:
+            mask = mask.repeat_interleave(num_slots, 2).repeat_interleave(num_slots, 3)
+            lines = "b t k (h d) -> b h (t k) d"
+        else:
+            mask = mask.repeat_interleave(num_slots, 0)
+            lines = "b t k (h d) -> (b k) h t d"
+        query = self.attention.to_q(slots)
+        heads = self.attention.num_heads
+        mixed = functional.scaled_dot_product_attention(
+            *(rearrange(part, lines, h=heads) for part in (query, *cache.chunk(2, dim=-1))),
+            attn_mask=mask.to(query.dtype),
+        )
+        left, right = lines.split(" -> ")
+        update: Tensor = self.attention.to_out(
+            rearrange(mixed, f"{right} -> {left}", k=num_slots, t=num_queries)
+        )
+        return update
+
+
+def reset_attention(attention: MultiHeadAttention, gain: float) -> None:
+    """Draw new weights as PSB does: Xavier-uniform, the output map scaled by `gain`."""
+    for layer in (attention.to_q, attention.to_k, attention.to_v):
+        nn.init.xavier_uniform_(layer.weight)
+    nn.init.xavier_uniform_(attention.to_out.weight, gain=gain)
