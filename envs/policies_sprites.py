@@ -15,7 +15,8 @@ from ocrl.envs.sprites_physics import MOVES
 
 _RANDOM_SHARE = 0.1
 _NUM_CELLS = 64
-_NEAR = 0.6
+# In steps: no place is further than half a diagonal, 0.71, from those that whole steps lead to.
+_NEAR = 0.75
 
 
 class SpritesWorld(Protocol):
@@ -34,7 +35,7 @@ class SpritesBot:
     """Plans over the places that steps in four directions lead to, on every frame anew.
 
     One action in ten is random. In `free` it walks to places drawn at random, pushing what is in
-    its way.
+    its way, and to others when it is stuck.
     """
 
     def __init__(self) -> None:
@@ -43,6 +44,7 @@ class SpritesBot:
     def reset(self) -> None:
         """Forget where it was going."""
         self._waypoint: NDArray[np.float64] | None = None
+        self._was_at = np.full(2, np.inf)
 
     def __call__(self, env: SpritesWorld, rng: np.random.Generator) -> NDArray[np.float64]:
         """The direction (2,) to move in: one of (1,0), (-1,0), (0,1) and (0,-1)."""
@@ -56,7 +58,9 @@ class SpritesBot:
     def _wander(self, env: SpritesWorld, rng: np.random.Generator) -> NDArray[np.float64]:
         agent = env.positions[0]
         is_there = self._waypoint is not None and np.abs(agent - self._waypoint).max() < 0.05
-        if self._waypoint is None or is_there or rng.random() < _RANDOM_SHARE / 2:
+        is_stuck = bool(np.abs(agent - self._was_at).max() < env.step_size / 4)
+        self._was_at = agent.copy()
+        if self._waypoint is None or is_there or is_stuck:
             self._waypoint = rng.uniform(env.radii[0], 1.0 - env.radii[0], 2)
         # In proportion to what is left, so that the path runs straight and not along an L.
         away = self._waypoint - agent
@@ -91,7 +95,7 @@ def _push(env: SpritesWorld) -> NDArray[np.float64]:
     across = abs(offset[0] * direction[1] - offset[1] * direction[0])
     if offset @ direction > 0.5 * reach and across <= _NEAR * env.step_size:
         return direction
-    stance = env.positions[target] - direction * (reach + 0.5 * env.step_size)
+    stance = env.positions[target] - direction * (reach + _NEAR * env.step_size)
     return first_step(env.positions, env.radii, 0, stance, _NEAR * env.step_size, 0, env.step_size)
 
 
@@ -170,9 +174,9 @@ def first_step(
             next_x, next_y = x + step_x * step_size, y + step_y * step_size
             if not _has_room(next_x, next_y, radii[mover], mover, ignored, positions, radii):
                 continue
-            if mover != 0 and not _has_room(
-                x - step_x * reach, y - step_y * reach, radii[0], mover, 0, positions, radii
-            ):
+            behind_x, behind_y = x - step_x * reach, y - step_y * reach
+            radius = radii[0] + _NEAR * step_size
+            if mover != 0 and not _has_room(behind_x, behind_y, radius, mover, 0, positions, radii):
                 continue
             came_by[next_column, next_row] = move
             queue[tail, 0], queue[tail, 1] = next_column, next_row

@@ -96,7 +96,7 @@ class SpritesEnv(ObjectEnv):
             split: `train` (no held-out pair), `held_out` (at least one in every scene) or `all`.
             agent: shape and colour of the agent; no object has both.
             agent_size: size of the agent.
-            target: shape and colour of what `object_goal`, `object_interaction` and `reach` ask for.
+            target: shape and colour of the object that tasks with a fixed target ask for.
             goal: x and y of the place to push to.
             goal_radius: how near to it the centre of the pushed object has to come.
             action_kind: `discrete` (up, down, left, right) or `continuous` (x and y in [-1,1]).
@@ -144,6 +144,12 @@ class SpritesEnv(ObjectEnv):
             split=split,
         )
         self._sampler.check(bounds[0])
+        least_reach = (agent_size + float(self._object_sizes.min())) / 2
+        if not 0.0 < step_size <= least_reach:
+            raise ValueError(
+                f"step_size: expected a number in (0,{least_reach:g}], with which the agent cannot "
+                f"jump over the smallest object, got {step_size}"
+            )
         self._speed = speed
         self._is_solid = not occlusion
         self._is_agent_solid = not occlusion or task != "free"
@@ -200,7 +206,7 @@ class SpritesEnv(ObjectEnv):
                 radius = self.radii[row]
                 is_pushed = self.task == "object_interaction" and row == self.target
                 # Behind what is to be pushed there has to be room for the agent, on every side.
-                margin = radius + 2.0 * self.radii[0] * is_pushed
+                margin = radius + (2.0 * self.radii[0] + self.step_size) * is_pushed
                 places = rng.uniform(margin, 1.0 - margin, (_POSITION_TRIES, 2))
                 away = np.linalg.norm(places[:, None] - positions[None, :row], axis=-1)
                 least = self.radii[:row] + radius + self._gap

@@ -70,7 +70,8 @@ def move_agent(
     """Move the agent in a straight line, pushing what can be pushed, up to the first contact.
 
     A pushed sprite slides in the direction of the move, never sideways; it stops at the walls and
-    does not move at all where it would run into another.
+    does not move at all where it would run into another. There is a contact only if the whole move
+    would end in another sprite: one that is grazed on the way is passed.
 
     Args:
         positions: (M,2), changed in place.
@@ -95,6 +96,7 @@ def move_agent(
             is_ahead = gap_x * unit_x + gap_y * unit_y > 0.0
             if pushable[index] and is_ahead:
                 _push(index, target_x, target_y, unit_x, unit_y, positions, radii)
+    if is_solid and not _is_free(target_x, target_y, 0, positions, radii):
         for index in range(1, len(radii)):
             reach = radii[0] + radii[index] - _SLACK
             gap_x, gap_y = positions[index, 0] - x, positions[index, 1] - y
