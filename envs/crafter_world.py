@@ -10,8 +10,10 @@ from __future__ import annotations
 import collections
 import os
 import pathlib
+import struct
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -27,6 +29,17 @@ _MATERIALS = (None, *constants.materials)
 _ID = {name: index for index, name in enumerate(_MATERIALS)}
 _WALKABLE = frozenset(_ID[name] for name in constants.walkable)
 _FORMAT = 1
+_DAMAGE = (
+    OSError,
+    EOFError,
+    LookupError,
+    RuntimeError,
+    ValueError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What numpy and zipfile raise over altered bytes."""
 
 
 class OrderedSet:
@@ -258,16 +271,16 @@ class WorldCache:
         """
         file = self.file(seed, world.area)
         try:
-            with np.load(file, allow_pickle=False) as content:
-                materials, found, header = (
-                    content[key] for key in ("materials", "creatures", "header")
-                )
+            # Opened here because np.load leaves a damaged file open.
+            with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as content:
+                arrays = [content[key] for key in ("materials", "creatures", "header")]
         except FileNotFoundError:
             return False
-        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        except _DAMAGE as error:
             raise ValueError(
                 f"expected a pre-generated world, got a damaged file {file}: delete it ({error})"
             ) from error
+        materials, found, header = arrays
         if header.tolist()[0] != _FORMAT or materials.shape != tuple(world.area):
             raise ValueError(
                 f"expected a world of format {_FORMAT} and size {tuple(world.area)}, got format "
