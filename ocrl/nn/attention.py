@@ -18,6 +18,9 @@ EpsPlacement = Literal["attn", "sum"]
 EPS: dict[str, float] = {"attn": 1e-8, "sum": 1e-5}
 """The constants of the papers: added to every weight, or to each slot's sum of weights."""
 
+NORM_EPS = 1e-5
+"""Under the root of the norm of the tokens, torch's default."""
+
 
 def compute_dtype(inputs: Tensor) -> torch.dtype:
     """The dtype that matrix products have here: autocast's where it is on, else the input's."""
@@ -33,52 +36,137 @@ def competition(logits: Tensor) -> Tensor:
     return logits.softmax(dim=-2, dtype=wide)
 
 
-def _gather(attn: Tensor, tokens: Tensor, eps: float, placement: str) -> tuple[Tensor, Tensor]:
-    """Weighted mean of tokens: (B,K,F) and its denominator (B,K,1), in the dtype of `attn`."""
+class _Standardize(torch.autograd.Function):
+    """LayerNorm without weights that keeps its output, which attention keeps too, not its input."""
+
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, dtype: torch.dtype) -> Tensor:
+        wide = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
+        normal, _, scale = torch.native_layer_norm(wide, wide.shape[-1:], None, None, NORM_EPS)
+        normal = normal.to(dtype)
+        ctx.save_for_backward(normal, scale)
+        ctx.dtype = tokens.dtype
+        return normal
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        normal, scale = ctx.saved_tensors
+        # The kernel's own backward, told that its input had mean 0 and deviation 1.
+        grad, _, _ = torch.ops.aten.native_layer_norm_backward(
+            grad.to(scale.dtype),
+            normal.to(scale.dtype),
+            normal.shape[-1:],
+            torch.zeros_like(scale),
+            torch.ones_like(scale),
+            None,
+            None,
+            (True, False, False),
+        )
+        return grad.mul_(scale).to(ctx.dtype), None
+
+
+def standardize(tokens: Tensor) -> Tensor:
+    """Zero mean and unit deviation over the last axis: LayerNorm without weight and bias.
+
+    Computed in float32; the result is in the autocast dtype where autocast is on.
+    """
+    dtype = compute_dtype(tokens)
+    with torch.autocast(tokens.device.type, enabled=False):
+        if torch.compiler.is_compiling():
+            wide = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
+            return functional.layer_norm(wide, wide.shape[-1:], eps=NORM_EPS).to(dtype)
+        return _Standardize.apply(tokens, dtype)
+
+
+def _compete(queries: Tensor, tokens: Tensor, bias: Tensor | None) -> Tensor:
+    logits = queries @ tokens.mT
+    if bias is not None:
+        logits = logits + bias
+    return competition(logits)
+
+
+def _gather(
+    attn: Tensor, tokens: Tensor, eps: float, placement: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean of tokens (B,K,F), sum of its weights (B,K,1) and its denominator, as `attn`'s dtype."""
     weights = (attn + eps if placement == "attn" else attn).to(tokens.dtype)
     total = weights.sum(dim=-1, keepdim=True, dtype=attn.dtype)
-    if placement == "sum":
-        total = total + eps
-    return (weights @ tokens).to(attn.dtype) / total, total
+    below = total + eps if placement == "sum" else total
+    return (weights @ tokens).to(attn.dtype) / below, total / below, below
 
 
 class _CompetitiveRead(torch.autograd.Function):
-    """`competitive_read` that keeps no (B,K,N) map: the backward makes it again."""
+    """`_read` that keeps no (B,K,N) map: the backward makes it again."""
 
     @staticmethod
     def forward(
-        ctx: Any, queries: Tensor, tokens: Tensor, eps: float, placement: str
-    ) -> tuple[Tensor, Tensor]:
-        attn = competition(queries @ tokens.mT)
-        read, total = _gather(attn, tokens, eps, placement)
-        ctx.save_for_backward(queries, tokens, read, total)
+        ctx: Any, queries: Tensor, tokens: Tensor, bias: Tensor | None, eps: float, placement: str
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        attn = _compete(queries, tokens, bias)
+        read, share, below = _gather(attn, tokens, eps, placement)
+        ctx.save_for_backward(queries, tokens, bias, read, share, below)
         ctx.eps = eps if placement == "attn" else 0.0
         ctx.set_materialize_grads(False)
-        return read, attn
+        return read, share, attn
 
     @staticmethod
     @once_differentiable
     def backward(
-        ctx: Any, grad_read: Tensor | None, grad_attn: Tensor | None
-    ) -> tuple[Tensor, Tensor, None, None]:
-        queries, tokens, read, total = ctx.saved_tensors
+        ctx: Any, grad_read: Tensor | None, grad_share: Tensor | None, grad_attn: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        queries, tokens, bias, read, share, below = ctx.saved_tensors
         num_slots = queries.shape[1]
         if grad_read is None:
             grad_read = torch.zeros_like(read)
-        grad_sum = (grad_read / total).to(tokens.dtype)
+        grad_sum = (grad_read / below).to(tokens.dtype)
         # One product over the tokens gives the logits and the gradient of the weights at once,
         # and one more the two terms of the gradient of the tokens.
         both = torch.cat([queries, grad_sum], dim=1)
         logits, grad_weights = (both @ tokens.mT).split(num_slots, dim=1)
-        attn = competition(logits)
-        grad_weights = grad_weights - (grad_read * read / total).sum(-1, keepdim=True)
+        attn = competition(logits if bias is None else logits + bias)
+        level = (grad_read * read).sum(-1, keepdim=True)
+        if grad_share is not None:
+            level = level - grad_share * (1 - share)
+        grad_weights = grad_weights - level / below
         if grad_attn is not None:
             grad_weights = grad_weights + grad_attn
         grad_logits = attn * grad_weights
-        grad_logits = (grad_logits - attn * grad_logits.sum(1, keepdim=True)).to(tokens.dtype)
-        weights = (attn + ctx.eps).to(tokens.dtype)
-        grad_tokens = torch.cat([grad_logits, weights], dim=1).mT @ both
-        return grad_logits @ tokens, grad_tokens, None, None
+        grad_logits = grad_logits - attn * grad_logits.sum(1, keepdim=True)
+        grad_bias = None if bias is None else grad_logits.sum(-1, keepdim=True)
+        grad_logits = grad_logits.to(tokens.dtype)
+        grad_tokens = None
+        if ctx.needs_input_grad[1]:
+            weights = (attn + ctx.eps).to(tokens.dtype)
+            grad_tokens = torch.cat([grad_logits, weights], dim=1).mT @ both
+        return grad_logits @ tokens, grad_tokens, grad_bias, None, None
+
+
+def _read(
+    queries: Tensor, tokens: Tensor, bias: Tensor | None, eps_placement: str, eps: float | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`competitive_read`, and the sum of each slot's weights after renormalisation (B,K,1)."""
+    check_eps_placement(eps_placement)
+    if eps is None:
+        eps = EPS[eps_placement]
+    dtype = compute_dtype(tokens)
+    queries, tokens = queries.to(dtype), tokens.to(dtype)
+    with torch.autocast(tokens.device.type, enabled=False):
+        if not torch.compiler.is_compiling():
+            return _CompetitiveRead.apply(queries, tokens, bias, eps, eps_placement)
+        attn = _compete(queries, tokens, bias)
+        read, share, _ = _gather(attn, tokens, eps, eps_placement)
+        return read, share, attn
+
+
+def check_eps_placement(eps_placement: str) -> None:
+    """Refuse an unknown place for eps.
+
+    Raises:
+        ValueError: if `eps_placement` is not in `EPS`.
+    """
+    if eps_placement not in EPS:
+        raise ValueError(f"eps_placement must be one of {sorted(EPS)}, got {eps_placement!r}")
 
 
 def competitive_read(
@@ -111,25 +199,17 @@ def competitive_read(
     Raises:
         ValueError: if `eps_placement` is unknown.
     """
-    if eps_placement not in EPS:
-        raise ValueError(f"eps_placement must be one of {sorted(EPS)}, got {eps_placement!r}")
-    if eps is None:
-        eps = EPS[eps_placement]
-    dtype = compute_dtype(tokens)
-    queries, tokens = queries.to(dtype), tokens.to(dtype)
-    with torch.autocast(tokens.device.type, enabled=False):
-        if torch.compiler.is_compiling():
-            attn = competition(queries @ tokens.mT)
-            return _gather(attn, tokens, eps, eps_placement)[0], attn
-        return _CompetitiveRead.apply(queries, tokens, eps, eps_placement)
+    read, _, attn = _read(queries, tokens, None, eps_placement, eps)
+    return read, attn
 
 
 class CompetitiveAttention(nn.Module):
-    """Query, key and value maps of slot attention around `competitive_read`.
+    """The norm and the query, key and value maps of slot attention around `competitive_read`.
 
     Differs from Locatello et al. (2020, arXiv 2006.15055) in the order of the products only: the
-    key map is applied to the queries and the value map to what was read, so the (B,N,D) keys and
-    values are never made. The result is the same. The maps have no bias, as in the paper.
+    key map and the norm's weight and bias are applied to the queries and to what was read, not to
+    the tokens, so the (B,N,D) keys and values are never made. The result is the same. The maps
+    have no bias, as in the paper.
 
     Args:
         token_dim: F.
@@ -147,10 +227,10 @@ class CompetitiveAttention(nn.Module):
         eps: float | None = None,
     ) -> None:
         super().__init__()
-        if eps_placement not in EPS:
-            raise ValueError(f"eps_placement must be one of {sorted(EPS)}, got {eps_placement!r}")
+        check_eps_placement(eps_placement)
         self.eps_placement = eps_placement
         self.eps = eps
+        self.norm_inputs = nn.LayerNorm(token_dim, eps=NORM_EPS)
         self.to_q = nn.Linear(slot_dim, slot_dim, bias=False)
         self.to_k = nn.Linear(token_dim, slot_dim, bias=False)
         self.to_v = nn.Linear(token_dim, slot_dim, bias=False)
@@ -158,17 +238,17 @@ class CompetitiveAttention(nn.Module):
             nn.init.xavier_uniform_(layer.weight)
 
     def forward(self, slots: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Read normalised tokens (B,N,F) with normalised slots (B,K,D).
+        """Read tokens (B,N,F), standardized already, with normalised slots (B,K,D).
 
         Returns:
             Updates (B,K,D), and the softmax over slots (B,K,N).
         """
         queries = self.to_q(slots) * slots.shape[-1] ** -0.5
-        queries = functional.linear(queries, self.to_k.weight.mT)
-        read, attn = competitive_read(
-            queries, tokens, eps_placement=self.eps_placement, eps=self.eps
-        )
-        return self.to_v(read), attn
+        queries = functional.linear(queries, self.to_k.weight.mT).to(slots.dtype)
+        weight, bias = self.norm_inputs.weight, self.norm_inputs.bias
+        level = (queries * bias).sum(-1, keepdim=True)
+        read, share, attn = _read(queries * weight, tokens, level, self.eps_placement, self.eps)
+        return self.to_v(read * weight + share * bias), attn
 
 
 class MultiHeadAttention(nn.Module):

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ocrl.nn.attention import CompetitiveAttention, EpsPlacement
+from ocrl.nn.attention import CompetitiveAttention, EpsPlacement, standardize
 from ocrl.nn.mlp import MLP
 
 Gradient = Literal["bilevel", "full", "truncated"]
@@ -51,7 +51,6 @@ class Corrector(nn.Module):
         if gradient not in ("bilevel", "full", "truncated"):
             raise ValueError(f"gradient must be 'bilevel', 'full' or 'truncated', got {gradient!r}")
         self.gradient = gradient
-        self.norm_inputs = nn.LayerNorm(token_dim)
         self.norm_slots = nn.LayerNorm(slot_dim)
         self.attention = CompetitiveAttention(
             token_dim, slot_dim=slot_dim, eps_placement=eps_placement
@@ -76,7 +75,7 @@ class Corrector(nn.Module):
         if num_iterations < 1:
             raise ValueError(f"num_iterations must be at least 1, got {num_iterations}")
         queries = queries.to(torch.promote_types(queries.dtype, torch.float32))
-        tokens = self.norm_inputs(tokens)
+        tokens = standardize(tokens)
         slots = queries
         if num_iterations > 1:
             with nullcontext() if self.gradient == "full" else torch.no_grad():
