@@ -127,8 +127,9 @@ def worker_context() -> BaseContext:
 
     Where there is a fork server it has imported the environments before it forks.
     """
-    methods = multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["ocrl.envs"])
     return context
 
