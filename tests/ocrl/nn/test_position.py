@@ -1,0 +1,62 @@
+import math
+
+import pytest
+import torch
+
+from ocrl.nn.position import LearnedPosition, LinearPosition, grid_coordinates, sinusoidal
+
+
+def test_coordinates_by_hand() -> None:
+    assert grid_coordinates((2, 3), coordinates="two").tolist() == [
+        [-1, -1],
+        [-1, 0],
+        [-1, 1],
+        [1, -1],
+        [1, 0],
+        [1, 1],
+    ]
+    four = grid_coordinates((2, 3), coordinates="four")
+    assert four[1].tolist() == [0, 0.5, 1, 0.5]
+    assert four[5].tolist() == [1, 1, 0, 0]
+
+
+def test_unknown_coordinates() -> None:
+    with pytest.raises(ValueError, match="got 'six'"):
+        grid_coordinates((2, 2), coordinates="six")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("coordinates", ["two", "four"])
+def test_linear_position_is_affine_in_the_place(coordinates: str) -> None:
+    position = LinearPosition((3, 5), dim=4, coordinates=coordinates)  # type: ignore[arg-type]
+    table = position.embedding().unflatten(0, (3, 5))
+    torch.testing.assert_close(table[0] + table[2], 2 * table[1])
+    torch.testing.assert_close(table[:, 1] - table[:, 0], table[:, 4] - table[:, 3])
+    tokens = torch.randn(2, 15, 4)
+    torch.testing.assert_close(position(tokens), tokens + position.embedding())
+    assert "coordinates" not in position.state_dict()
+
+
+def test_learned_position() -> None:
+    position = LearnedPosition((3, 2), dim=4, init_std=0.5)
+    tokens = torch.randn(2, 6, 4)
+    torch.testing.assert_close(position(tokens), tokens + position.table)
+    assert position.embedding() is position.table
+    assert LearnedPosition((30, 30), dim=30).table.std().item() == pytest.approx(0.02, rel=0.05)
+
+
+def test_sinusoidal_by_hand() -> None:
+    values = sinusoidal(torch.tensor([[0, 3]]), dim=4)
+    assert values.shape == (1, 2, 4)
+    assert values[0, 0].tolist() == [0, 0, 1, 1]
+    expected = [math.sin(3), math.sin(0.03), math.cos(3), math.cos(0.03)]
+    torch.testing.assert_close(values[0, 1], torch.tensor(expected))
+
+
+def test_sinusoidal_distance_depends_on_the_difference_only() -> None:
+    values = sinusoidal(torch.arange(10), dim=16)
+    torch.testing.assert_close(values[2] @ values[5], values[6] @ values[9])
+
+
+def test_sinusoidal_needs_an_even_size() -> None:
+    with pytest.raises(ValueError, match="got 3"):
+        sinusoidal(torch.arange(2), dim=3)
