@@ -28,6 +28,7 @@ class SpritesWorld(Protocol):
     pushable: NDArray[np.bool_]
     target: int
     goal: NDArray[np.float64]
+    goal_radius: float
     step_size: float
 
 

@@ -282,7 +282,7 @@ class SpritesEnv(ObjectEnv):
         )
         return frame
 
-    def render(self) -> NDArray[np.uint8]:  # type: ignore[override]
+    def render(self) -> NDArray[np.uint8]:
         """The current frame (H,W,3)."""
         return self._draw()
 
