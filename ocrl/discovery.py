@@ -201,10 +201,10 @@ def _evaluate_clip(
     _check(clip)
     clip = clip.to(device)
     encoded = model.encode(clip)
-    decoded = _decode(model.decoder, encoded.slots)
+    video = clip.to_float().video
+    decoded = _decode(model.decoder, encoded.slots, video)
     masks = decoded.masks if source == "decoder" else attention_masks(encoded, model.encoder)
     num_slots = masks.shape[2]
-    video = clip.to_float().video
     frame_size = (video.shape[-2], video.shape[-1])
     size = protocol.size or frame_size
     predictions = {MODEL: segment(masks, size)}
@@ -259,10 +259,11 @@ def _check(clip: Clip) -> None:
             )
 
 
-def _decode(decoder: Decoder, slots: Tensor) -> DecoderOutput:
+def _decode(decoder: Decoder, slots: Tensor, video: Tensor) -> DecoderOutput:
     """Decode a few frames at a time: memory does not grow with the length of a video."""
     step = max(1, _FRAMES_AT_ONCE // len(slots))
-    pieces = [decoder(piece) for piece in slots.split(step, dim=1)]
+    frames = video.split(step, dim=1)
+    pieces = [decoder(*pair) for pair in zip(slots.split(step, dim=1), frames, strict=True)]
     parts = [piece.parts for piece in pieces if piece.parts is not None]
     return DecoderOutput(
         torch.cat([piece.recon for piece in pieces], dim=1),
