@@ -244,6 +244,18 @@ def load(path: Path | str) -> Any:
     return model.eval()
 
 
+def describe_difference(saved: Any, wanted: Any, where: str = "") -> str | None:
+    """The first place where two configurations differ, in words; None if they are equal."""
+    if isinstance(saved, dict) and isinstance(wanted, dict):
+        for key in [*saved, *(key for key in wanted if key not in saved)]:
+            at = f"{where}.{key}" if where else str(key)
+            found = describe_difference(saved.get(key), wanted.get(key), at)
+            if found is not None:
+                return found
+        return None
+    return None if saved == wanted else f"its {where} is {saved!r}, this run's is {wanted!r}"
+
+
 def fingerprint_of(path: Path | str) -> str:
     """SHA-256 of a checkpoint's weights and configuration, for those that depend on it."""
     folder = find(path)
@@ -257,6 +269,7 @@ __all__: Sequence[str] = [
     "FOLDER",
     "VERSION",
     "build",
+    "describe_difference",
     "find",
     "fingerprint_of",
     "load",

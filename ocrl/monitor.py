@@ -1,0 +1,117 @@
+"""Measures and draws slots during training, for TensorBoard and for the terminal.
+
+B batch, T frames, K slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import torch
+from torch import nn
+
+from ocrl.discovery import DiscoveryResult, Example, evaluate_discovery
+from ocrl.log import TensorBoard
+from ocrl.model import SlotModel
+from ocrl.types import Clip
+from ocrl.visualize import (
+    clip_picture,
+    colour_objects,
+    enlarge,
+    grid,
+    overlay,
+    to_gif,
+    to_png,
+)
+
+_GIF_SCALE = 3
+_FRAMES_PER_SECOND = 5.0
+
+
+class DiscoveryMonitor:
+    """Object discovery on held-out clips, evaluated every so many steps of training.
+
+    It logs every metric, a picture of each example (frames, truth, reconstruction, masks, a row
+    for each slot), their masks as a moving picture, and says what it finds wrong in words.
+    """
+
+    def __init__(
+        self,
+        clips: Callable[[], Iterable[Clip]],
+        *,
+        presets: Sequence[str],
+        device: torch.device,
+        say: Callable[[str], None],
+    ) -> None:
+        """Remember what to evaluate on.
+
+        Args:
+            clips: gives the same held-out clips at every call.
+            presets: ground truths to score, if the clips have them.
+            device: where the model will be.
+            say: takes a sentence about collapsed slots, once per finding.
+        """
+        self._clips, self._presets, self._device, self._say = clips, presets, device, say
+        self._said: set[str] = set()
+        self._baselines: dict[str, float] = {}
+
+    def __call__(self, model: nn.Module, *, step: int, board: TensorBoard) -> Mapping[str, float]:
+        """Evaluate a model, log what there is to see, and give the metrics by name.
+
+        Baselines do not change from one evaluation to the next: they are measured in the first.
+        """
+        if not isinstance(model, SlotModel):
+            raise TypeError(f"expected a SlotModel, got {type(model).__name__}")
+        result = evaluate_discovery(
+            model,
+            self._clips(),
+            presets=self._presets,
+            device=self._device,
+            baselines=not self._baselines,
+        )
+        figures = result.scalars()
+        if not self._baselines:
+            model_only = {name: v for name, v in figures.items() if not _is_baseline(name)}
+            self._baselines = {k: v for k, v in figures.items() if k not in model_only}
+        figures = {**self._baselines, **figures}
+        self._draw(result, step, board)
+        self._warn(result, step, board)
+        return figures
+
+    def _draw(self, result: DiscoveryResult, step: int, board: TensorBoard) -> None:
+        for index, example in enumerate(result.examples):
+            truth = next(iter(example.segmentation.values()), None)
+            picture = clip_picture(
+                example.video,
+                example.masks,
+                recon=example.recon,
+                parts=example.parts,
+                segmentation=truth,
+            )
+            board.picture(f"slots/{index}", to_png(picture), step=step)
+            movie = to_gif(torch.stack(_movie(example)), frames_per_second=_FRAMES_PER_SECOND)
+            board.picture(f"masks/{index}", movie, step=step)
+
+    def _warn(self, result: DiscoveryResult, step: int, board: TensorBoard) -> None:
+        if result.warnings:
+            lines = "\n".join(f"- {sentence}" for sentence in result.warnings)
+            board.text("health", lines, step=step)
+        for sentence in result.warnings:
+            kind = sentence.split(":")[0].split(".")[0][:20]
+            if kind not in self._said:
+                self._said.add(kind)
+                self._say(sentence)
+
+
+def _is_baseline(name: str) -> bool:
+    return any(f"/{method}/" in name for method in ("grid", "k-means"))
+
+
+def _movie(example: Example) -> list[torch.Tensor]:
+    """Each frame beside its masks and, where there is one, its truth."""
+    frames = enlarge(example.video, _GIF_SCALE)
+    columns = [frames, overlay(example.video, example.predictions["model"], scale=_GIF_SCALE)]
+    truth = next(iter(example.segmentation.values()), None)
+    if truth is not None:
+        columns.append(enlarge(colour_objects(truth), _GIF_SCALE))
+    return [grid([torch.stack(pictures)]) for pictures in zip(*columns, strict=True)]
