@@ -56,14 +56,14 @@ class Header:
     arrays: Mapping[str, ArraySpec]
     metadata: Mapping[str, Any]
 
-    def to_line(self) -> bytes:
-        """Write it as an index line."""
+    def to_record(self) -> dict[str, Any]:
+        """Its JSON form."""
         arrays = {
             name: {"dtype": spec.dtype, "shape": list(spec.shape)}
             for name, spec in self.arrays.items()
         }
-        record = {"format": FORMAT, "version": VERSION, "arrays": arrays}
-        return encode_line(record | {"metadata": dict(self.metadata)})
+        metadata = dict(self.metadata)
+        return {"format": FORMAT, "version": VERSION, "arrays": arrays, "metadata": metadata}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any], *, source: Path) -> Header:

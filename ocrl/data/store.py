@@ -108,9 +108,9 @@ class EpisodeStore:
 
     def _open_shards(self) -> list[Shard]:
         if self.path.is_file():
-            from ocrl.data.archive import ArchiveShard  # only archives need zstandard
+            from ocrl.data.archive import open_archive  # it imports this module
 
-            return [ArchiveShard(self.path)]
+            return list(open_archive(self.path))
         if not self.path.is_dir():
             raise FileNotFoundError(f"no episodes at {self.path}; {_HOW_TO_COLLECT}")
         shards: list[Shard] = []
@@ -186,10 +186,18 @@ class EpisodeStore:
         values = shard.entries[number].values
         return shard.read(number) | {name: np.asarray(value) for name, value in values.items()}
 
+    def entry(self, index: int) -> Entry:
+        """The index entry of an episode; its `start` counts rows within the shard."""
+        shard, number = self._places[index]
+        return shard.entries[number]
+
+    def origin(self, index: int) -> Mapping[str, Any]:
+        """The metadata that the writer of an episode was given."""
+        return self._places[index][0].header.metadata
+
     def checksums(self, index: int) -> str:
         """A word that stands for the content of an episode, wherever it is stored."""
-        shard, number = self._places[index]
-        crc32 = shard.entries[number].crc32
+        crc32 = self.entry(index).crc32
         return " ".join(f"{name}:{crc32[name]:08x}" for name in sorted(crc32))
 
     @property
@@ -405,7 +413,7 @@ class EpisodeWriter:
             file.parent.mkdir(exist_ok=True)
             flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_TRUNC
             self._files[name] = os.open(file, flags, 0o644)
-        line = Header(specs, self._metadata).to_line()
+        line = encode_line(Header(specs, self._metadata).to_record())
         _write_all(self._index, line)
         for folder in (self._shard, self.path):
             _sync_folder(folder)
