@@ -246,8 +246,16 @@ class Decoder(nn.Module, ABC):
     space: Space
 
     @abstractmethod
-    def forward(self, slots: Tensor, target: Tensor | None = None) -> DecoderOutput:
-        """Decode slots (B,T,K,D); `target` is for decoders that read it (autoregressive ones)."""
+    def forward(
+        self, slots: Tensor, target: Tensor | None = None, *, attn: Tensor | None = None
+    ) -> DecoderOutput:
+        """Decode slots.
+
+        Args:
+            slots: (B,T,K,D).
+            target: (B,T,C,H,W) the frames, for decoders that read what they reconstruct.
+            attn: (B,T,K,N) where the encoder saw each slot, for decoders that draw there.
+        """
 
 
 class Objective(nn.Module, ABC):

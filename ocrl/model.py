@@ -86,7 +86,7 @@ class SlotModel(nn.Module):
         """Encode, decode and compare a clip of uint8 or float frames."""
         clip = clip.to_float()
         encoded = self.encode(clip)
-        decoded: DecoderOutput = self.decoder(encoded.slots, clip.video)
+        decoded: DecoderOutput = self.decoder(encoded.slots, clip.video, attn=encoded.attn)
         losses = {
             name: objective(clip, encoded, decoded) for name, objective in self.objectives.items()
         }

@@ -105,7 +105,9 @@ class SpatialBroadcastDecoder(Decoder):
         mixed = mixed.view(num_slots, shape[1], shape[2], shape[0]).permute(0, 3, 1, 2)
         return mixed + first(position)
 
-    def forward(self, slots: Tensor, target: Tensor | None = None) -> DecoderOutput:
+    def forward(
+        self, slots: Tensor, target: Tensor | None = None, *, attn: Tensor | None = None
+    ) -> DecoderOutput:
         """Paint (B,T,3,H,W); masks are at full resolution, parts are (B,T,K,3,H,W)."""
         batch_size, num_frames, num_slots = slots.shape[:3]
         hidden = self._first(self.norm(slots).flatten(0, 2)).relu()

@@ -129,7 +129,9 @@ class SlotMixerDecoder(Decoder):
             parts.append(self.content(patches))
         return torch.stack(parts).sum(0)
 
-    def forward(self, slots: Tensor, target: Tensor | None = None) -> DecoderOutput:
+    def forward(
+        self, slots: Tensor, target: Tensor | None = None, *, attn: Tensor | None = None
+    ) -> DecoderOutput:
         """Draw (B,T,3,H,W); masks (B,T,K,h,w) on the grid of patches.
 
         Raises:

@@ -63,7 +63,9 @@ class MLPDecoder(Decoder):
             layers += [nn.Linear(hidden_dims[i - 1], hidden_dims[i]), nn.ReLU()]
         self.rest = nn.Sequential(*layers, nn.Linear(hidden_dims[-1], out_dim + 1))
 
-    def forward(self, slots: Tensor, target: Tensor | None = None) -> DecoderOutput:
+    def forward(
+        self, slots: Tensor, target: Tensor | None = None, *, attn: Tensor | None = None
+    ) -> DecoderOutput:
         """Decode features (B,T,N,F); masks (B,T,K,h,w), parts (B,T,K,N,F)."""
         from_slot = self.first(self.norm(slots))
         from_position = nn.functional.linear(self.position.embedding(), self.first.weight)
