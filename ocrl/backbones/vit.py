@@ -121,7 +121,7 @@ def _load(path: str) -> Any:
         raise ImportError("the vit backbone needs transformers: pip install 'ocrl[vit]'") from error
     try:
         return AutoModel.from_pretrained(path)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise OSError(
             f"expected a folder with config.json and weights, or a name on the Hugging Face hub, "
             f"got {path!r}: {str(error).splitlines()[0]}"
