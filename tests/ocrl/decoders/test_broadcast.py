@@ -5,9 +5,7 @@ from ocrl.decoders.broadcast import SpatialBroadcastDecoder
 
 
 def make(**changes):
-    arguments = dict(
-        image_size=[16, 24], channels=[8, 6], strides=[2, 2], kernel_size=5
-    )
+    arguments = dict(image_size=[16, 24], channels=[8, 6], strides=[2, 2], kernel_size=5)
     torch.manual_seed(0)
     return SpatialBroadcastDecoder(10, **(arguments | changes))
 
