@@ -215,12 +215,13 @@ def miou_from_counts(counts: Tensor, *, background: bool = False) -> Tensor:
 def switches_from_counts(counts: Tensor) -> Tensor:
     """Identity switches per object, (B,) from tables (B,T,R,S), see `identity_switches`."""
     visible = counts.sum(-1)[..., 1:] > 0
-    best = iou_from_counts(counts)[..., 1:, :].argmax(-1)
+    iou = iou_from_counts(counts)[..., 1:, :]
+    best = iou == iou.amax(-1, keepdim=True)
     frame = torch.arange(best.shape[1], device=best.device)[None, :, None]
     seen_at = torch.where(visible, frame, -1).cummax(1).values
     last_seen = F.pad(seen_at, (0, 0, 1, 0), value=-1)[:, :-1]
-    before = best.gather(1, last_seen.clamp(min=0))
-    switched = visible & (last_seen >= 0) & (before != best)
+    before = best.gather(1, last_seen.clamp(min=0)[..., None].expand_as(best))
+    switched = visible & (last_seen >= 0) & ~(best & before).any(-1)
     number = visible.any(1).sum(-1)
     mean = switched.sum((1, 2)).double() / number.clamp(min=1)
     return mean.where(number > 0, torch.nan)
@@ -294,7 +295,8 @@ def identity_switches(
     """How often an object changes hands: (B,) switches per object, from ids (B,T,H,W).
 
     In each frame an object belongs to the segment of the best IoU; a switch is counted where
-    that segment is another than in the last frame in which the object was seen.
+    that segment is another than in the last frame in which the object was seen (where several
+    are equally good, none of them).
     """
     return switches_from_counts(overlap_counts(segmentation, prediction, ignore=ignore))
 

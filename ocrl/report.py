@@ -107,14 +107,14 @@ img { display: block; width: 100%; image-rendering: pixelated; border-radius: 3p
 .movie .names { display: grid; grid-auto-flow: column; grid-auto-columns: 1fr; text-align: center;
   color: var(--soft); font-size: 13px; }
 details > summary { cursor: pointer; color: var(--soft); margin: 12px 0 8px; }
-.plots { display: grid; gap: 14px; grid-template-columns: repeat(auto-fit, minmax(330px, 1fr)); }
+.plots { display: grid; gap: 14px; grid-template-columns: repeat(auto-fit, minmax(430px, 1fr)); }
 .plots .card { margin: 0; }
 svg { display: block; width: 100%; height: auto; }
 svg text { font: 11px system-ui, sans-serif; fill: var(--soft); }
 svg .rule { stroke: var(--line); stroke-width: 1; }
 svg .curve { fill: none; stroke-width: 2; stroke-linejoin: round; }
 svg .hit { fill: transparent; } svg .hit:hover { fill: currentColor; }
-.legend span { margin-right: 16px; font-size: 13px; color: var(--soft); }
+.legend > span { margin-right: 18px; font-size: 13px; color: var(--soft); }
 """
 
 
@@ -164,6 +164,7 @@ def render_report(
         f"<h1>{escape(title)}</h1>",
         f"<div class='card'>{_pairs({**details, **_measured(result)})}</div>",
         *(f"<p class='warning'>{escape(warning)}</p>" for warning in result.warnings),
+        *_verdict(result),
         *_headlines(result),
         *_table(result),
         *_examples(result, frames_per_second),
@@ -200,6 +201,23 @@ def _number(value: float, digits: int = 3) -> str:
 
 def _key(method: str) -> str:
     return f"<span class='key' style='background:var(--{method})'></span>{escape(method)}"
+
+
+def _verdict(result: DiscoveryResult) -> Iterator[str]:
+    """Whether objects were found, in one sentence for each ground truth."""
+    for preset in result.presets:
+        others = [presets[preset] for method, presets in result.table.items() if method != MODEL]
+        own = result.table[MODEL][preset]
+        won = [_METRICS[m][0] for m in _HEADLINES if all(own[m] > other[m] for other in others)]
+        if not others or not all(math.isfinite(own[name]) for name in _HEADLINES):
+            continue
+        if len(won) == len(_HEADLINES):
+            words, colour = f"beats both baselines in {' and '.join(won)}", "good"
+        elif won:
+            words, colour = f"beats both baselines in {won[0]} only", "bad"
+        else:
+            words, colour = "beats the baselines in neither video FG-ARI nor video mBO", "bad"
+        yield f"<p><b>{escape(preset)}</b>: the model <b class='{colour}'>{words}</b>.</p>"
 
 
 def _headlines(result: DiscoveryResult) -> Iterator[str]:
@@ -284,7 +302,7 @@ def _examples(result: DiscoveryResult, frames_per_second: float) -> Iterator[str
             f"<div class='movie' style='width:{180 * len(names)}px'>{gif}"
             f"<div class='names'>{labels}</div></div>"
             f"<div class='strips'>{''.join(rows)}</div>"
-            f"<details open><summary>What each slot holds</summary>"
+            f"<details{' open' if index == 0 else ''}><summary>What each slot holds</summary>"
             f"<div class='strips'>{''.join(slots)}</div></details></div>"
         )
 
