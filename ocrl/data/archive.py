@@ -244,7 +244,7 @@ class ArchiveShard:
                     if name in out:
                         out[name][position, target] = array[source]
 
-    def _decompress(self, cells: NDArray[np.void]) -> Iterator[memoryview]:
+    def _decompress(self, cells: NDArray[np.void]) -> Iterator[Any]:
         segments = np.stack([cells["offset"], cells["size"].astype(np.uint64)], axis=1)
         try:
             # One call for the whole batch: zstd runs in threads, without the interpreter.
@@ -257,9 +257,9 @@ class ArchiveShard:
                 f"an episode of {self.path} is damaged ({error}); copy the archive again, or open "
                 "it with verify='full' to leave the episode out"
             ) from error
-        return (memoryview(frames[index]) for index in range(len(frames)))
+        return (frames[index] for index in range(len(frames)))
 
-    def _split(self, frame: memoryview, names: list[str]) -> Iterator[tuple[str, NDArray[Any]]]:
+    def _split(self, frame: Any, names: list[str]) -> Iterator[tuple[str, NDArray[Any]]]:
         specs = [self.header.arrays[name] for name in names]
         rows = len(frame) // sum(spec.row_bytes for spec in specs)
         start = 0
