@@ -179,9 +179,9 @@ def _check_scan(
     for t in range(NUM_FRAMES):
         before = copy.deepcopy(state)
         step, new_state = encoder.step(video[:, t], state, is_first[:, t], condition=condition)
-        for old, kept in zip(_leaves(before), _leaves(state), strict=True):
-            if not torch.equal(old, kept):
-                raise ContractError(f"expected step to leave its state as it was, changed at {t}")
+        kept, now = _leaves(before), _leaves(state)
+        if len(kept) != len(now) or not all(map(torch.equal, kept, now)):
+            raise ContractError(f"expected step to leave its state as it was, changed at frame {t}")
         _compare(_frames(output, slice(t, t + 1)), step, f"forward and a scan of step at frame {t}")
         state = new_state
 

@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from ocrl.backbones.cnn import CNN
@@ -137,6 +138,7 @@ def test_biases_start_at_zero() -> None:
     )
 
 
+@pytest.mark.slow
 def test_compiled_without_graph_breaks_is_the_same() -> None:
     encoder = make().eval()
     video, is_first = clip(3)

@@ -1,0 +1,179 @@
+"""The checks notice each broken promise."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ocrl.check import ContractError, check_decoder, check_slot_encoder
+from ocrl.interfaces import Backbone, Decoder, RecurrentSlotEncoder, SlotEncoder, State
+from ocrl.types import Camera, DecoderOutput, SlotOutput
+
+
+class Pixels(Backbone):
+    """The pixels of a 2x2 frame as tokens."""
+
+    out_dim = 3
+    image_size = (2, 2)
+    grid = (2, 2)
+
+    def forward(self, frames: Tensor, *, camera: Camera | None = None) -> Tensor:
+        return frames.flatten(2).mT
+
+
+class Running(RecurrentSlotEncoder):
+    """Slots are running means of what a softmax over slots picks; breaks on demand."""
+
+    num_slots = 2
+    slot_dim = 3
+
+    def __init__(self, fault: str = "") -> None:
+        super().__init__()
+        self.fault = fault
+        self.backbone = Pixels()
+        self.start = nn.Parameter(torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.5]]))
+        self.dropout = nn.Dropout(0.5)
+        self.unused = nn.Parameter(torch.zeros(1)) if fault == "unused parameter" else None
+        self.hidden = torch.randn(1) if fault == "state outside of state_dict" else None
+        self.calls = 0
+
+    def initial_state(self, batch_size: int) -> State:
+        return {"slots": self.start.expand(batch_size, -1, -1).clone()}
+
+    def forward(self, video: Tensor, is_first: Tensor, **hints: Any) -> SlotOutput:
+        output = super().forward(video, is_first, **hints)
+        if self.fault == "forward differs":
+            return SlotOutput(output.slots + 1e-2, output.attn)
+        if self.fault == "shape":
+            return SlotOutput(output.slots[:, :1], output.attn[:, :1])
+        return output
+
+    def bind(
+        self, tokens: Tensor, state: State, is_first: Tensor | bool, **hints: Any
+    ) -> tuple[SlotOutput, State]:
+        first = torch.as_tensor(is_first).view(-1, 1, 1)
+        if self.fault == "is_first is ignored" and not isinstance(is_first, bool):
+            first = torch.zeros_like(first)
+        slots = torch.where(first, self.start, state["slots"])
+        logits = slots @ tokens.mT
+        axis = 2 if self.fault == "softmax over tokens" else 1
+        attn = logits.float().softmax(axis)
+        slots = (slots + attn.to(tokens.dtype) @ tokens) / 2
+        if self.fault == "samples touch":
+            slots = slots + 0.1 * tokens.mean((0, 1))
+        if self.fault == "place in the batch":
+            slots = slots + torch.arange(len(slots)).view(-1, 1, 1)
+        if self.fault == "random in eval":
+            slots = slots + torch.randn(1)
+        if self.fault == "order of slots":
+            slots = slots + torch.tensor([[0.0], [0.1]])
+        if self.fault == "half under autocast":
+            slots = slots @ torch.eye(3)
+        if self.fault == "changes its state":
+            state["slots"].mul_(0.5)
+        if self.fault == "nan":
+            slots = slots / 0 * 0
+        if self.hidden is not None:
+            slots = slots + self.hidden
+        return SlotOutput(slots[:, None], attn[:, None]), {**state, "slots": slots}
+
+
+FAULTS = {
+    "": "",
+    "shape": r"expected slots \(B,T,K,D\)",
+    "forward differs": "forward and a scan of step at frame 0",
+    "is_first is ignored": "forward and a scan of step|is_first",
+    "softmax over tokens": "attn to sum to 1 over slots",
+    "samples touch": "another sample's frames changed slots",
+    "place in the batch": "place in the batch changed slots",
+    "random in eval": "determinism",
+    "order of slots": "permuted slots in the state",
+    "half under autocast": "float32 slots under autocast",
+    "changes its state": "leave its state",
+    "state outside of state_dict": "state_dict loaded into another instance",
+    "unused parameter": r"got none on \['unused'\]",
+    "nan": "attn to sum to 1 over slots, got an error of nan",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_slot_encoder(fault: str) -> None:
+    torch.manual_seed(0)
+    encoder: SlotEncoder = Running(fault)
+    twin = Running(fault)
+    if not fault:
+        check_slot_encoder(encoder, twin=twin)
+        return
+    with pytest.raises(ContractError, match=FAULTS[fault]):
+        check_slot_encoder(encoder, twin=twin)
+
+
+def test_the_order_of_slots_may_be_left_out() -> None:
+    check_slot_encoder(Running("order of slots"), is_equivariant=False)
+
+
+def test_the_encoder_is_left_as_it_was() -> None:
+    encoder = Running().train()
+    before = encoder.start.detach().clone()
+    check_slot_encoder(encoder)
+    assert encoder.training and encoder.start.grad is None
+    assert torch.equal(encoder.start, before)
+
+
+class Mixture(Decoder):
+    """Each slot paints a 2x2 frame; breaks on demand."""
+
+    space = "pixels"
+
+    def __init__(self, fault: str = "") -> None:
+        super().__init__()
+        self.fault = fault
+        self.paint = nn.Linear(3, 2 * 2 * 4)
+        self.unused = nn.Parameter(torch.zeros(1)) if fault == "unused parameter" else None
+
+    def forward(self, slots: Tensor, target: Tensor | None = None) -> DecoderOutput:
+        if self.fault == "slots cut off":
+            slots = slots.detach()
+        painted = self.paint(slots).unflatten(-1, (4, 2, 2))
+        logits, parts = painted[..., 0, :, :], painted[..., 1:, :, :]
+        if self.fault == "order of slots":
+            logits = logits + torch.arange(slots.shape[2]).view(-1, 1, 1)
+        masks = logits.softmax(1 if self.fault == "softmax over frames" else 2)
+        recon = (masks[..., None, :, :] * parts).sum(2)
+        if self.fault == "frames touch":
+            recon = recon + recon.mean(1, keepdim=True)
+        if self.fault == "random in eval":
+            recon = recon + torch.randn(1)
+        if self.fault == "nan":
+            recon = recon / 0 * 0
+        if self.fault == "shape":
+            masks = masks.flatten(3)
+        return DecoderOutput(recon, masks, parts)
+
+
+DECODER_FAULTS = {
+    "": "",
+    "shape": r"expected masks \(B,T,K,h,w\)",
+    "softmax over frames": "masks to sum to 1 over slots",
+    "frames touch": "recon of untouched frames",
+    "random in eval": "determinism",
+    "order of slots": "masks of permuted slots",
+    "slots cut off": "expected a gradient on the slots",
+    "unused parameter": r"got none on \['unused'\]",
+    "nan": "finite recon",
+}
+
+
+@pytest.mark.parametrize("fault", DECODER_FAULTS)
+def test_decoder(fault: str) -> None:
+    torch.manual_seed(0)
+    if not fault:
+        check_decoder(Mixture(), num_slots=3, slot_dim=3, twin=Mixture())
+        return
+    with pytest.raises(ContractError, match=DECODER_FAULTS[fault]):
+        check_decoder(Mixture(fault), num_slots=3, slot_dim=3)
+
+
+def test_the_order_of_decoded_slots_may_be_left_out() -> None:
+    check_decoder(Mixture("order of slots"), num_slots=3, slot_dim=3, is_equivariant=False)
