@@ -11,6 +11,7 @@ B pieces in a batch, T rows of a piece.
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import shutil
@@ -236,13 +237,27 @@ class ArchiveShard:
         pieces = list(_pieces(rows, where, length, self._chunk_rows))
         chunks = np.array([piece[0] for piece in pieces])
         for stream, names in enumerate(self._streams):
-            if not any(name in out for name in names):
+            wanted = [name for name in names if name in out]
+            if not wanted:
                 continue
+            parts = self._parts(names)
+            stream_row_bytes = sum(self.header.arrays[name].row_bytes for name in names)
             frames = self._decompress(self._table[chunks, stream])
             for (_, position, source, target), frame in zip(pieces, frames, strict=True):
-                for name, array in self._split(frame, names):
-                    if name in out:
-                        out[name][position, target] = array[source]
+                num_rows = len(frame) // stream_row_bytes
+                for name in wanted:
+                    dtype, shape, row_items, before = parts[name]
+                    array = np.frombuffer(frame, dtype, num_rows * row_items, num_rows * before)
+                    out[name][position, target] = array.reshape(num_rows, *shape)[source]
+
+    def _parts(self, names: list[str]) -> dict[str, tuple[np.dtype, tuple[int, ...], int, int]]:
+        """Of each array of a stream: dtype, shape and items of a row, bytes before it per row."""
+        parts, before = {}, 0
+        for name in names:
+            spec = self.header.arrays[name]
+            parts[name] = (np.dtype(spec.dtype), spec.shape, math.prod(spec.shape), before)
+            before += spec.row_bytes
+        return parts
 
     def _decompress(self, cells: NDArray[np.void]) -> Iterator[Any]:
         segments = np.stack([cells["offset"], cells["size"].astype(np.uint64)], axis=1)
@@ -258,16 +273,6 @@ class ArchiveShard:
                 "it with verify='full' to leave the episode out"
             ) from error
         return (frames[index] for index in range(len(frames)))
-
-    def _split(self, frame: Any, names: list[str]) -> Iterator[tuple[str, NDArray[Any]]]:
-        specs = [self.header.arrays[name] for name in names]
-        rows = len(frame) // sum(spec.row_bytes for spec in specs)
-        start = 0
-        for name, spec in zip(names, specs, strict=True):
-            count = rows * int(np.prod(spec.shape, dtype=np.int64))
-            array = np.frombuffer(frame, spec.dtype, count, start)
-            yield name, array.reshape(rows, *spec.shape)
-            start += rows * spec.row_bytes
 
 
 def _pieces(
