@@ -85,6 +85,7 @@ def check_decoder(
     slot_dim: int,
     twin: Decoder | None = None,
     target: Tensor | None = None,
+    num_tokens: int | None = None,
     is_equivariant: bool = True,
 ) -> None:
     """Check the contract of `Decoder` on random slots.
@@ -100,6 +101,7 @@ def check_decoder(
         slot_dim: D.
         twin: see `check_slot_encoder`.
         target: (3,5,...) for decoders that read one.
+        num_tokens: N, for decoders that draw where the encoder saw a slot; no `attn` if None.
         is_equivariant: whether the order of slots must not matter.
 
     Raises:
@@ -108,30 +110,39 @@ def check_decoder(
     decoder = copy.deepcopy(decoder).eval()
     parameter = next(decoder.parameters(), torch.zeros(()))
     generator = torch.Generator().manual_seed(0)
-    shape = (BATCH_SIZE, NUM_FRAMES, num_slots, slot_dim)
-    slots = torch.randn(shape, generator=generator).to(parameter.device)
+    shape = (BATCH_SIZE, NUM_FRAMES, num_slots)
+    slots = torch.randn(*shape, slot_dim, generator=generator).to(parameter.device)
+    attn = None
+    if num_tokens is not None:
+        logits = torch.randn(*shape, num_tokens, generator=generator)
+        attn = logits.softmax(2).to(parameter.device)
     with torch.no_grad():
-        output: DecoderOutput = decoder(slots, target)
+        output: DecoderOutput = decoder(slots, target, attn=attn)
         _check_decoder_output(output, num_slots)
-        _compare(output, decoder(slots, target), "determinism in eval(): a second call", 0.0)
+        again = decoder(slots, target, attn=attn)
+        _compare(output, again, "determinism in eval(): a second call", tolerance=0.0)
         changed = slots.clone()
         changed[0], changed[:, 0] = 1.0, -1.0
-        rest = decoder(changed, target)
+        rest = _named_dict(decoder(changed, target, attn=attn))
         for name, value in _named(output):
-            _close(value[1:, 1:], _named_dict(rest)[name][1:, 1:], f"{name} of untouched frames")
+            _close(value[1:, 1:], rest[name][1:, 1:], f"{name} of untouched frames")
         if is_equivariant:
             order = torch.arange(num_slots).roll(1)
-            permuted: DecoderOutput = decoder(slots[:, :, order], target)
+            permuted: DecoderOutput = decoder(
+                slots[:, :, order], target, attn=None if attn is None else attn[:, :, order]
+            )
             _close(output.masks[:, :, order], permuted.masks, "masks of permuted slots")
             _close(output.recon, permuted.recon, "recon of permuted slots")
         with torch.autocast(slots.device.type, dtype=torch.bfloat16):
-            mixed: DecoderOutput = decoder(slots, target)
+            mixed: DecoderOutput = decoder(slots, target, attn=attn)
         _sums_to_one(mixed.masks, "masks under autocast", tolerance=2e-2)
         _finite(mixed.recon, "recon under autocast")
-        other = _reload(decoder, twin)(slots, target)
+        other = _reload(decoder, twin)(slots, target, attn=attn)
         _compare(output, other, "a state_dict loaded into another instance", tolerance=0.0)
     slots.requires_grad_(True)
-    _check_gradients(decoder, lambda model: _tensors(model(slots, target)), "recon and masks")
+    _check_gradients(
+        decoder, lambda model: _tensors(model(slots, target, attn=attn)), "recon and masks"
+    )
     if slots.grad is None or not slots.grad.abs().sum() > 0:
         raise ContractError("expected a gradient on the slots, got none")
 

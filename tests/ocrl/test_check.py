@@ -132,7 +132,9 @@ class Mixture(Decoder):
         self.paint = nn.Linear(3, 2 * 2 * 4)
         self.unused = nn.Parameter(torch.zeros(1)) if fault == "unused parameter" else None
 
-    def forward(self, slots: Tensor, target: Tensor | None = None) -> DecoderOutput:
+    def forward(
+        self, slots: Tensor, target: Tensor | None = None, *, attn: Tensor | None = None
+    ) -> DecoderOutput:
         if self.fault == "slots cut off":
             slots = slots.detach()
         painted = self.paint(slots).unflatten(-1, (4, 2, 2))
@@ -147,6 +149,8 @@ class Mixture(Decoder):
             recon = recon + torch.randn(1)
         if self.fault == "nan":
             recon = recon / 0 * 0
+        if attn is not None:
+            masks = attn.unflatten(-1, (2, 2))
         if self.fault == "shape":
             masks = masks.flatten(3)
         return DecoderOutput(recon, masks, parts)
@@ -177,3 +181,7 @@ def test_decoder(fault: str) -> None:
 
 def test_the_order_of_decoded_slots_may_be_left_out() -> None:
     check_decoder(Mixture("order of slots"), num_slots=3, slot_dim=3, is_equivariant=False)
+
+
+def test_attention_is_given_where_asked_for_and_moves_with_the_slots() -> None:
+    check_decoder(Mixture(), num_slots=3, slot_dim=3, num_tokens=4)
