@@ -167,11 +167,13 @@ def evaluate_discovery(
         num_examples: clips kept for drawing.
 
     Raises:
-        ValueError: if there is no clip, the clips have several cameras, or the segmentation has
+        ValueError: if an option is unknown, there is no clip, the clips have several cameras, or the segmentation has
             another size than the frames.
     """
     protocol = metrics.get_protocol(protocol)
     source = mask_source or protocol.mask_source
+    if source not in ("decoder", "attn"):
+        raise ValueError(f"expected mask_source to be 'decoder' or 'attn', got {source!r}")
     tally = _Tally(list(presets))
     was_training = model.training
     model.train(False)

@@ -6,6 +6,7 @@ T frames, K slots, C H W image.
 from __future__ import annotations
 
 import base64
+import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from ocrl.discovery import MODEL, DiscoveryResult, Example
 from ocrl.visualize import (
+    captioned,
     colour_objects,
     enlarge,
     overlay,
@@ -27,6 +29,7 @@ from ocrl.visualize import (
     to_gif,
     to_png,
     to_uint8,
+    write_mp4,
 )
 
 _METRICS = {
@@ -116,6 +119,70 @@ svg .curve { fill: none; stroke-width: 2; stroke-linejoin: round; }
 svg .hit { fill: transparent; } svg .hit:hover { fill: currentColor; }
 .legend > span { margin-right: 18px; font-size: 13px; color: var(--soft); }
 """
+
+
+def write_results(
+    directory: Path | str,
+    result: DiscoveryResult,
+    *,
+    title: str,
+    details: Mapping[str, str],
+    frames_per_second: float = 8.0,
+) -> list[Path]:
+    """Write `metrics.json`, `overlay.mp4` (if there are examples) and `report.html`.
+
+    Args:
+        directory: where to; it is made if it is not there.
+        result: what `evaluate_discovery` found.
+        title: the heading of the report.
+        details: what was evaluated, see `write_report`.
+        frames_per_second: of the moving pictures.
+
+    Returns:
+        The paths written.
+
+    Raises:
+        OSError: if writing fails; a file is whole or not there.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    written = [directory / "metrics.json"]
+    temporary = directory / ".metrics.json.writing"
+    try:
+        record = {"details": dict(details), **result.to_json()}
+        temporary.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
+        os.replace(temporary, written[0])
+    finally:
+        temporary.unlink(missing_ok=True)
+    if result.examples:
+        written.append(directory / "overlay.mp4")
+        write_mp4(written[-1], overlay_video(result), frames_per_second=frames_per_second)
+    written.append(directory / "report.html")
+    write_report(
+        written[-1], result, title=title, details=details, frames_per_second=frames_per_second
+    )
+    return written
+
+
+def summary(result: DiscoveryResult) -> list[str]:
+    """What was found, in lines for a terminal."""
+    lines = []
+    for preset in result.presets:
+        for method, presets in result.table.items():
+            scores = ", ".join(
+                f"{_METRICS[name][0]} {presets[preset][name]:.3f}"
+                for name in (*_HEADLINES, *_CURVES)
+            )
+            lines.append(f"{preset:>9} {method:>8}: {scores}")
+    lines.extend(f"{name.upper():>18}: {value:.3f}" for name, value in result.pictures.items())
+    return lines + result.warnings
+
+
+def overlay_video(result: DiscoveryResult) -> Tensor:
+    """All examples one after the other, with captions: (T,3,H,W) uint8."""
+    return torch.cat(
+        [captioned(video, names) for names, video in map(example_movie, result.examples)]
+    )
 
 
 def write_report(
@@ -293,7 +360,7 @@ def _examples(result: DiscoveryResult, frames_per_second: float) -> Iterator[str
     if result.examples:
         yield "<h2>Clips</h2>"
     for index, example in enumerate(result.examples):
-        names, movie = _movie(example)
+        names, movie = example_movie(example)
         gif = _img(to_gif(movie, frames_per_second=frames_per_second), "gif", "the clip in motion")
         rows, slots = _strips(example)
         labels = "".join(f"<span>{escape(name)}</span>" for name in names)
@@ -307,8 +374,8 @@ def _examples(result: DiscoveryResult, frames_per_second: float) -> Iterator[str
         )
 
 
-def _movie(example: Example) -> tuple[list[str], Tensor]:
-    """The clip beside all its segmentations, frame by frame."""
+def example_movie(example: Example) -> tuple[list[str], Tensor]:
+    """A clip beside all its segmentations: their names, and a video (T,3,H,W) of the columns."""
     scale = max(1, 192 // example.video.shape[-2])
     columns = {"frame": enlarge(to_uint8(example.video), scale)}
     for preset, truth in example.segmentation.items():
