@@ -23,7 +23,7 @@ from hydra import compose, initialize_config_dir
 from hydra import main as hydra_main
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -48,9 +48,23 @@ def script(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], N
             os.environ["HYDRA_FULL_ERROR"] = "1"
             keep_freed_memory()
             set_num_threads()
+            errors: list[Exception] = []
+
+            def task(config: DictConfig) -> None:
+                # Hydra would announce an error that passes through it with all overrides.
+                if errors:
+                    return
+                try:
+                    main(config)
+                except Exception as error:
+                    errors.append(error)
+
             try:
                 sys.argv += default_experiment(name, sys.argv[1:])
-                hydra_main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(main)()
+                sys.argv.append(f"hydra.job.name={Path(main.__code__.co_filename).stem}")
+                hydra_main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(task)()
+                if errors:
+                    raise errors[0]
             except KeyboardInterrupt as error:
                 _end(program, str(error) or "interrupted", 130)
             except Exception as error:
@@ -165,6 +179,8 @@ def default_experiment(name: str, arguments: list[str]) -> list[str]:
 
 def explain(error: Exception, name: str, arguments: list[str]) -> str | None:
     """Say a user's mistake in one sentence; None where it is not the user's."""
+    if isinstance(error, InstantiationException) and isinstance(error.__cause__, ValueError):
+        return _one_line(error.__cause__)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.removesuffix(".yaml").rpartition("/")
         return unknown(group or "configuration", option, error.options or options_of(group))

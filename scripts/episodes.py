@@ -1,0 +1,57 @@
+"""Find the episodes that a script needs, or collect them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ocrl.data.store import EpisodeStore
+from ocrl.distributed import World
+from ocrl.envs.collect import collect
+from ocrl.envs.registry import gymnasium_id, make
+
+
+def find_episodes(
+    env: str,
+    *,
+    arguments: Mapping[str, Any],
+    path: str | None,
+    default_path: Path,
+    collection: Mapping[str, Any],
+    world: World,
+    console: Console,
+) -> EpisodeStore:
+    """Open the episodes at `path`, or collect those that are missing at `default_path`.
+
+    Args:
+        env: name of the environment.
+        arguments: of the environment, `_target_` included.
+        path: of episodes that exist; None to collect.
+        default_path: where episodes are collected.
+        collection: further arguments of `ocrl.envs.collect.collect`.
+        world: the processes that wait for the episodes; the first one collects.
+        console: to say what is done.
+
+    Raises:
+        ValueError: if the episodes are not of that environment.
+    """
+    env_arguments = {name: value for name, value in arguments.items() if name != "_target_"}
+    if path is None:
+        if world.is_first:
+            console.print(f"collecting episodes of {env} in {default_path}", soft_wrap=True)
+            collect(env, env_arguments, path=default_path, **collection)
+        world.wait()
+    store = EpisodeStore(path or default_path)
+    stored, wanted = store.metadata.get("env"), gymnasium_id(env)
+    if stored is not None and stored != wanted:
+        raise ValueError(f"expected episodes of {wanted} at {store.path}, got those of {stored}")
+    actions = str(make(env, **env_arguments).action_space)
+    found = store.metadata.get("action_space", actions)
+    if found != actions:
+        raise ValueError(
+            f"expected actions in {actions} at {store.path}, as env={env} has them, got {found}"
+        )
+    return store
