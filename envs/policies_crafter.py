@@ -113,7 +113,11 @@ class CrafterExplorer:
             tool = self._affordable_tool()
             if tool is not None:
                 return _ACTION[f"make_{tool}"]
-            if is_free and material in constants.place["furnace"]["where"] and self._wants_furnace():
+            if (
+                is_free
+                and material in constants.place["furnace"]["where"]
+                and self._wants_furnace()
+            ):
                 return _ACTION["place_furnace"]
         if is_free and material == "grass" and self._inventory["sapling"]:
             return _ACTION["place_plant"]
