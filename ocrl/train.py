@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import copy
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal, Protocol
 
 import torch
@@ -35,6 +32,7 @@ from ocrl.distributed import (
     whole,
 )
 from ocrl.interfaces import ScheduledModule
+from ocrl.interrupt import asked_to_stop
 from ocrl.log import ProgressBar, TensorBoard
 from ocrl.meter import Meter
 from ocrl.schedules import SCHEDULES, MovingAverage, Schedule, learning_rate_factor
@@ -310,7 +308,7 @@ class _Fit:
         )
         self.parallel.train()
         meter = Meter()
-        with board, bar, _asked_to_stop() as stop, batches(self.step) as clips:
+        with board, bar, asked_to_stop() as stop, batches(self.step) as clips:
             if self.step:
                 bar.say(f"going on at step {self.step}")
             while self.progress < 1.0:
@@ -457,27 +455,3 @@ def _on_cpu(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _check(name: str, value: object, is_right: bool, expected: str) -> None:
     if not is_right:
         raise ValueError(f"expected trainer.{name} to be {expected}, got {value!r}")
-
-
-@contextmanager
-def _asked_to_stop() -> Iterator[threading.Event]:
-    """Note a first Ctrl-C or SIGTERM instead of stopping at once; a second one stops."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    kinds: Iterable[signal.Signals] = (signal.SIGINT, signal.SIGTERM)
-    before = {kind: signal.getsignal(kind) for kind in kinds}
-
-    def note(number: int, frame: FrameType | None) -> None:
-        event.set()
-        for kind, handler in before.items():
-            signal.signal(kind, handler)
-
-    for kind in kinds:
-        signal.signal(kind, note)
-    try:
-        yield event
-    finally:
-        for kind, handler in before.items():
-            signal.signal(kind, handler)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ def find_episodes(
     env: str,
     *,
     arguments: Mapping[str, Any],
+    image_size: Sequence[int],
     path: str | None,
     default_path: Path,
     collection: Mapping[str, Any],
@@ -29,6 +30,7 @@ def find_episodes(
     Args:
         env: name of the environment.
         arguments: of the environment, `_target_` included.
+        image_size: (H, W) that the model takes.
         path: of episodes that exist; None to collect.
         default_path: where episodes are collected.
         collection: further arguments of `ocrl.envs.collect.collect`.
@@ -36,10 +38,17 @@ def find_episodes(
         console: to say what is done.
 
     Raises:
-        ValueError: if the episodes are not of that environment.
+        ValueError: if the episodes are not of that environment, or it has frames of another size.
     """
     env_arguments = {name: value for name, value in arguments.items() if name != "_target_"}
+    played = make(env, **env_arguments)
+    frame_size, actions = played.observation_space.shape, str(played.action_space)
     if path is None:
+        if frame_size is None or list(frame_size[:2]) != list(image_size):
+            raise ValueError(
+                f"expected frames of image_size={list(image_size)} from env={env}, got "
+                f"{frame_size}; change one of them"
+            )
         if world.is_first:
             console.print(f"collecting episodes of {env} in {default_path}", soft_wrap=True)
             collect(env, env_arguments, path=default_path, **collection)
@@ -48,7 +57,6 @@ def find_episodes(
     stored, wanted = store.metadata.get("env"), gymnasium_id(env)
     if stored is not None and stored != wanted:
         raise ValueError(f"expected episodes of {wanted} at {store.path}, got those of {stored}")
-    actions = str(make(env, **env_arguments).action_space)
     found = store.metadata.get("action_space", actions)
     if found != actions:
         raise ValueError(

@@ -226,6 +226,7 @@ def _explain_override(error: Exception, name: str, arguments: list[str]) -> str:
         if known and key not in known:
             depth = key.count(".")
             parent = key.rpartition(".")[0]
+            known = {k for k in known if not k.endswith("_target_")}
             siblings = [
                 k for k in known if k.count(".") == depth and k.rpartition(".")[0] == parent
             ]

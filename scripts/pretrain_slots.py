@@ -40,6 +40,7 @@ def main(config: DictConfig) -> None:
         store = find_episodes(
             env,
             arguments=settings["env"],
+            image_size=settings["image_size"],
             path=data["path"],
             default_path=directory / "episodes",
             collection=settings["collect"],
