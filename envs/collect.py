@@ -121,29 +121,29 @@ def check_provenance(store: EpisodeStore, settings: Mapping[str, Any]) -> None:
     Raises:
         ValueError: naming the first difference.
     """
-    asked = to_json({name: settings[name] for name in _COMPARED})
-    for name, wanted in _flat(asked):
-        found: Any = store.metadata
-        for key in name:
-            found = found.get(key, _MISSING) if isinstance(found, Mapping) else _MISSING
-        if found != wanted:
-            label = ".".join(name)
-            said = "without a note of" if found is _MISSING else f"with {label}={found!r}, not"
+    asked = _flat(to_json({name: settings[name] for name in _COMPARED}))
+    found = _flat({name: store.metadata[name] for name in _COMPARED if name in store.metadata})
+    for name in {**asked, **found}:
+        if asked.get(name, _MISSING) != found.get(name, _MISSING):
             raise ValueError(
-                f"the episodes in {store.path} were collected {said} {label}={wanted!r}: "
-                "give another data.path, or the settings they were collected with"
+                f"the episodes in {store.path} were collected with {name}="
+                f"{found.get(name, _MISSING)!r}, not {asked.get(name, _MISSING)!r}: give another "
+                "data.path, or the settings they were collected with"
             )
 
 
-_MISSING = object()
+_MISSING = "(not noted)"
 
 
-def _flat(node: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
+def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values by dotted name."""
+    leaves: dict[str, Any] = {}
     for name, value in node.items():
         if isinstance(value, Mapping):
-            yield from (((name, *rest), leaf) for rest, leaf in _flat(value))
+            leaves |= _flat(value, f"{prefix}{name}.")
         else:
-            yield (name,), value
+            leaves[prefix + name] = value
+    return leaves
 
 
 def _origin(env_name: str, env_kwargs: Mapping[str, Any], policy: str) -> dict[str, Any]:
