@@ -201,8 +201,9 @@ class MiniGridEnv(ObjectEnv):
         x, y = self._game.agent_pos
         return int(x), int(y)
 
-    def _view(self) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        return view_of_agent(
+    def _look(self) -> None:
+        """Find out what the agent has before it in this frame, for the picture and the masks."""
+        self._view_cells, self._seen = view_of_agent(
             self._codes,
             self._atlas.is_opaque,
             self._agent_cell(),
@@ -215,12 +216,11 @@ class MiniGridEnv(ObjectEnv):
         self, table: NDArray[np.int64], outside: int, hidden: int, carried: int
     ) -> NDArray[np.int64]:
         """What the agent's view shows of a table over the grid's cells, (v,v)."""
-        cells, seen = self._view()
-        columns, rows = cells[..., 0], cells[..., 1]
+        columns, rows = self._view_cells[..., 0], self._view_cells[..., 1]
         height, width = table.shape
         is_inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
         shown = np.where(is_inside, table[rows % height, columns % width], outside)
-        shown = np.where(seen, shown, hidden)
+        shown = np.where(self._seen, shown, hidden)
         shown[-1, len(shown) // 2] = carried
         return shown
 
@@ -230,12 +230,13 @@ class MiniGridEnv(ObjectEnv):
 
     def _draw(self) -> NDArray[np.uint8]:
         atlas, direction = self._atlas, int(self._game.agent_dir)
+        if self._highlight or not self._is_full:
+            self._look()
         if self._is_full:
             (x, y), codes = self._agent_cell(), self._codes
             wanted = atlas.plain[codes]
             if self._highlight:
-                cells, seen = self._view()
-                columns, rows = cells[seen].T
+                columns, rows = self._view_cells[self._seen].T
                 is_inside = (columns >= 0) & (columns < codes.shape[1])
                 is_inside &= (rows >= 0) & (rows < codes.shape[0])
                 columns, rows = columns[is_inside], rows[is_inside]
@@ -245,7 +246,7 @@ class MiniGridEnv(ObjectEnv):
             codes = self._view_codes()
             wanted = atlas.plain[codes]
             if self._highlight:
-                wanted = np.where(self._view()[1], atlas.lit[codes], wanted)
+                wanted = np.where(self._seen, atlas.lit[codes], wanted)
         wanted[y, x] = atlas.agent(int(codes[y, x]), direction, self._highlight)
         paint(self._canvas[self._window], self._drawn, wanted, atlas.tiles)
         return self._canvas.copy()

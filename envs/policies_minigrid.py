@@ -19,6 +19,7 @@ from minigrid.utils.baby_ai_bot import BabyAIBot
 Cell = tuple[int, int]
 
 _RANDOM_SHARE = 0.1
+_PUT_DOWN_SHARE = 0.2
 _BLOCKER_COST = 20.0
 _LOCK_COST = 40.0
 
@@ -50,8 +51,9 @@ class MiniGridBot:
         if action is None:
             action = self._play(env, rng)
         if rng.random() < _RANDOM_SHARE:
-            action = int(rng.choice((env.actions.left, env.actions.right, env.actions.forward)))
-        self._last_action = int(action)
+            action = _wander(env, rng)
+        # Games with fewer actions (no hands, no doors) have the first of them.
+        self._last_action = int(action if env.action_space.contains(action) else env.actions.left)
         return self._last_action
 
     def _follow_instruction(self, env: RoomGridLevel) -> int | None:
@@ -69,7 +71,10 @@ class MiniGridBot:
         """Fetch an object drawn at random, or carry one around and put it down."""
         if env.carrying is not None:
             self._whim = None
-            return _put_down(env, rng)
+            is_free = env.grid.get(*env.front_pos) is None
+            if is_free and rng.random() < _PUT_DOWN_SHARE:
+                return int(env.actions.drop)
+            return int(env.actions.forward if is_free else env.actions.right)
         places = {item: cell for cell, item in _items(env) if item.can_pickup()}
         if self._whim not in places:
             choices = list(places)
@@ -79,7 +84,16 @@ class MiniGridBot:
             if action is not None:
                 return action
             self._whim = None
-        return int(rng.choice((env.actions.left, env.actions.right, env.actions.forward)))
+        return _wander(env, rng)
+
+
+def _wander(env: Game, rng: np.random.Generator) -> int:
+    """A turn or a step, but not into lava."""
+    front = env.grid.get(*env.front_pos)
+    is_deadly = front is not None and front.type == "lava"
+    return int(
+        rng.choice((env.actions.left, env.actions.right, env.actions.forward)[: 3 - is_deadly])
+    )
 
 
 def _items(env: Game) -> Iterator[tuple[Cell, WorldObj]]:
@@ -150,58 +164,88 @@ def _put_near(env: Game) -> int | None:
     return None
 
 
-def _approach(env: Game, cell: Cell, action: int) -> int | None:
-    """Come to stand before a cell, then act on it."""
-    if _cell(env.front_pos) == cell:
-        front = env.grid.get(*cell)
-        if action == env.actions.pickup and env.carrying is not None:
-            return _put_down(env, None)
-        if action == env.actions.toggle and isinstance(front, Door) and front.is_locked:
-            return _unlock(env, front)
-        return int(action)
+def _approach(env: Game, cell: Cell, action: int, pending: tuple[WorldObj, ...] = ()) -> int | None:
+    """Come to stand before a cell with what the action needs, then act on it.
+
+    `pending` are the locked doors that this is a part of opening.
+    """
     path = _path(env, cell)
     if path is None:
         return None
-    return _turn_to(env, cell) if len(path) == 1 else _advance(env, path[0])
+    obstacle = _clear(env, path, pending)
+    if obstacle is not None:
+        return obstacle
+    item = env.grid.get(*cell)
+    if action == env.actions.toggle and _needs_key(item, env.carrying):
+        return _unlock(env, item, pending)
+    if action == env.actions.pickup and env.carrying is not None:
+        return _put_down(env, path)
+    if len(path) > 1:
+        return _advance(env, path[0])
+    return int(action) if _cell(env.front_pos) == cell else _turn_to(env, cell)
 
 
 def _walk(env: Game, cell: Cell) -> int | None:
     """Come to stand on a cell."""
     path = _path(env, cell)
-    return _advance(env, path[0]) if path else None
+    if path is None:
+        return None
+    obstacle = _clear(env, path, ())
+    return _advance(env, path[0]) if obstacle is None else obstacle
 
 
-def _unlock(env: Game, door: Door) -> int | None:
-    """Open a locked door, fetching its key first."""
-    carried = env.carrying
-    if isinstance(carried, Key) and carried.color == door.color:
-        return int(env.actions.toggle)
+def _clear(env: Game, path: list[Cell], pending: tuple[WorldObj, ...]) -> int | None:
+    """Deal with the first thing on a way, before its end, that walking and opening cannot pass.
+
+    Returns:
+        None where there is no such thing, or nothing to be done about it.
+    """
+    for index, cell in enumerate(path[:-1]):
+        item = env.grid.get(*cell)
+        if isinstance(item, Door) and item.is_locked:
+            has_key = not _needs_key(item, env.carrying)
+            # The key at hand is needed before hands are for anything further on.
+            return _advance(env, path[0]) if has_key else _unlock(env, item, pending)
+        if item is not None and item.can_pickup():
+            if env.carrying is not None:
+                return _put_down(env, path)
+            if index > 0:
+                return _advance(env, path[0])
+            is_before = _cell(env.front_pos) == cell
+            return int(env.actions.pickup) if is_before else _turn_to(env, cell)
+    return None
+
+
+def _needs_key(item: WorldObj | None, carried: WorldObj | None) -> bool:
+    """Whether this is a door that can only be opened with a key that is not at hand."""
+    if not isinstance(item, Door) or not item.is_locked:
+        return False
+    return not (isinstance(carried, Key) and carried.color == item.color)
+
+
+def _unlock(env: Game, door: WorldObj | None, pending: tuple[WorldObj, ...]) -> int | None:
+    """Fetch the key of a locked door, out of a box if need be."""
+    if door is None or door in pending:
+        return None
 
     def is_key(item: WorldObj | None) -> bool:
         return isinstance(item, Key) and item.color == door.color
 
+    pending = (*pending, door)
     cell = _find(env, is_key)
     if cell is not None:
-        return _approach(env, cell, env.actions.pickup)
+        return _approach(env, cell, env.actions.pickup, pending)
     cell = _find(env, lambda item: is_key(item.contains))
-    return None if cell is None else _approach(env, cell, env.actions.toggle)
+    return None if cell is None else _approach(env, cell, env.actions.toggle, pending)
 
 
-def _advance(env: Game, cell: Cell) -> int | None:
-    """Enter the next cell of a path, or clear the way into it."""
-    item = env.grid.get(*cell)
-    if isinstance(item, Door) and item.is_locked:
-        carried = env.carrying
-        has_key = isinstance(carried, Key) and carried.color == item.color
-        if not has_key:
-            return _unlock(env, item)
+def _advance(env: Game, cell: Cell) -> int:
+    """Enter the next cell of a way, or open its door."""
     if _cell(env.front_pos) != cell:
         return _turn_to(env, cell)
-    if item is None or item.can_overlap():
-        return int(env.actions.forward)
-    if item.can_pickup():
-        return int(env.actions.pickup) if env.carrying is None else _put_down(env, None)
-    return int(env.actions.toggle)
+    item = env.grid.get(*cell)
+    is_free = item is None or item.can_overlap()
+    return int(env.actions.forward if is_free else env.actions.toggle)
 
 
 def _turn_to(env: Game, cell: Cell) -> int:
@@ -211,13 +255,11 @@ def _turn_to(env: Game, cell: Cell) -> int:
     return int(env.actions.left if turns % 4 == 3 else env.actions.right)
 
 
-def _put_down(env: Game, rng: np.random.Generator | None) -> int:
-    """Put the carried object down before the agent, or look for another free cell."""
-    if env.grid.get(*env.front_pos) is None and (rng is None or rng.random() < 0.2):
-        return int(env.actions.drop)
-    if rng is None or env.grid.get(*env.front_pos) is not None:
-        return int(env.actions.right)
-    return int(env.actions.forward)
+def _put_down(env: Game, path: list[Cell]) -> int:
+    """Put the carried object down on a free cell beside the agent that is not on its way."""
+    front = _cell(env.front_pos)
+    is_free = env.grid.get(*front) is None and front not in path
+    return int(env.actions.drop if is_free else env.actions.right)
 
 
 def _cost(env: Game, cell: Cell) -> float:
