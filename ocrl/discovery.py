@@ -167,8 +167,8 @@ def evaluate_discovery(
         num_examples: clips kept for drawing.
 
     Raises:
-        ValueError: if an option is unknown, there is no clip, the clips have several cameras, or the segmentation has
-            another size than the frames.
+        ValueError: if an option is unknown, there is no clip, the clips have several cameras, or
+            a segmentation has another size than the frames.
     """
     protocol = metrics.get_protocol(protocol)
     source = mask_source or protocol.mask_source

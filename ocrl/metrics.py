@@ -392,13 +392,10 @@ def ssim(recon: Tensor, target: Tensor) -> Tensor:
     """
     if min(recon.shape[-2:]) < 11:
         raise ValueError(f"expected pictures of 11 x 11 or more, got {tuple(recon.shape[-2:])}")
-    offset = torch.arange(-5, 6, dtype=torch.float64, device=recon.device)
-    window = torch.exp(-offset.square() / (2 * 1.5**2))
-    window /= window.sum()
+    down, across = (_gaussian_bands(side, recon.device) for side in recon.shape[-2:])
 
     def blur(values: Tensor) -> Tensor:
-        flat = values.reshape(-1, 1, *values.shape[-2:])
-        return F.conv2d(F.conv2d(flat, window.view(1, 1, 11, 1)), window.view(1, 1, 1, 11))
+        return down @ values @ across.T
 
     x, y = recon.double(), target.double()
     mean_x, mean_y = blur(x), blur(y)
@@ -407,7 +404,15 @@ def ssim(recon: Tensor, target: Tensor) -> Tensor:
     c1, c2 = 0.01**2, 0.03**2
     numerator = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
     similarity = numerator / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
-    return similarity.view(*recon.shape[:-2], *similarity.shape[-2:]).mean((-3, -2, -1))
+    return similarity.mean((-3, -2, -1))
+
+
+def _gaussian_bands(side: int, device: torch.device) -> Tensor:
+    """A matrix (side-10,side) that blurs a line of pixels; much faster than convolving doubles."""
+    at = torch.arange(side, dtype=torch.float64, device=device)
+    distance = at[None] - (at[: side - 10, None] + 5)
+    window = torch.exp(-distance.square() / (2 * 1.5**2)).where(distance.abs() <= 5, 0.0)
+    return window / window.sum(1, keepdim=True)
 
 
 def slot_health(slots: Tensor, masks: Tensor) -> dict[str, Tensor]:

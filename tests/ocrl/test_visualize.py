@@ -1,0 +1,158 @@
+"""T frames, K slots, H W image: pictures are read back pixel by pixel."""
+
+import io
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ocrl import visualize
+from ocrl.types import VOID_ID
+
+
+def test_palette_is_stable_and_differs():
+    many = visualize.palette(40)
+    assert many.dtype == torch.uint8
+    assert torch.equal(visualize.palette(7), many[:7])
+    assert len({tuple(colour) for colour in many.tolist()}) == 40
+
+
+def test_bytes_and_floats():
+    assert visualize.to_uint8(torch.tensor([-1.0, 0.5, 2.0])).tolist() == [0, 128, 255]
+    assert visualize.to_uint8(torch.tensor([7], dtype=torch.uint8)).tolist() == [7]
+
+
+def test_truth_keeps_colours_over_time():
+    ids = torch.tensor([[[0, 9000], [VOID_ID, 7]], [[9000, 9000], [0, 0]]])
+    colours = visualize.colour_objects(ids)
+    assert torch.equal(colours[0, :, 0, 1], colours[1, :, 0, 0])
+    assert torch.equal(colours[0, :, 0, 0], colours[1, :, 1, 0])
+    seen = {tuple(c) for c in colours[0].flatten(1).T.tolist()}
+    assert len(seen) == 4
+
+
+def test_overlay_mixes_inside_and_draws_borders():
+    ids = torch.zeros(1, 1, 4, dtype=torch.long)
+    ids[..., 2:] = 1
+    video = torch.full((1, 3, 1, 4), 100, dtype=torch.uint8)
+    got = visualize.overlay(video, ids, opacity=0.5)
+    colours = visualize.palette(2)
+    assert got[0, :, 0, 1].tolist() == colours[0].tolist()
+    expected = (colours[1].float() * 0.5 + 50).round()
+    assert (got[0, :, 0, 3].float() - expected).abs().max() <= 1
+    assert visualize.overlay(video, ids, scale=3).shape == (1, 3, 3, 12)
+
+
+def test_slots_show_what_their_mask_lets_through():
+    video = torch.full((2, 3, 4, 4), 200, dtype=torch.uint8)
+    masks = torch.zeros(2, 3, 2, 2)
+    masks[:, 1] = 1.0
+    pictures = visualize.slot_pictures(video, masks)
+    assert pictures.shape == (3, 2, 3, 4, 4)
+    assert pictures[1].unique().tolist() == [200]
+    assert pictures[0].unique().tolist() == [24]
+    parts = torch.full((2, 3, 3, 8, 8), 0.2)
+    assert visualize.slot_pictures(video, masks, parts)[1].unique().tolist() == [51]
+
+
+def test_strips_and_grids():
+    pictures = torch.arange(3)[:, None, None, None].expand(3, 3, 2, 2).to(torch.uint8)
+    row = visualize.strip(pictures, gap=1)
+    assert row[0, 0].tolist() == [0, 0, 255, 1, 1, 255, 2, 2]
+    assert visualize.strip(pictures, gap=0)[0, 0].tolist() == [0, 0, 1, 1, 2, 2]
+    assert visualize.grid([pictures, pictures], gap=1)[0, :, 0].tolist() == [0, 0, 255, 0, 0]
+
+
+def test_clip_picture_has_a_row_for_everything():
+    video, masks = torch.rand(5, 3, 8, 8), torch.rand(5, 4, 4, 4).softmax(1)
+    ids = torch.zeros(5, 8, 8, dtype=torch.int32)
+    plain = visualize.clip_picture(video, masks, num_frames=3)
+    full = visualize.clip_picture(video, masks, recon=video, segmentation=ids, num_frames=3)
+    assert plain.shape == (3, 6 * 10 - 2, 3 * 10 - 2)
+    assert full.shape == (3, 8 * 10 - 2, 3 * 10 - 2)
+
+
+@pytest.mark.parametrize(
+    ("frames", "shown", "expected"),
+    [(9, 3, [0, 4, 8]), (2, 8, [0, 1]), (1, 8, [0]), (100, 2, [0, 99])],
+)
+def test_spread(frames, shown, expected):
+    assert visualize.spread(frames, shown) == expected
+
+
+def test_captions_stand_over_their_columns():
+    video = torch.full((2, 3, 10, 100), 9, dtype=torch.uint8)
+    got = visualize.captioned(video, ["a", ""])
+    line = got[:, :, :-10].float().mean((0, 1, 2))
+    assert torch.equal(got[:, :, -10:], video)
+    assert line[:50].max() > line[50:].max()
+
+
+def test_png_and_gif_come_back():
+    video = torch.randint(0, 256, (3, 3, 6, 5), dtype=torch.uint8)
+    png = np.array(Image.open(io.BytesIO(visualize.to_png(video[0]))))
+    assert np.array_equal(png, video[0].permute(1, 2, 0).numpy())
+    with Image.open(io.BytesIO(visualize.to_gif(video, frames_per_second=10))) as gif:
+        assert (gif.n_frames, gif.size, gif.info["duration"], gif.info["loop"]) == (
+            3,
+            (5, 6),
+            100,
+            0,
+        )
+
+
+class TestMp4:
+    def test_comes_back(self, tmp_path):
+        video = torch.zeros(7, 3, 33, 48, dtype=torch.uint8)
+        video[3:, 0] = 200
+        visualize.write_mp4(tmp_path / "x.mp4", video, frames_per_second=12.5)
+        with av.open(str(tmp_path / "x.mp4")) as container:
+            assert container.streams.video[0].average_rate == 12.5
+            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        assert np.array(frames).shape == (7, 32, 48, 3)
+        assert np.abs(frames[5][16, 24].astype(int) - [200, 0, 0]).max() < 12
+        assert [path.name for path in tmp_path.iterdir()] == ["x.mp4"]
+
+    def test_nothing_is_left_of_what_fails(self, tmp_path):
+        with pytest.raises(ValueError, match="uint8"):
+            visualize.write_mp4(tmp_path / "x.mp4", torch.zeros(2, 3, 4, 4), frames_per_second=8)
+        with pytest.raises(OSError, match="No such file"):
+            visualize.write_mp4(
+                tmp_path / "no" / "x.mp4",
+                torch.zeros(1, 3, 4, 4, dtype=torch.uint8),
+                frames_per_second=8,
+            )
+        assert list(tmp_path.iterdir()) == []
+
+
+class TestFootage:
+    def test_folder_in_the_order_of_numbers(self, tmp_path):
+        for number in (10, 9, 1):
+            Image.new("RGB", (8, 4), (number, 0, 0)).save(tmp_path / f"frame{number}.png")
+        (tmp_path / "notes.txt").write_text("not a picture")
+        assert visualize.is_footage(tmp_path)
+        video = visualize.read_footage(tmp_path, size=(6, 5), max_frames=10)
+        assert video.shape == (3, 3, 6, 5)
+        assert video[:, 0, 0, 0].tolist() == [1, 9, 10]
+        assert len(visualize.read_footage(tmp_path, size=(6, 5), max_frames=2)) == 2
+
+    def test_mp4(self, tmp_path):
+        clip = torch.full((4, 3, 32, 32), 120, dtype=torch.uint8)
+        visualize.write_mp4(tmp_path / "x.mp4", clip, frames_per_second=8)
+        assert visualize.is_footage(tmp_path / "x.mp4")
+        video = visualize.read_footage(tmp_path / "x.mp4", size=(16, 16), max_frames=3)
+        assert video.shape == (3, 3, 16, 16)
+        assert (video.int() - 120).abs().max() < 6
+
+    def test_what_cannot_be_read(self, tmp_path):
+        assert not visualize.is_footage(tmp_path)
+        with pytest.raises(FileNotFoundError, match=r"nothing\.mp4"):
+            visualize.read_footage(tmp_path / "nothing.mp4", size=(4, 4), max_frames=1)
+        for name in ("broken.mp4", "broken.png"):
+            (tmp_path / name).write_bytes(b"no pictures in here")
+        with pytest.raises(ValueError, match=r"broken\.mp4 cannot be read"):
+            visualize.read_footage(tmp_path / "broken.mp4", size=(4, 4), max_frames=1)
+        with pytest.raises(ValueError, match="cannot be read as pictures"):
+            visualize.read_footage(tmp_path, size=(4, 4), max_frames=1)
