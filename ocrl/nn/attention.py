@@ -248,7 +248,9 @@ class CompetitiveAttention(nn.Module):
         weight, bias = self.norm_inputs.weight, self.norm_inputs.bias
         level = (queries * bias).sum(-1, keepdim=True)
         read, share, attn = _read(queries * weight, tokens, level, self.eps_placement, self.eps)
-        return self.to_v(read * weight + share * bias), attn
+        # With eps on the weights their sum is exactly 1.
+        offset = bias if self.eps_placement == "attn" else share * bias
+        return self.to_v(torch.addcmul(offset, read, weight)), attn
 
 
 class MultiHeadAttention(nn.Module):
