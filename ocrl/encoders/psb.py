@@ -237,9 +237,7 @@ class _Block(nn.Module):
         self.object_attention: MultiHeadAttention | None = None
         if not time_mixer.mixes_slots:
             self.norm_objects = nn.LayerNorm(slot_dim)
-            self.object_attention = MultiHeadAttention(
-                slot_dim, num_heads=object_heads, bias=False
-            )
+            self.object_attention = MultiHeadAttention(slot_dim, num_heads=object_heads, bias=False)
             reset_attention(self.object_attention, gain)
         self.mlp = MLP(
             slot_dim, hidden_dims=[mlp_dim], out_dim=slot_dim, activation="gelu", norm_first=True

@@ -129,8 +129,8 @@ class GatedScan(TimeMixer):
         """Decay in (0,1) and what is written, in float32 at least."""
         inputs = self.to_in(slots)
         wide = torch.promote_types(inputs.dtype, torch.float32)
-        rate = functional.softplus(self.log_rate.to(wide)) * self.to_decay(inputs).to(wide).sigmoid()
-        log_decay = -_DECAY_SHARPNESS * rate
+        rate = _DECAY_SHARPNESS * functional.softplus(self.log_rate.to(wide))
+        log_decay = -rate * self.to_decay(inputs).to(wide).sigmoid()
         # The floor keeps the slope of the root finite where the gate is shut.
         room = (-torch.expm1(2 * log_decay)).clamp_min(1e-6).sqrt()
         return log_decay.exp(), room * self.to_write(inputs).to(wide).sigmoid() * inputs.to(wide)

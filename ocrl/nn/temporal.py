@@ -111,7 +111,10 @@ class RelativeTimeBias(nn.Module):
         frequencies = octaves * (2 * math.pi / (2 * max_distance - 1))
         self.register_buffer("frequencies", frequencies, persistent=False)
         self.network = nn.Sequential(
-            nn.Linear(2 * _NUM_OCTAVES, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, num_heads)
+            nn.Linear(2 * _NUM_OCTAVES, hidden_dim),
+            nn.GELU(),
+            # A constant would cancel in the softmax over keys, so there is none.
+            nn.Linear(hidden_dim, num_heads, bias=False),
         )
         self.reset_parameters()
 
@@ -120,7 +123,8 @@ class RelativeTimeBias(nn.Module):
         for layer in self.network:
             if isinstance(layer, nn.Linear):
                 nn.init.xavier_uniform_(layer.weight)
-                nn.init.zeros_(layer.bias)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
 
     def forward(self, num_distances: int) -> Tensor:
         """The numbers (num_distances,H) for 0, 1, ... frames back, at least in float32."""
@@ -181,8 +185,10 @@ class CompetitiveCrossAttention(nn.Module):
         if time_bias not in get_args(TimeBias):
             raise ValueError(f"expected time_bias in {get_args(TimeBias)}, got {time_bias!r}")
         if time_bias == "recency" and window == 1:
-            raise ValueError("expected time_bias 'none' with a bottom-up window of 1 frame, "
-                             "where recency has no effect, got 'recency'")
+            raise ValueError(
+                "expected time_bias 'none' with a bottom-up window of 1 frame, "
+                "where recency has no effect, got 'recency'"
+            )
         self.num_heads = num_heads
         self.window = window
         self.is_inverted = is_inverted
@@ -220,24 +226,18 @@ class CompetitiveCrossAttention(nn.Module):
         query = query * query.shape[-1] ** -0.5
         bias, recency = self._time_terms(slots.shape[1], tokens.shape[1])
         token_query = self._token_query(query, tokens.dtype)
-        present_query = token_query
-        if bias is not None:
-            # One number per head: it can ride on the column of ones.
-            ones = bias[-1, -1, :, None, None].to(tokens.dtype)
-            ones = functional.pad(ones, (tokens.shape[-1] - PADDING, PADDING - 1))
-            present_query = token_query + ones
-        present = tokens[:, tokens.shape[1] - slots.shape[1] :]
-        if self.is_inverted and self.window == 1:
-            read, attn = self._read_present(present_query, present)
-            return self.to_out(read), attn
-        attn = self._present_map(present_query, present)
         if not self.is_inverted:
             log_weights = bias if recency is None else recency
             read = self._read_plain(query, tokens, log_weights, visible)
+        elif self.window == 1:
+            return self._read_present(token_query, tokens, bias)
+        elif slots.shape[1] == 1:
+            return self._read_cache(token_query, tokens, bias, recency, visible)
         elif self._is_absorbed(slots, tokens):
             read = self._read_absorbed(token_query, tokens, bias, recency, visible)
         else:
             read = self._read_projected(query, tokens, bias, recency, visible)
+        attn = self._present_map(token_query, tokens[:, -slots.shape[1] :], bias)
         return self.to_out(read), attn
 
     def _time_terms(self, num_queries: int, num_keys: int) -> tuple[Tensor | None, Tensor | None]:
@@ -268,25 +268,64 @@ class CompetitiveCrossAttention(nn.Module):
         values = einsum(inputs, weight, "b t h k f, h d f -> b t k h d")
         return values.flatten(-2)
 
-    def _read_present(self, query: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        rows = rearrange(query, "b t h k e -> (b t) (h k) e")
-        mean, attn = competitive_read(
-            rows, tokens.flatten(0, 1), eps_placement="sum", eps=self.eps
-        )
-        mean, attn = mean.view(query.shape), attn.view(*query.shape[:-1], -1)
-        size = query.shape[-1] - PADDING
-        return self._project_read(mean[..., :size], mean[..., size : size + 1]), attn.sum(2)
+    def _with_present_bias(self, query: Tensor, bias: Tensor | None) -> Tensor:
+        """Add the bias of the present frame: one number per head can ride on the ones."""
+        if bias is None:
+            return query
+        ones = bias[-1, -1, :, None, None].to(query.dtype)
+        return query + functional.pad(ones, (query.shape[-1] - PADDING, PADDING - 1))
 
-    def _present_map(self, query: Tensor, tokens: Tensor) -> Tensor:
+    def _present_map(self, query: Tensor, tokens: Tensor, bias: Tensor | None) -> Tensor:
+        query = self._with_present_bias(query, bias)
         with torch.autocast(query.device.type, enabled=False):
             attn = competition(query.flatten(2, 3) @ tokens.mT)
         return attn.unflatten(2, (self.num_heads, -1)).sum(2)
+
+    def _read_present(
+        self, query: Tensor, tokens: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        rows = rearrange(self._with_present_bias(query, bias), "b t h k e -> (b t) (h k) e")
+        mean, attn = competitive_read(rows, tokens.flatten(0, 1), eps_placement="sum", eps=self.eps)
+        mean, attn = mean.view(query.shape), attn.view(*query.shape[:-1], -1)
+        size = query.shape[-1] - PADDING
+        read = self._project_read(mean[..., :size], mean[..., size : size + 1])
+        return self.to_out(read), attn.sum(2)
+
+    def _read_cache(
+        self,
+        query: Tensor,
+        tokens: Tensor,
+        bias: Tensor | None,
+        recency: Tensor | None,
+        visible: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Read with the slots of one frame: the tokens of all frames in one product."""
+        num_slots, keys = query.shape[3], tokens.flatten(1, 2)
+        with torch.autocast(query.device.type, enabled=False):
+            logits = (query.flatten(1, 3) @ keys.mT).unflatten(2, tokens.shape[1:3])
+            if bias is not None:
+                logits = logits + _over_rows(bias, num_slots)
+            attn = competition(logits.flatten(2)).view(logits.shape)
+            weights = visible[:, 0, None, :, None].to(attn.dtype)
+            if recency is not None:
+                weights = weights * _over_rows(recency.exp(), num_slots)
+            pooled = (attn * weights).flatten(2).to(keys.dtype) @ keys
+        read = self._project_mean(pooled.to(attn.dtype).view(query.shape))
+        present = attn[:, None, :, -1].unflatten(2, (self.num_heads, -1)).sum(2)
+        return self.to_out(read), present
+
+    def _project_mean(self, pooled: Tensor) -> Tensor:
+        """Divide sums (B,T,H,K,E) by their mass and apply the value map."""
+        size = pooled.shape[-1] - PADDING
+        mass = pooled[..., size : size + 1]
+        scale = 1 / (mass + self.eps)
+        return self._project_read(pooled[..., :size] * scale, mass * scale)
 
     def _is_absorbed(self, slots: Tensor, tokens: Tensor) -> bool:
         """Whether wide queries cost less than keys and values: always with one head."""
         num_frames, num_slots, slot_dim = slots.shape[1:]
         token_dim = tokens.shape[-1] - PADDING
-        pairs = 1 if num_frames == 1 else min(self.window, (num_frames + 1) / 2)
+        pairs = min(self.window, (num_frames + 1) / 2)
         absorbed = self.num_heads * num_slots * token_dim * pairs
         return absorbed <= (num_slots * pairs + token_dim) * slot_dim or self.num_heads == 1
 
@@ -299,23 +338,22 @@ class CompetitiveCrossAttention(nn.Module):
         visible: Tensor,
     ) -> Tensor:
         pooled = competition_over_time(
-            rearrange(query, "b t h k e -> b t 1 (h k) e"),
-            tokens[:, :, None],
+            rearrange(query, "b t h k e -> b 1 t (h k) e").contiguous(),
+            tokens[:, None],
             visible=visible,
             window=self.window,
             bias=bias,
             recency=recency,
-        ).view(query.shape)
-        size = query.shape[-1] - PADDING
-        mass = pooled[..., size : size + 1]
-        scale = 1 / (mass + self.eps)
-        return self._project_read(pooled[..., :size] * scale, mass * scale)
+        )
+        return self._project_mean(
+            rearrange(pooled[:, 0], "b t (h k) e -> b t h k e", h=self.num_heads)
+        )
 
     def _keys_and_values(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values (B,S,H,N,d)."""
+        """Keys and values (B,H,S,N,d)."""
         inputs = tokens[..., :-PADDING] * self.norm_inputs.weight + self.norm_inputs.bias
         keys, values = (
-            rearrange(layer(inputs), "b s n (h d) -> b s h n d", h=self.num_heads)
+            rearrange(layer(inputs), "b s n (h d) -> b h s n d", h=self.num_heads)
             for layer in (self.to_k, self.to_v)
         )
         return keys, values
@@ -330,7 +368,7 @@ class CompetitiveCrossAttention(nn.Module):
     ) -> Tensor:
         keys, values = self._keys_and_values(tokens)
         pooled = competition_over_time(
-            query.to(keys.dtype),
+            rearrange(query, "b t h k d -> b h t k d").to(keys.dtype).contiguous(),
             keys.contiguous(),
             _append_one(values),
             visible=visible,
@@ -340,19 +378,24 @@ class CompetitiveCrossAttention(nn.Module):
         )
         size = query.shape[-1]
         mean = pooled[..., :size] / (pooled[..., size : size + 1] + self.eps)
-        return rearrange(mean, "b t h k d -> b t k (h d)")
+        return rearrange(mean, "b h t k d -> b t k (h d)")
 
     def _read_plain(
         self, query: Tensor, tokens: Tensor, log_weights: Tensor | None, visible: Tensor
     ) -> Tensor:
         keys, values = self._keys_and_values(tokens)
-        logits = einsum(query, keys, "b t h k d, b s h n d -> b h t k s n")
+        logits = einsum(query, keys, "b t h k d, b h s n d -> b h t k s n")
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if log_weights is not None:
             logits = logits + rearrange(log_weights, "t s h -> h t 1 s 1")
         logits = logits.masked_fill(~visible[:, None, :, None, :, None], _INVISIBLE)
         attn = logits.flatten(-2).softmax(-1).view(logits.shape).to(values.dtype)
-        return einsum(attn, values, "b h t k s n, b s h n d -> b t k h d").flatten(-2)
+        return einsum(attn, values, "b h t k s n, b h s n d -> b t k h d").flatten(-2)
+
+
+def _over_rows(heads: Tensor, num_slots: int) -> Tensor:
+    """Spread numbers per head of one frame (1,S,H) over the rows of the heads: (H*K,S,1)."""
+    return heads[0].mT.repeat_interleave(num_slots, dim=0)[..., None]
 
 
 def _append_one(features: Tensor) -> Tensor:
@@ -469,9 +512,10 @@ class TimeAttention(TimeMixer):
             lines = "b t k (h d) -> (b k) h t d"
         query = self.attention.to_q(slots)
         heads = self.attention.num_heads
+        keys, values = cache.chunk(2, dim=-1)
+        query, keys, values = (rearrange(part, lines, h=heads) for part in (query, keys, values))
         mixed = functional.scaled_dot_product_attention(
-            *(rearrange(part, lines, h=heads) for part in (query, *cache.chunk(2, dim=-1))),
-            attn_mask=mask.to(query.dtype),
+            query, keys, values, attn_mask=mask.to(query.dtype)
         )
         left, right = lines.split(" -> ")
         update: Tensor = self.attention.to_out(
