@@ -244,11 +244,11 @@ def test_a_partial_view_hides_what_the_agent_does_not_see():
     cells = {(3, y): Wall() for y in range(1, 7)} | {(5, 1): Ball("red"), (2, 2): Key("blue")}
     env = playground(cells, view="partial", size=7 * 8)
     ids = env.segmentation()
-    assert set(np.unique(ids)) == {0, AGENT_ID, 2, VOID_ID}
+    assert set(np.unique(ids)) == {0, AGENT_ID, 3, VOID_ID}
     # The agent looks up from the middle of the last row; the wall stands two cells before it.
     assert (ids[: 4 * 8] == VOID_ID).all()
     assert not (ids[48:, 24:40] == VOID_ID).any()
-    assert ids[48 - 4, 32 + 4] == 2
+    assert ids[48 - 4, 32 + 4] == 3
     scene = env.segmentation("scene")
     assert scene[4 * 8 + 4, 28] >= FIRST_REGION_ID
     assert np.array_equal(scene == VOID_ID, ids == VOID_ID)
