@@ -129,7 +129,8 @@ class CrafterEnv(ObjectEnv):
         self._semantic_in_info = semantic_in_info
         self._seed: int | None = None
         self._is_over = True
-        self._unlocks: list[set[str]] = []
+        self._num_finished = 0
+        self._num_unlocked = dict.fromkeys(constants.achievements, 0)
         self.max_objects = layout.grid[0] * layout.grid[1]
         self.observation_space = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
         self.action_space = gymnasium.spaces.Discrete(len(constants.actions))
@@ -170,20 +171,19 @@ class CrafterEnv(ObjectEnv):
         self._is_over = terminated or truncated
         info = self._info(reward)
         if self._is_over:
-            self._unlocks.append(set(self._game.unlocked))
+            self._num_finished += 1
+            for name in self._game.unlocked:
+                self._num_unlocked[name] += 1
             info["crafter_score"] = crafter_score(self.success_rates)
         return self._draw(), reward if self._is_rewarded else 0.0, terminated, truncated, info
 
     @property
     def success_rates(self) -> dict[str, float]:
         """Share of the finished episodes that unlocked each achievement; 0 if there are none."""
-        total = max(1, len(self._unlocks))
-        return {
-            name: sum(name in unlocked for unlocked in self._unlocks) / total
-            for name in constants.achievements
-        }
+        total = max(1, self._num_finished)
+        return {name: count / total for name, count in self._num_unlocked.items()}
 
-    def render(self) -> NDArray[np.uint8]:  # type: ignore[override]
+    def render(self) -> NDArray[np.uint8]:
         """The current observation."""
         self._check_started()
         return self._frame.copy()

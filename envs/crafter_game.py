@@ -26,7 +26,7 @@ _CANONICAL_SIZE = 64
 _GRASS, _PATH = (1 + constants.materials.index(name) for name in ("grass", "path"))
 
 
-class Game(crafter.Env):  # type: ignore[misc]
+class Game(crafter.Env):
     """A `crafter.Env` in two halves: `begin` and `advance` play, nothing is drawn.
 
     Its episodes are those of a `crafter.Env` at 64 pixels whose chunks are ordered. A step in the
@@ -78,7 +78,7 @@ class Game(crafter.Env):  # type: ignore[misc]
         self._world_seed = world_seed(self._seed, self._episode)
         self._player = seed_world(self._world, self._world_seed)
         self._last_health = self._player.health
-        self._unlocked = set()
+        self._unlocked: set[str] = set()
         if cache is None or not cache.load(self._world, self._player, self._world_seed):
             fill_world(self._world, self._player)
         self._update_time()

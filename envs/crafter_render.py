@@ -348,7 +348,7 @@ def _vignette(width: int, height: int) -> NDArray[np.float64]:
 
 
 @njit(cache=True)
-def _paint(frame, codes, tiles, border, daylight, is_sleeping, noise, vignette, blend):  # type: ignore[no-untyped-def]
+def _paint(frame, codes, tiles, border, daylight, is_sleeping, noise, vignette, blend):
     """Draw the cells in crafter's light: noise and vignette, washed-out blue night, sleep."""
     height, width = tiles.shape[2], tiles.shape[3]
     is_noisy = daylight < 0.5
@@ -387,14 +387,14 @@ def _paint(frame, codes, tiles, border, daylight, is_sleeping, noise, vignette, 
 
 
 @njit(cache=True)
-def _luma(pixel):  # type: ignore[no-untyped-def]
+def _luma(pixel):
     """Pillow's RGB to L."""
     red, green, blue = int(pixel[0]), int(pixel[1]), int(pixel[2])
     return (red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16
 
 
 @njit(cache=True)
-def _own(ids, codes, ground, sprites, opaque, border):  # type: ignore[no-untyped-def]
+def _own(ids, codes, ground, sprites, opaque, border):
     """Write the ids of cells and sprites; cells outside the map keep what is there."""
     height, width = opaque.shape[1], opaque.shape[2]
     for cell_x in range(codes.shape[1]):

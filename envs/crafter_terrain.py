@@ -54,16 +54,19 @@ def _terrain(
     distance, start, water, mountain, cave, across, down, coal, iron, lava, sand, tree = terrain
     x, y = (axis.ravel() for axis in np.indices(area))
 
-    def noise(where: NDArray[np.bool_], z: int, size: int, *, dx: float = 1, dy: float = 1):  # type: ignore[no-untyped-def]
+    def noise(
+        where: NDArray[np.bool_],
+        z: int,
+        size: int,
+        xs: NDArray[np.number] = x,
+        ys: NDArray[np.number] = y,
+    ) -> NDArray[np.float64]:
         inside = where.ravel()
-        # Factors are 2 and 1/5 in crafter; it divides by 5, and so must we.
-        u = x[inside] * 2 if dx == 2 else x[inside] / dx
-        v = y[inside] * 2 if dy == 2 else y[inside] / dy
-        return _noise_at(u / size, v / size, z, perm, gradients)
+        return _noise_at(xs[inside] / size, ys[inside] / size, z, perm, gradients)
 
     everywhere = np.ones(area, np.bool_)
-    distance.flat = np.sqrt((x - center[0]) ** 2 + (y - center[1]) ** 2)
-    start.flat = (4 - distance).ravel() + 2 * noise(everywhere, 8, 3)
+    distance[everywhere] = np.sqrt((x - center[0]) ** 2 + (y - center[1]) ** 2)
+    start[everywhere] = 4 - distance[everywhere] + 2 * noise(everywhere, 8, 3)
     start[...] = 1 / (1 + np.exp(-start))
     wild = start <= 0.5
     water[wild] = noise(wild, 3, 15) + 0.15 * noise(wild, 3, 5) + 0.1 - 2 * start[wild]
@@ -73,9 +76,9 @@ def _terrain(
     high = rock & (mountain > 0.3)
     cave[high] = noise(high, 6, 7)
     rock &= ~(high & (cave > 0.15))
-    across[rock] = noise(rock, 7, 3, dx=2, dy=5)
+    across[rock] = noise(rock, 7, 3, 2 * x, y / 5)
     rock &= across <= 0.4
-    down[rock] = noise(rock, 7, 3, dx=5, dy=2)
+    down[rock] = noise(rock, 7, 3, x / 5, 2 * y)
     rock &= down <= 0.4
     coal[rock] = noise(rock, 1, 8)
     iron[rock] = noise(rock, 2, 6)
@@ -109,7 +112,7 @@ _WATER, _GRASS, _STONE, _PATH, _SAND, _TREE, _LAVA, _COAL, _IRON, _DIAMOND = ran
 
 
 @njit(cache=True)
-def _simplex_tables(seed):  # type: ignore[no-untyped-def]
+def _simplex_tables(seed):
     """The two tables of OpenSimplex for a seed: a shuffle driven by a 64-bit congruence."""
     state = np.int64(seed)
     perm = np.zeros(256, np.int64)
@@ -128,7 +131,7 @@ def _simplex_tables(seed):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _noise_at(xs, ys, z, perm, gradients):  # type: ignore[no-untyped-def]
+def _noise_at(xs, ys, z, perm, gradients):
     # The only call of _noise3: each further one makes the compiler inline it again, for seconds.
     values = np.empty(len(xs))
     for index in range(len(xs)):
@@ -137,7 +140,7 @@ def _noise_at(xs, ys, z, perm, gradients):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _decide(terrain, draws, materials, found):  # type: ignore[no-untyped-def]
+def _decide(terrain, draws, materials, found):
     """Crafter's rules for material, then creatures; uniform draws in its order from `draws`."""
     width, height = materials.shape
     tunnels = np.zeros((width, height), np.bool_)
@@ -157,7 +160,7 @@ def _decide(terrain, draws, materials, found):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _material(layers, draws, used):  # type: ignore[no-untyped-def]
+def _material(layers, draws, used):
     """Material of a cell, whether it is a tunnel, and the draws used so far."""
     start, water, mountain, cave = layers[1], layers[2], layers[3], layers[4]
     across, down, coal, iron = layers[5], layers[6], layers[7], layers[8]
@@ -196,7 +199,7 @@ def _material(layers, draws, used):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _creature(material, is_tunnel, distance, draws, used):  # type: ignore[no-untyped-def]
+def _creature(material, is_tunnel, distance, draws, used):
     """What starts on a cell (nothing 0, cow 1, zombie 2, skeleton 3), and the draws used so far."""
     if material not in (_GRASS, _PATH, _SAND):
         return 0, used

@@ -89,7 +89,7 @@ class World(engine.World):
     def reset(self, seed: int | None = None) -> None:
         """Empty the world and seed its generator."""
         super().reset(seed)
-        self._chunks = collections.defaultdict(OrderedSet)
+        self._chunks: dict[Any, OrderedSet] = collections.defaultdict(OrderedSet)
         self.draws = _Draws(self.random)
         self.changes: list[tuple[int, int, int]] = []
         self.initial_materials = self._mat_map
@@ -120,13 +120,13 @@ class World(engine.World):
             self._chunks[self.chunk_key((x, y))].add(obj)
         obj.pos = np.array((x, y))
 
-    def __getitem__(self, pos: Sequence[int]) -> tuple[str | None, Any]:
+    def __getitem__(self, pos: Any) -> tuple[str | None, Any]:
         x, y = pos
         if not (0 <= x < self.area[0] and 0 <= y < self.area[1]):
             return None, None
         return _MATERIALS[self._mat_map[x, y]], self._objects[self._obj_map[x, y]]
 
-    def __setitem__(self, pos: Sequence[int], material: str) -> None:
+    def __setitem__(self, pos: Any, material: str) -> None:
         x, y = (int(value) for value in pos)
         index = _ID[material]
         if self._mat_map[x, y] != index:
@@ -362,7 +362,7 @@ def seed_world(world: World, seed: int) -> Player:
 
 
 @njit(cache=True)
-def _near(obj_map, x, y, distance, limit):  # type: ignore[no-untyped-def]
+def _near(obj_map, x, y, distance, limit):
     width, height = obj_map.shape
     found = np.empty(2 * distance * distance, np.int64)
     count = 0

@@ -120,7 +120,7 @@ class Regions:
 
 
 @njit(cache=True)
-def _label(kinds, components):  # type: ignore[no-untyped-def]
+def _label(kinds, components):
     """Number the components of `kinds` from 1 in scan order, into zeros; their count."""
     width, height = kinds.shape
     stack = np.empty((width * height, 2), np.int64)
@@ -151,7 +151,7 @@ def _label(kinds, components):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _measure(labels, seen, start_x, start_y):  # type: ignore[no-untyped-def]
+def _measure(labels, seen, start_x, start_y):
     """Size of the connected part of a label around a cell, marking it in `seen`."""
     width, height = labels.shape
     stack = np.empty((width * height, 2), np.int64)

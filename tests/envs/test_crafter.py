@@ -16,7 +16,7 @@ from gymnasium.utils.env_checker import check_env
 from numpy.typing import NDArray
 
 from ocrl.envs.crafter import FIRST_ITEM_ID, FIRST_REGION_ID, CrafterEnv, crafter_score
-from ocrl.envs.crafter_world import Cow, OrderedSet, Plant, Skeleton, Zombie, pregenerate
+from ocrl.envs.crafter_world import Arrow, Cow, OrderedSet, Plant, Skeleton, Zombie, pregenerate
 from ocrl.types import VOID_ID
 
 YAML = pathlib.Path(__file__).parents[2] / "configs/env/crafter.yaml"
@@ -75,15 +75,29 @@ def help_along(player: Any, step: int) -> None:
         player.inventory.update(dict.fromkeys(("wood_pickaxe", "stone_pickaxe", "iron_sword"), 1))
 
 
+def wander(worlds: list[engine.World], players: list[Any], rng: np.random.Generator) -> None:
+    """Move the players of equal worlds to the same cell, more often than not in a tunnel."""
+    free = worlds[0]._obj_map == 0
+    tunnels = free & (worlds[0]._mat_map == 1 + constants.materials.index("path"))
+    meadows = free & (worlds[0]._mat_map == 1 + constants.materials.index("grass"))
+    cells = np.argwhere(tunnels if rng.random() < 0.7 and tunnels.any() else meadows)
+    pos = cells[rng.integers(len(cells))]
+    for world, player in zip(worlds, players, strict=True):
+        world.move(player, pos)
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_episodes_are_those_of_crafter_with_ordered_chunks(seed: int) -> None:
     theirs, ours = ordered_crafter(seed), make(semantic_in_info=True)
     assert np.array_equal(theirs.reset(), ours.reset(seed=seed)[0])
     rng = np.random.default_rng(seed)
-    num_dark = num_asleep = 0
-    for step in range(450):
+    num_dark = num_asleep = num_arrows = 0
+    for step in range(320):
         help_along(theirs._player, step)
         help_along(ours._game.player, step)
+        if step % 30 == 29:
+            worlds = [theirs._world, ours._game.world]
+            wander(worlds, [theirs._player, ours._game.player], rng)
         action = int(rng.integers(NUM_ACTIONS))
         frame, reward, done, their_info = theirs.step(action)
         observation, our_reward, terminated, truncated, info = ours.step(action)
@@ -95,9 +109,10 @@ def test_episodes_are_those_of_crafter_with_ordered_chunks(seed: int) -> None:
             assert np.array_equal(info[key], their_info[key])
         num_dark += ours._game.world.daylight < 0.5
         num_asleep += ours._game.player.sleeping
+        num_arrows += any(type(obj) is Arrow for obj in ours._game.world.objects)
         if done:
             assert np.array_equal(theirs.reset(), ours.reset()[0])
-    assert num_dark > 50 and num_asleep > 20
+    assert min(num_dark, num_asleep, num_arrows) > 10
     assert np.array_equal(
         theirs._world.random.get_state()[1], ours._game.world.random.get_state()[1]
     )
@@ -112,12 +127,25 @@ def test_many_episodes_are_those_of_crafter_with_ordered_chunks() -> None:
         for step in range(2000):
             help_along(theirs._player, step)
             help_along(ours._game.player, step)
+            if step % 30 == 29:
+                worlds = [theirs._world, ours._game.world]
+                wander(worlds, [theirs._player, ours._game.player], rng)
             action = int(rng.integers(NUM_ACTIONS))
             frame, reward, done, _ = theirs.step(action)
             observation, our_reward, *_ = ours.step(action)
             assert np.array_equal(observation, frame) and our_reward == reward
             if done:
                 assert np.array_equal(theirs.reset(), ours.reset()[0])
+
+
+def test_what_is_made_in_a_step_first_acts_in_the_next() -> None:
+    env = arena()
+    env._game.player.inventory["sapling"] = 1
+    env.step(constants.actions.index("place_plant"))
+    plant = env._game.world[beside(env, 0, 1)][1]
+    assert type(plant) is Plant and plant.grown == 0
+    env.step(0)
+    assert plant.grown == 1
 
 
 def played(env: CrafterEnv, seed: int, steps: int, *, look: bool = False) -> list[Any]:
