@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 import mmap
 import os
-import shutil
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
@@ -35,7 +34,7 @@ from ocrl.data.format import (
     encode_line,
     raw_bytes,
 )
-from ocrl.data.store import EpisodeStore, EpisodeWriter
+from ocrl.data.store import EpisodeStore, EpisodeWriter, new_folder
 
 _MAGIC = b"OCRLPACK"
 _TRAILER = struct.Struct("<QQI8s")
@@ -100,25 +99,18 @@ def unpack(archive: str | Path, path: str | Path, *, shard_megabytes: float = 51
         ValueError: if the archive is damaged.
         OSError: if it cannot be written.
     """
-    store, path = EpisodeStore(archive), Path(path)
-    if path.exists():
-        raise FileExistsError(f"{path} is there already; remove it or unpack under another name")
-    partial = path.with_name(path.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    store = EpisodeStore(archive)
+    with new_folder(path) as folder:
         first = 0
         while first < len(store):
             metadata = store.origin(first)
             with EpisodeWriter(
-                partial, metadata=metadata, shard_megabytes=shard_megabytes
+                folder, metadata=metadata, shard_megabytes=shard_megabytes
             ) as writer:
                 while first < len(store) and store.origin(first) == metadata:
                     writer.append(store.episode(first))
                     first += 1
-        partial.rename(path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return path
+    return Path(path)
 
 
 def open_archive(path: Path) -> list[ArchiveShard]:

@@ -23,6 +23,7 @@ from ocrl.data.format import (
     decode_line,
 )
 
+TORN = "an unfinished line ends its index: a writer was interrupted"
 _SMALL_ROW_BYTES = 256
 """Below this one fancy index is faster than a slice for each piece."""
 
@@ -57,13 +58,14 @@ def read_index(shard: Path) -> Index:
     Raises:
         ValueError: if it is of another format version.
     """
-    try:
-        content = (shard / INDEX_NAME).read_bytes()
-    except FileNotFoundError:
-        return Index(damages=[Damage(shard, None, f"{INDEX_NAME} is missing")])
+    has_index = (shard / INDEX_NAME).is_file()
+    content = (shard / INDEX_NAME).read_bytes() if has_index else b""
     *lines, tail = content.split(b"\n")
     index = Index(size=len(content) - len(tail), is_torn=bool(tail))
     if not lines:
+        # Rows are only written below a whole first line.
+        if any(file.stat().st_size for file in shard.rglob("*.bin")):
+            index.damages.append(Damage(shard, None, f"{INDEX_NAME} is missing or cut off"))
         return index
     record = decode_line(lines[0])
     if record is None:
@@ -117,8 +119,7 @@ class PlainShard:
                 self.entries.append(entry)
                 self.numbers.append(number)
         if index.is_torn:
-            reason = "an unfinished line ends its index: a writer was interrupted"
-            self.damages.append(Damage(path, None, reason))
+            self.damages.append(Damage(path, None, TORN))
         end = max((entry.end for entry in self.entries), default=0)
         self._maps = {name: self._map(name, end) for name in header.arrays} if end else {}
 

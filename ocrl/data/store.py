@@ -13,7 +13,8 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NoReturn, Self
@@ -35,7 +36,7 @@ from ocrl.data.format import (
     raw_bytes,
     to_json,
 )
-from ocrl.data.shard import PlainShard, num_rows, read_index
+from ocrl.data.shard import TORN, PlainShard, num_rows, read_index
 
 try:
     import fcntl
@@ -136,9 +137,10 @@ class EpisodeStore:
             _logger.warning("and %d more", len(damages) - _MAX_WARNINGS)
 
     def _raise_empty(self) -> NoReturn:
-        if self._damages:
+        reasons = [damage.reason for damage in self._damages if damage.reason != TORN]
+        if reasons:
             raise ValueError(
-                f"every episode in {self.path} is damaged ({self._damages[0].reason}); "
+                f"every episode in {self.path} is damaged ({reasons[0]}); "
                 f"restore it from a copy, or {_HOW_TO_COLLECT}"
             )
         raise FileNotFoundError(f"{self.path} holds no whole episode; {_HOW_TO_COLLECT}")
@@ -227,6 +229,25 @@ class EpisodeStore:
             self._shards[shard].gather(rows[where], where, out)
 
 
+@contextmanager
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """Give a folder to fill, which takes the name `path` once that is done, and vanishes if not.
+
+    Raises:
+        FileExistsError: if `path` is there already.
+    """
+    path = Path(path)
+    if path.exists():
+        raise FileExistsError(f"{path} is there already; remove it or choose another name")
+    partial = path.with_name(path.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        yield partial
+        partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def describe_difference(expected: Mapping[str, ArraySpec], got: Mapping[str, ArraySpec]) -> str:
     """Name the first array in which two layouts differ."""
     names = sorted(set(expected) | set(got))
@@ -275,6 +296,7 @@ class EpisodeWriter:
         self._shard = self.path
         self._index = -1
         self._index_size = 0
+        self._is_untouched = False
         self._files: dict[str, int] = {}
         self._rows = 0
         self.num_episodes = 0
@@ -337,7 +359,6 @@ class EpisodeWriter:
         except BaseException:
             self._roll_back()
             raise
-        self._arrays = specs
         self._index_size += len(line)
         self._rows += num_frames
         self.num_episodes += 1
@@ -346,8 +367,9 @@ class EpisodeWriter:
 
     def close(self) -> None:
         """Let go of the files; episodes already appended need no closing."""
-        if self._index >= 0 and self._index_size == 0:
+        if self._is_untouched:
             shutil.rmtree(self._shard, ignore_errors=True)
+            self._is_untouched = False
         for descriptor in (*self._files.values(), self._index):
             if descriptor >= 0:
                 os.close(descriptor)
@@ -369,7 +391,9 @@ class EpisodeWriter:
 
     def _reopen(self, shard: Path) -> bool:
         """Lock a shard and cut off what an interrupted writer left; False if it cannot go on."""
-        self._open_index(shard, os.O_CREAT)
+        if not (shard / INDEX_NAME).is_file():
+            return False
+        self._open_index(shard)
         index = read_index(shard)
         if index.header is None and not index.damages:
             os.ftruncate(self._index, 0)
@@ -379,13 +403,15 @@ class EpisodeWriter:
         if any(rows < index.end for rows in num_rows(shard, index.header).values()):
             return False
         self._index_size, self._rows = index.size, index.end
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT
         for name in index.header.arrays:
-            self._files[name] = os.open(shard / f"{name}.bin", os.O_RDWR | os.O_APPEND)
+            self._files[name] = os.open(shard / f"{name}.bin", flags, 0o644)
         self._truncate(index.header.arrays)
         return True
 
-    def _open_index(self, shard: Path, flags: int) -> None:
-        descriptor = os.open(shard / INDEX_NAME, os.O_RDWR | os.O_APPEND | flags, 0o644)
+    def _open_index(self, shard: Path) -> None:
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT
+        descriptor = os.open(shard / INDEX_NAME, flags, 0o644)
         try:
             if fcntl is not None:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -403,7 +429,8 @@ class EpisodeWriter:
         self.close()
         shard = self.path / f"{self._prefix}{number:05d}"
         shard.mkdir()
-        self._open_index(shard, os.O_CREAT | os.O_EXCL)
+        self._open_index(shard)
+        self._is_untouched = True
         self._index_size = self._rows = 0
 
     def _start_shard(self, specs: Mapping[str, ArraySpec]) -> None:
@@ -415,9 +442,12 @@ class EpisodeWriter:
             self._files[name] = os.open(file, flags, 0o644)
         line = encode_line(Header(specs, self._metadata).to_record())
         _write_all(self._index, line)
+        os.fsync(self._index)
         for folder in (self._shard, self.path):
             _sync_folder(folder)
         self._index_size = len(line)
+        self._arrays = specs
+        self._is_untouched = False
 
     def _write(self, arrays: Arrays, line: bytes) -> None:
         for name, array in arrays.items():
