@@ -200,8 +200,9 @@ def _pictures(folder: Path) -> list[Path]:
 
 def _open_picture(file: Path) -> Image.Image:
     try:
-        picture = Image.open(file)
-        picture.load()
+        with file.open("rb") as content:
+            picture = Image.open(content)
+            picture.load()
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise ValueError(
             f"{file} is no picture that can be read ({error}); replace it or leave it out"
