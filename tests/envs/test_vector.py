@@ -3,9 +3,9 @@ import signal
 
 import numpy as np
 import pytest
+from gymnasium.vector import AutoresetMode
 
 import ocrl.envs
-from gymnasium.vector import AutoresetMode
 
 NUM_ENVS = 2
 SETTINGS = {"size": 32, "max_steps": 3}
