@@ -75,6 +75,14 @@ def test_random_pair_tells_times_as_distances() -> None:
     assert seen == set(allowed)
 
 
+def test_random_pair_reads_nothing_older_than_the_episode() -> None:
+    predictor = random_pair()
+    slots, tokens = history(3)
+    frames = ([slots[0], *[value * torch.nan for value in slots[1:]]], [tokens[0]] * 3)
+    for _ in range(20):
+        assert torch.isfinite(predictor(*frames, torch.tensor([1, 1, 0, 1]))).all()
+
+
 def test_random_pair_lets_no_gradient_into_the_past() -> None:
     slots, tokens = history(2)
     for value in (*slots, *tokens):

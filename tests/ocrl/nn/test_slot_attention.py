@@ -131,6 +131,20 @@ def test_slots_are_float32_under_autocast() -> None:
     torch.testing.assert_close(slots, expected, atol=0.2, rtol=0.1)
 
 
+def test_the_gru_is_float32_under_autocast() -> None:
+    corrector = make().float()
+    queries, tokens = (value.detach().float() for value in inputs())
+    seen = []
+
+    def watch(module: torch.nn.Module, values: tuple[Tensor, ...], output: Tensor) -> None:
+        seen.append((torch.is_autocast_enabled("cpu"), output.dtype, values[0].dtype))
+
+    corrector.gru.register_forward_hook(watch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        corrector(queries, tokens, num_iterations=1)
+    assert seen == [(False, torch.float32, torch.float32)]
+
+
 def test_bad_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="gradient must be"):
         make("implicit")
