@@ -185,6 +185,19 @@ def test_regions_are_connected():
     assert ids[0, 0] == ids[7, 7] >= FIRST_REGION_ID
 
 
+@pytest.mark.parametrize("is_watched", [True, False])
+def test_regions_keep_their_ids_when_material_goes(is_watched):
+    env = playground({(x, 3): Lava() for x in range(1, 6)}, size=64)
+    before = env.segmentation("scene")[4::8, 4::8] if is_watched else None
+    env.game.grid.set(2, 3, None)
+    act(env, "left")
+    ids = env.segmentation("scene")[4::8, 4::8]
+    assert ids[3, 2] == 0
+    assert ids[3, 3] == ids[3, 5] != ids[3, 1] >= FIRST_REGION_ID
+    assert ids[3, 1] > ids[3, 3]
+    assert before is None or ids[3, 3] == before[3, 3] == before[3, 1]
+
+
 def test_a_carried_object_keeps_its_id():
     env = playground({(2, 1): Ball("blue"), (5, 5): Key("red")}, size=64)
     ids = env.segmentation()
