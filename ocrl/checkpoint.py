@@ -214,6 +214,21 @@ def read_config(path: Path | str) -> dict[str, Any]:
     return config
 
 
+def read_weights(path: Path | str) -> dict[str, torch.Tensor]:
+    """Read the weights of a checkpoint, on the CPU.
+
+    Raises:
+        ValueError: if the file is damaged.
+    """
+    folder = find(path)
+    read_meta(folder)
+    try:
+        weights: dict[str, torch.Tensor] = load_file(folder / "model.safetensors")
+    except SafetensorError as error:
+        raise ValueError(f"{folder / 'model.safetensors'} is damaged: {error}") from error
+    return weights
+
+
 def read_resume(path: Path | str) -> dict[str, Any]:
     """Read the state to go on training from, on the CPU."""
     folder = find(path)
@@ -237,10 +252,12 @@ def load(path: Path | str) -> Any:
     folder = find(path)
     model = build(read_config(folder))
     try:
-        model.load_state_dict(load_file(folder / "model.safetensors"))
-    except (SafetensorError, RuntimeError) as error:
-        first_line = str(error).splitlines()[0]
-        raise ValueError(f"{folder / 'model.safetensors'} does not fit: {first_line}") from error
+        model.load_state_dict(read_weights(folder))
+    except RuntimeError as error:
+        sentence = " ".join(str(error).split())
+        raise ValueError(
+            f"{folder}: the weights do not fit the configuration: {sentence}"
+        ) from error
     return model.eval()
 
 
@@ -277,5 +294,6 @@ __all__: Sequence[str] = [
     "read_config",
     "read_meta",
     "read_resume",
+    "read_weights",
     "save",
 ]

@@ -16,18 +16,13 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_optimizer_state_dict,
-    set_optimizer_state_dict,
-)
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_map_only
 
 Parallel = Literal["ddp", "fsdp"]
-_FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 _TIMEOUT = timedelta(hours=4)
 """Long: while the first process collects data or evaluates, the others wait."""
 
@@ -162,13 +157,23 @@ def shard_like(state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[
     return placed
 
 
-def optimizer_state(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
-    """The optimiser's whole state by parameter name; every process must ask for it."""
-    return get_optimizer_state_dict(model, optimizer, options=_FULL)
+def optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
+    """The optimiser's state without shards; every process must ask for it."""
+    state: dict[str, Any] = tree_map_only(DTensor, DTensor.full_tensor, optimizer.state_dict())
+    return state
 
 
-def load_optimizer_state(model: nn.Module, optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Take over what `optimizer_state` gave, shared as the model is."""
-    set_optimizer_state_dict(
-        model, optimizer, state, options=StateDictOptions(full_state_dict=True)
-    )
+def load_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Take over what `optimizer_state` gave, sharded as the parameters are."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    # torch numbers the states of parameters in the order of the groups.
+    placed = {
+        number: {
+            name: shard_like({name: value}, {name: parameters[number]})[name]
+            if isinstance(value, Tensor) and value.shape == parameters[number].shape
+            else value
+            for name, value in entry.items()
+        }
+        for number, entry in state["state"].items()
+    }
+    optimizer.load_state_dict({**state, "state": placed})

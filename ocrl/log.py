@@ -38,17 +38,20 @@ class TensorBoard:
     run has one curve.
     """
 
-    def __init__(self, directory: Path | str, *, start_step: int = 0) -> None:
+    def __init__(
+        self, directory: Path | str, *, start_step: int = 0, is_silent: bool = False
+    ) -> None:
         """Open a new event file.
 
         Args:
             directory: where it lies, beside those of earlier parts of the run.
-            start_step: the first step that will be logged.
+            start_step: the first step that will be logged, if there are earlier parts.
+            is_silent: write nothing, as all processes but the first do.
         """
-        self._writer = EventFileWriter(str(directory))
+        self._writer = None if is_silent else EventFileWriter(str(directory))
         if start_step > 0:
             start = SessionLog(status=SessionLog.START)
-            self._writer.add_event(Event(wall_time=time.time(), step=start_step, session_log=start))
+            self._write(Event(wall_time=time.time(), step=start_step, session_log=start))
 
     def scalars(self, values: Mapping[str, float], *, step: int) -> None:
         """Log numbers by name; those that are not finite are left out."""
@@ -77,7 +80,8 @@ class TensorBoard:
 
     def flush(self) -> None:
         """Write what is waiting."""
-        self._writer.flush()
+        if self._writer is not None:
+            self._writer.flush()
 
     def __enter__(self) -> Self:
         return self
@@ -88,11 +92,15 @@ class TensorBoard:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
     def _add(self, values: list[Summary.Value], step: int) -> None:
-        event = Event(wall_time=time.time(), step=step, summary=Summary(value=values))
-        self._writer.add_event(event)
+        self._write(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+
+    def _write(self, event: Event) -> None:
+        if self._writer is not None:
+            self._writer.add_event(event)
 
 
 class ProgressBar:

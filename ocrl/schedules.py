@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import nn
 
 Schedule = Literal["constant", "cosine", "exponential"]
 SCHEDULES: tuple[Schedule, ...] = ("constant", "cosine", "exponential")
@@ -50,18 +49,17 @@ def learning_rate_factor(
 
 
 class MovingAverage:
-    """An exponential moving average of a module's state.
+    """An exponential moving average of a module's weights; buffers are copied.
 
     The average of the first steps is not held back by the start: the decay at step n is at most
-    (1 + n) / (10 + n). Integer tensors and buffers that are no averages are copied by `update`
-    as any other: they are floats or equal.
+    (1 + n) / (10 + n).
     """
 
-    def __init__(self, state: Mapping[str, Tensor], *, decay: float) -> None:
-        """Start at a state.
+    def __init__(self, module: nn.Module, *, decay: float) -> None:
+        """Start at a module's state.
 
         Args:
-            state: name to tensor; copied.
+            module: its state is copied.
             decay: share of the old average that a step keeps, in [0,1).
 
         Raises:
@@ -70,17 +68,17 @@ class MovingAverage:
         if not 0.0 <= decay < 1.0:
             raise ValueError(f"expected the decay of a moving average in [0,1), got {decay}")
         self.decay = decay
-        self.state = {name: tensor.detach().clone() for name, tensor in state.items()}
+        self.state = {name: x.detach().clone() for name, x in module.state_dict().items()}
+        self._weights = [name for name, _ in module.named_parameters()]
 
     @torch.no_grad()
-    def update(self, state: Mapping[str, Tensor], *, step: int) -> None:
-        """Move towards the state after `step` steps."""
-        weight = 1.0 - min(self.decay, (1 + step) / (10 + step))
-        floats = [name for name, tensor in self.state.items() if tensor.is_floating_point()]
+    def update(self, module: nn.Module, *, step: int) -> None:
+        """Move towards the module's state after `step` steps."""
+        current = module.state_dict()
         torch._foreach_lerp_(
-            [self.state[name] for name in floats],
-            [state[name].detach() for name in floats],
-            weight,
+            [self.state[name] for name in self._weights],
+            [current[name] for name in self._weights],
+            1.0 - min(self.decay, (1 + step) / (10 + step)),
         )
-        for name in self.state.keys() - set(floats):
-            self.state[name].copy_(state[name])
+        for name in self.state.keys() - set(self._weights):
+            self.state[name].copy_(current[name])

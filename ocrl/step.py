@@ -32,8 +32,8 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
 
 def seed_step(seed: int, *, step: int, rank: int) -> None:
     """Set torch's generators to a state that only a run's seed, a step and a process determine."""
-    mixed = seed
-    for number in (step, rank):
+    mixed = 0
+    for number in (seed, step, rank):
         # The multiplier and shifts of SplitMix64 (Steele, Lea and Flood 2014).
         mixed = (mixed + number + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
         mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF

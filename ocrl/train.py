@@ -231,7 +231,7 @@ class _Fit:
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.average: MovingAverage | None = None
         if settings.average_decay is not None:
-            self.average = MovingAverage(self.model.state_dict(), decay=settings.average_decay)
+            self.average = MovingAverage(self.model, decay=settings.average_decay)
         if resumed is not None:
             self._take_over(resumed)
 
@@ -258,7 +258,7 @@ class _Fit:
 
     def _take_over(self, resumed: Mapping[str, Any]) -> None:
         self.elapsed = resumed["elapsed"]
-        load_optimizer_state(self.model, self.optimizer, resumed["optimizer"])
+        load_optimizer_state(self.optimizer, resumed["optimizer"])
         if self.average is not None and resumed["average"] is not None:
             self.average.state = shard_like(resumed["average"], self.average.state)
 
@@ -266,7 +266,7 @@ class _Fit:
         """Write a checkpoint; every process must come here."""
         state = whole(self.model.state_dict())
         average = None if self.average is None else whole(self.average.state)
-        optimizer = optimizer_state(self.model, self.optimizer)
+        optimizer = optimizer_state(self.optimizer)
         if self.world.is_first:
             checkpoint.save(
                 self.run.checkpoint,
@@ -302,7 +302,11 @@ class _Fit:
         settings, first = self.settings, self.world.is_first
         if self.progress >= 1.0:
             return self.metrics
-        board = TensorBoard(self.run.directory / "tensorboard", start_step=self.step + 1)
+        board = TensorBoard(
+            self.run.directory / "tensorboard",
+            start_step=self.step + 1 if self.step else 0,
+            is_silent=not first,
+        )
         bar = ProgressBar(
             "training", total=settings.max_steps, start=self.step, is_silent=not first
         )
@@ -325,8 +329,7 @@ class _Fit:
                 is_last = self.progress >= 1.0
                 if self.step % settings.log_every == 0 or is_last:
                     figures = meter.read(self.world)
-                    if first:
-                        board.scalars({"train/learning_rate": rate, **figures}, step=self.step)
+                    board.scalars({"train/learning_rate": rate, **figures}, step=self.step)
                     bar.update(self.step, note=_note(figures), fraction=self.progress)
                 if not stopping and (is_last or _is_due(self.step, settings.evaluate_every)):
                     self._evaluate(board, bar)
@@ -363,7 +366,7 @@ class _Fit:
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         if self.average is not None:
-            self.average.update(self.model.state_dict(), step=self.step)
+            self.average.update(self.model, step=self.step)
         return self.base_rates[0] * factor, losses, norm
 
     def _autocast(self) -> AbstractContextManager[Any]:
