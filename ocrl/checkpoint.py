@@ -18,19 +18,23 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+from yaml import YAMLError
 
 VERSION = 1
 """Of the folder's layout; a checkpoint of another one is refused."""
 ALLOWED_PACKAGES = ("ocrl.", "torch.nn.")
 FOLDER = "checkpoint"
 """Where a run keeps its checkpoint, inside the run's directory."""
+_FILES = ("config.yaml", "meta.json", "model.safetensors")
 
 
 def build(config: Mapping[str, Any] | DictConfig) -> Any:
@@ -195,9 +199,11 @@ def read_meta(path: Path | str) -> dict[str, Any]:
     """
     folder = find(path)
     try:
-        meta: dict[str, Any] = json.loads((folder / "meta.json").read_text())
+        meta = json.loads((folder / "meta.json").read_text())
     except ValueError as error:
         raise ValueError(f"{folder / 'meta.json'} is damaged: {error}") from error
+    if not isinstance(meta, dict):
+        raise ValueError(f"{folder / 'meta.json'} is damaged: expected an object, got {meta!r}")
     if meta.get("version") != VERSION:
         raise ValueError(
             f"checkpoint {folder}: expected version {VERSION}, got {meta.get('version')}; "
@@ -210,7 +216,10 @@ def read_config(path: Path | str) -> dict[str, Any]:
     """Read the configuration that a checkpoint's model is built from."""
     folder = find(path)
     read_meta(folder)
-    config: dict[str, Any] = plain(OmegaConf.load(folder / "config.yaml"))
+    try:
+        config: dict[str, Any] = plain(OmegaConf.load(folder / "config.yaml"))
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise ValueError(f"{folder / 'config.yaml'} is damaged: {error}") from error
     return config
 
 
@@ -233,9 +242,11 @@ def read_resume(path: Path | str) -> dict[str, Any]:
     """Read the state to go on training from, on the CPU."""
     folder = find(path)
     read_meta(folder)
-    state: dict[str, Any] = torch.load(
-        folder / "resume" / "state.pt", map_location="cpu", weights_only=True
-    )
+    file = folder / "resume" / "state.pt"
+    try:
+        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, UnpicklingError) as error:
+        raise ValueError(f"{file} is damaged: {' '.join(str(error).split())}") from error
     return state
 
 
@@ -273,13 +284,50 @@ def describe_difference(saved: Any, wanted: Any, where: str = "") -> str | None:
     return None if saved == wanted else f"its {where} is {saved!r}, this run's is {wanted!r}"
 
 
-def fingerprint_of(path: Path | str) -> str:
+def digest(path: Path | str) -> str:
     """SHA-256 of a checkpoint's weights and configuration, for those that depend on it."""
     folder = find(path)
-    digest = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for name in ("config.yaml", "model.safetensors"):
-        digest.update((folder / name).read_bytes())
-    return digest.hexdigest()
+        sha256.update((folder / name).read_bytes())
+    return sha256.hexdigest()
+
+
+def push_to_hub(path: Path | str, name: str, *, private: bool) -> str:
+    """Upload a checkpoint, without its resume state, to the Hugging Face hub.
+
+    Args:
+        path: as in `load`.
+        name: of the repository, "owner/model"; it is made if it does not exist.
+        private: whether a new repository is.
+
+    Returns:
+        The address of the upload.
+
+    Raises:
+        ValueError: if `huggingface_hub` is not installed.
+    """
+    folder = find(path)
+    read_meta(folder)
+    hub = _hub()
+    hub.create_repo(name, private=private, exist_ok=True)
+    return str(hub.upload_folder(repo_id=name, folder_path=folder, allow_patterns=list(_FILES)))
+
+
+def from_pretrained(name: str, *, revision: str | None = None) -> Any:
+    """Load a model from the Hugging Face hub, as `load` does from a folder.
+
+    Raises:
+        ValueError: if `huggingface_hub` is not installed, and as `load`.
+    """
+    return load(_hub().snapshot_download(name, revision=revision, allow_patterns=list(_FILES)))
+
+
+def _hub() -> Any:
+    try:
+        return importlib.import_module("huggingface_hub")
+    except ModuleNotFoundError as error:
+        raise ValueError("the hub needs huggingface_hub: pip install 'ocrl[hub]'") from error
 
 
 __all__: Sequence[str] = [
@@ -287,10 +335,12 @@ __all__: Sequence[str] = [
     "VERSION",
     "build",
     "describe_difference",
+    "digest",
     "find",
-    "fingerprint_of",
+    "from_pretrained",
     "load",
     "plain",
+    "push_to_hub",
     "read_config",
     "read_meta",
     "read_resume",
