@@ -275,3 +275,15 @@ def test_the_ledger_keeps_the_shortest_row_whoever_is_first(
                 written.add(number)
                 ledger.add(number, lengths[number])
     assert written == set(range(count)) | on_disk
+
+
+def test_workers_play_ahead_as_long_as_steps_may_be_missing():
+    ledger = Ledger(10, None)
+    assert [ledger.next_number() for _ in range(3)] == [0, 1, 2]
+    ledger.note(1, 6)
+    ledger.finish(2, 9)
+    assert ledger.is_needed(1) is None and ledger.is_needed(2) is None
+    assert ledger.next_number() is None  # 1 + 6 + 9 steps are there or will be
+    ledger.finish(0, 4)
+    assert ledger.is_needed(1) is True
+    assert ledger.is_needed(2) is False  # 4 + 6
