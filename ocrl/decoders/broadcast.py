@@ -35,11 +35,13 @@ class SpatialBroadcastDecoder(Decoder):
         image_size: (H, W).
         channels: hidden channels, one entry per transposed convolution before the output layer.
         strides: one per entry of `channels`; slots are broadcast to `image_size` divided by their
-            product.
-        kernel_size: odd size of all kernels.
+            product and by `upsampling`.
+        kernel_size: odd size of the kernels.
+        upsampling: draw this many times coarser and enlarge colours and alpha logits bilinearly;
+            the last layers are most of the cost. 1 as in the papers.
 
     Raises:
-        ValueError: if the product of the strides does not divide `image_size`.
+        ValueError: if strides times upsampling do not divide `image_size`.
     """
 
     space: Space = "pixels"
@@ -52,6 +54,7 @@ class SpatialBroadcastDecoder(Decoder):
         channels: Sequence[int],
         strides: Sequence[int],
         kernel_size: int,
+        upsampling: int,
     ) -> None:
         super().__init__()
         if len(channels) != len(strides) or not channels:
@@ -59,13 +62,14 @@ class SpatialBroadcastDecoder(Decoder):
                 f"expected one stride per channel, got channels={list(channels)} and "
                 f"strides={list(strides)}"
             )
-        factor = math.prod(strides)
+        factor = math.prod(strides) * upsampling
         if image_size[0] % factor or image_size[1] % factor:
             raise ValueError(
-                f"image_size must be a multiple of the product of strides {factor}, "
+                f"image_size must be a multiple of strides times upsampling {factor}, "
                 f"got {list(image_size)}"
             )
         self.grid = (image_size[0] // factor, image_size[1] // factor)
+        self.upsampling = upsampling
         self.norm = nn.LayerNorm(slot_dim)
         self.position = LinearPosition(self.grid, dim=slot_dim)
         sizes = [slot_dim, *channels]
@@ -113,7 +117,12 @@ class SpatialBroadcastDecoder(Decoder):
         hidden = self._first(self.norm(slots).flatten(0, 2)).relu()
         for layer in self.layers[1:]:
             hidden = layer(hidden).relu()
-        painted = self.output(hidden).unflatten(0, (batch_size, num_frames, num_slots))
+        painted = self.output(hidden)
+        if self.upsampling > 1:
+            painted = nn.functional.interpolate(
+                painted, scale_factor=self.upsampling, mode="bilinear"
+            )
+        painted = painted.unflatten(0, (batch_size, num_frames, num_slots))
         parts, alpha = painted.split([NUM_COLOURS, 1], dim=3)
         masks = alpha.float().softmax(dim=2)
         recon = (masks * parts.float()).sum(dim=2)
