@@ -182,6 +182,17 @@ def _dump(record: Mapping[str, Any]) -> bytes:
     return json.dumps(record, separators=(",", ":")).encode()
 
 
+def describe_difference(expected: Mapping[str, ArraySpec], got: Mapping[str, ArraySpec]) -> str:
+    """Name the first array in which two layouts differ."""
+    names = sorted(set(expected) | set(got))
+    name = next(name for name in names if expected.get(name) != got.get(name))
+
+    def words(spec: ArraySpec | None) -> str:
+        return f"{np.dtype(spec.dtype)} {spec.shape} in each row" if spec else "not there"
+
+    return f"expected {name!r} {words(expected.get(name))}, got {words(got.get(name))}"
+
+
 def to_json(value: Any) -> Any:
     """Turn a value of a metadata dictionary into plain JSON.
 

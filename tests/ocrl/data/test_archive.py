@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import os
 
 import numpy as np
 import pytest
@@ -8,7 +9,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ocrl.data import archive as archive_module
 from ocrl.data.archive import pack, unpack
 from ocrl.data.clips import ClipLoader, evaluation_clips
 from ocrl.data.store import EpisodeStore, EpisodeWriter
@@ -133,7 +133,7 @@ def test_nothing_is_overwritten_or_left_half_written(packed, tmp_path, monkeypat
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(archive_module.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match=r"could not write .*No space left.*pack again"):
         pack(store, tmp_path / "other")
     with pytest.raises(OSError, match=r"could not write .*No space left"):

@@ -16,7 +16,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ocrl.data import store as store_module
 from ocrl.data.store import EpisodeStore, EpisodeWriter, new_folder
 
 SHARD = "shard-000-00000"
@@ -140,7 +139,7 @@ def test_killed_at_any_byte_the_whole_episodes_remain(tmp_path_factory, lengths,
         return real_write(descriptor, content)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store_module.os, "write", count)
+        patch.setattr(os, "write", count)
         write(path / "whole", lengths)
     budget = [int(part * written[0])]
 
@@ -152,7 +151,7 @@ def test_killed_at_any_byte_the_whole_episodes_remain(tmp_path_factory, lengths,
         return real_write(descriptor, content)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store_module.os, "write", cut)
+        patch.setattr(os, "write", cut)
         patch.setattr(EpisodeWriter, "_roll_back", lambda self: None)  # a dead process does nothing
         patch.setattr(shutil, "rmtree", lambda *_, **__: None)
         try:
@@ -201,7 +200,7 @@ def test_a_full_disk_and_a_killed_process(tmp_path):
         os.write = die
         writer.append(episode)
     """
-    root = str(Path(store_module.__file__).parents[2])
+    root = str(Path(__file__).parents[3])
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / SHARD / "frames.bin")],
         env=os.environ | {"PYTHONPATH": root},
@@ -296,7 +295,7 @@ def test_a_full_disk_is_said_and_the_store_stays_valid(tmp_path, monkeypatch, fa
             raise OSError(errno.ENOSPC, "No space left on device")
         return real(descriptor, *content)
 
-    monkeypatch.setattr(store_module.os, failing, fail)
+    monkeypatch.setattr(os, failing, fail)
     with pytest.raises(OSError, match=r"could not write to .*No space left.*1 episodes .*safe"):
         writer.append(small_episode(4, 1))
     monkeypatch.undo()
@@ -316,15 +315,39 @@ def test_a_lost_index_is_named_and_its_rows_are_kept(tmp_path, caplog):
     assert "index.jsonl is missing" in caplog.text
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_rows_are_on_the_disk_before_their_index_line(tmp_path, monkeypatch):
+    with EpisodeWriter(tmp_path, metadata={}) as writer:
+        writer.append(small_episode(3, 0))
+        real_write, real_sync, calls = os.write, os.fsync, []
+
+        def write_file(descriptor, content):
+            calls.append(("write", os.readlink(f"/proc/self/fd/{descriptor}")))
+            return real_write(descriptor, content)
+
+        def sync(descriptor):
+            calls.append(("sync", os.readlink(f"/proc/self/fd/{descriptor}")))
+            real_sync(descriptor)
+
+        monkeypatch.setattr(os, "write", write_file)
+        monkeypatch.setattr(os, "fsync", sync)
+        writer.append(small_episode(3, 1))
+    kinds = [(kind, Path(path).name) for kind, path in calls]
+    names = ["action.bin", "frames.bin", "is_first.bin"]
+    assert sorted(kinds[:3]) == [("write", name) for name in names]
+    assert sorted(kinds[3:6]) == [("sync", name) for name in names]
+    assert kinds[6:] == [("write", "index.jsonl"), ("sync", "index.jsonl")]
+
+
 def test_an_interrupt_leaves_the_writer_usable(tmp_path, monkeypatch):
     writer = EpisodeWriter(tmp_path, metadata={"env": "test"})
     real = os.fsync
 
     def interrupt(descriptor):
-        monkeypatch.setattr(store_module.os, "fsync", real)
+        monkeypatch.setattr(os, "fsync", real)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(store_module.os, "fsync", interrupt)
+    monkeypatch.setattr(os, "fsync", interrupt)
     with pytest.raises(KeyboardInterrupt):
         writer.append(small_episode(3, 0))
     writer.append(small_episode(4, 1))

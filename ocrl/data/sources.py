@@ -1,0 +1,86 @@
+"""Clips to look at, from whatever lies at a path: a store, a video, pictures with or without masks.
+
+B batch, T frames, H W image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from ocrl.data.clips import Split, evaluation_clips
+from ocrl.data.folders import VIDEO_SUFFIXES, read_episodes
+from ocrl.data.store import EpisodeStore
+from ocrl.types import Clip
+
+
+def is_footage(path: str | Path) -> bool:
+    """Whether there are pictures or videos rather than an episode store."""
+    path = Path(path)
+    if path.is_dir():
+        return not any(path.glob("shard-*"))
+    return path.suffix.lower() in VIDEO_SUFFIXES
+
+
+def read_clips(
+    path: str | Path,
+    *,
+    image_size: Sequence[int],
+    presets: Sequence[str],
+    split: Split,
+    holdout: float,
+    clip_length: int,
+    num_clips: int,
+    batch_size: int,
+    max_frames: int,
+) -> Iterator[Clip]:
+    """Clips of a store (see `evaluation_clips`), or each video or folder of pictures as one clip.
+
+    Args:
+        path: an episode store, or what `ocrl.data.folders.import_folder` takes.
+        image_size: (H, W); a store must have it, pictures are brought to it.
+        presets: segmentations that are read, where there are any.
+        split: of a store.
+        holdout: of a store.
+        clip_length: T, of a store.
+        num_clips: of a store.
+        batch_size: B, of a store; footage comes one by one.
+        max_frames: T of footage at most: its first frames.
+
+    Raises:
+        FileNotFoundError: if there is nothing at `path`.
+        ValueError: if it cannot be read, or does not fit.
+    """
+    if is_footage(path):
+        yield from _read_footage(path, image_size, presets, max_frames)
+        return
+    store = EpisodeStore(path)
+    yield from evaluation_clips(
+        store,
+        clip_length=clip_length,
+        num_clips=num_clips,
+        split=split,
+        holdout=holdout,
+        batch_size=batch_size,
+        image_size=image_size,
+        segmentation=[name for name in presets if f"segmentation/{name}" in store.arrays],
+        objects=any(name.startswith("objects/") for name in store.arrays),
+    )
+
+
+def _read_footage(
+    path: str | Path, image_size: Sequence[int], presets: Sequence[str], max_frames: int
+) -> Iterator[Clip]:
+    for _, episode in read_episodes(path, image_size=image_size):
+        arrays = {name: torch.from_numpy(rows[:max_frames]) for name, rows in episode.items()}
+        video = arrays["frames"].movedim(-1, 1)[None]
+        is_first = torch.zeros(video.shape[:2], dtype=torch.bool)
+        is_first[:, 0] = True
+        truth = {
+            preset: arrays[f"segmentation/{preset}"][None].to(torch.int32)
+            for preset in presets
+            if f"segmentation/{preset}" in arrays
+        }
+        yield Clip(video, is_first, segmentation=truth)
