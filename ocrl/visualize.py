@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import colorsys
 import io
-import itertools
 import os
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -19,13 +17,11 @@ import av
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, UnidentifiedImageError
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ocrl.types import BACKGROUND_ID, VOID_ID
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".gif")
 _CAPTION_HEIGHT = 18
 _GOLDEN_RATIO = 0.618033988749895
 _FIRST_COLOURS = (
@@ -239,64 +235,6 @@ def to_gif(video: Tensor, *, frames_per_second: float) -> bytes:
         loop=0,
     )
     return buffer.getvalue()
-
-
-def is_footage(path: Path | str) -> bool:
-    """Whether there is a video file, or a folder with pictures in it."""
-    path = Path(path)
-    if path.is_dir():
-        return any(entry.suffix.lower() in PICTURE_SUFFIXES for entry in path.iterdir())
-    return path.suffix.lower() in VIDEO_SUFFIXES
-
-
-def read_footage(path: Path | str, *, size: tuple[int, int], max_frames: int) -> Tensor:
-    """Read a video file or a folder of pictures, resized without regard to proportions.
-
-    Args:
-        path: of the file, or of a folder whose pictures are taken in the order of their numbers.
-        size: (H, W).
-        max_frames: how many of the first frames are read.
-
-    Returns:
-        (T,3,H,W) uint8.
-
-    Raises:
-        FileNotFoundError: if there is nothing at `path`.
-        ValueError: if it cannot be read as pictures, or holds none.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"there is no video or folder of pictures at {path}")
-    frames = []
-    try:
-        for image in itertools.islice(_pictures(path), max_frames):
-            small = image.convert("RGB").resize(size[::-1], Image.Resampling.BILINEAR)
-            frames.append(torch.from_numpy(np.array(small)).permute(2, 0, 1))
-    except (av.error.FFmpegError, UnidentifiedImageError) as error:
-        raise ValueError(f"{path} cannot be read as pictures: {error}") from error
-    if not frames:
-        raise ValueError(f"expected at least one picture in {path}, got none")
-    return torch.stack(frames)
-
-
-def _pictures(path: Path) -> Iterator[Image.Image]:
-    if path.is_dir():
-        files = [entry for entry in path.iterdir() if entry.suffix.lower() in PICTURE_SUFFIXES]
-        for file in sorted(files, key=_natural_order):
-            with Image.open(file) as image:
-                yield image
-        return
-    with av.open(str(path)) as container:
-        if not container.streams.video:
-            raise ValueError(f"{path} holds no video")
-        for frame in container.decode(video=0):
-            yield frame.to_image()
-
-
-def _natural_order(path: Path) -> list[tuple[int, int, str]]:
-    """Frame 10 comes after frame 9."""
-    pieces = re.split(r"(\d+)", path.name)
-    return [(1, int(piece), "") if piece.isdigit() else (0, 0, piece) for piece in pieces]
 
 
 def write_mp4(path: Path | str, video: Tensor, *, frames_per_second: float) -> None:

@@ -7,8 +7,7 @@ python scripts/evaluate_discovery.py checkpoint=outputs/pretrain_slots/NAME data
 from launch import output_dir, script
 
 # isort: split
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 import torch
 from omegaconf import DictConfig
@@ -16,14 +15,13 @@ from rich.console import Console
 
 import ocrl
 from ocrl import checkpoint
-from ocrl.data.clips import evaluation_clips
-from ocrl.data.store import EpisodeStore
+from ocrl.data.sources import read_clips
 from ocrl.discovery import evaluate_discovery
 from ocrl.log import TensorBoard
 from ocrl.metrics import get_protocol
 from ocrl.report import example_movie, summary, write_results
 from ocrl.types import Clip
-from ocrl.visualize import is_footage, read_footage, to_gif
+from ocrl.visualize import to_gif
 
 
 @script("evaluate")
@@ -39,9 +37,10 @@ def main(config: DictConfig) -> None:
     device = find_device(settings["device"])
     meta = checkpoint.read_meta(settings["checkpoint"])
     model = ocrl.load(settings["checkpoint"]).to(device)
+    clips = read_clips(**data, image_size=model.encoder.backbone.image_size)
     result = evaluate_discovery(
         model,
-        clips_of(data, tuple(model.encoder.backbone.image_size), console),
+        counted(clips, console),
         protocol=protocol,
         presets=data["presets"],
         mask_source=settings["mask_source"],
@@ -81,36 +80,14 @@ def find_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def clips_of(data: dict[str, Any], image_size: tuple[int, int], console: Console) -> Iterator[Clip]:
-    """The clips to measure on, counted on the terminal."""
-    if is_footage(data["path"]):
-        video = read_footage(data["path"], size=image_size, max_frames=data["max_frames"])
-        console.print(f"measuring on {len(video)} frames without ground truth")
-        first = torch.zeros(1, len(video), dtype=torch.bool)
-        first[:, 0] = True
-        yield Clip(video[None], first)
-        return
-    store = EpisodeStore(data["path"])
-    stored = {name.partition("/")[2] for name in store.arrays if name.startswith("segmentation/")}
-    if data["presets"] and not stored.intersection(data["presets"]):
-        console.print(f"no masks among {data['presets']} are stored: nothing to score against")
-    clips = evaluation_clips(
-        store,
-        clip_length=data["clip_length"],
-        num_clips=data["num_clips"],
-        split=data["split"],
-        holdout=data["holdout"],
-        batch_size=data["batch_size"],
-        image_size=image_size,
-        segmentation=[name for name in data["presets"] if name in stored],
-        objects=any(name.startswith("objects/") for name in store.arrays),
-    )
+def counted(clips: Iterable[Clip], console: Console) -> Iterator[Clip]:
+    """The same clips, with their number on the terminal."""
     with console.status("measuring") as status:
-        done = 0
-        for clip in clips:
+        for number, clip in enumerate(clips):
+            if number == 0 and not clip.segmentation:
+                console.print("there are no masks: nothing to score against")
+            status.update(f"measuring: batch {number + 1}, {clip.num_frames} frames a clip")
             yield clip
-            done += clip.batch_size
-            status.update(f"measured {done} of {data['num_clips']} clips")
 
 
 if __name__ == "__main__":

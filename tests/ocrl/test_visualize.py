@@ -125,34 +125,3 @@ class TestMp4:
                 frames_per_second=8,
             )
         assert list(tmp_path.iterdir()) == []
-
-
-class TestFootage:
-    def test_folder_in_the_order_of_numbers(self, tmp_path):
-        for number in (10, 9, 1):
-            Image.new("RGB", (8, 4), (number, 0, 0)).save(tmp_path / f"frame{number}.png")
-        (tmp_path / "notes.txt").write_text("not a picture")
-        assert visualize.is_footage(tmp_path)
-        video = visualize.read_footage(tmp_path, size=(6, 5), max_frames=10)
-        assert video.shape == (3, 3, 6, 5)
-        assert video[:, 0, 0, 0].tolist() == [1, 9, 10]
-        assert len(visualize.read_footage(tmp_path, size=(6, 5), max_frames=2)) == 2
-
-    def test_mp4(self, tmp_path):
-        clip = torch.full((4, 3, 32, 32), 120, dtype=torch.uint8)
-        visualize.write_mp4(tmp_path / "x.mp4", clip, frames_per_second=8)
-        assert visualize.is_footage(tmp_path / "x.mp4")
-        video = visualize.read_footage(tmp_path / "x.mp4", size=(16, 16), max_frames=3)
-        assert video.shape == (3, 3, 16, 16)
-        assert (video.int() - 120).abs().max() < 6
-
-    def test_what_cannot_be_read(self, tmp_path):
-        assert not visualize.is_footage(tmp_path)
-        with pytest.raises(FileNotFoundError, match=r"nothing\.mp4"):
-            visualize.read_footage(tmp_path / "nothing.mp4", size=(4, 4), max_frames=1)
-        for name in ("broken.mp4", "broken.png"):
-            (tmp_path / name).write_bytes(b"no pictures in here")
-        with pytest.raises(ValueError, match=r"broken\.mp4 cannot be read"):
-            visualize.read_footage(tmp_path / "broken.mp4", size=(4, 4), max_frames=1)
-        with pytest.raises(ValueError, match="cannot be read as pictures"):
-            visualize.read_footage(tmp_path, size=(4, 4), max_frames=1)

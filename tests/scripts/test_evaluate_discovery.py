@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ocrl import checkpoint
@@ -144,11 +145,27 @@ def test_a_video_without_ground_truth(workplace):
     assert "without ground truth" in (out / "report.html").read_text()
 
 
+def test_pictures_with_masks(workplace):
+    content = episode(7)
+    for folder, rows in (("frames", "frames"), ("masks", "segmentation/entities")):
+        (workplace / "davis" / folder / "walk").mkdir(parents=True)
+        for number, picture in enumerate(content[rows]):
+            picture = picture if folder == "frames" else (picture // 100).astype(np.uint8)
+            file = workplace / "davis" / folder / "walk" / f"{number}.png"
+            Image.fromarray(picture).save(file)
+    done = run(workplace, "checkpoint=run", "data.path=davis", "name=davis")
+    assert done.returncode == 0, done.stderr
+    out = workplace / "outputs" / "evaluate_discovery" / "davis"
+    record = json.loads((out / "metrics.json").read_text())
+    assert record["num_frames"] == 9
+    assert list(record["table"]["model"]) == ["entities"]
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         (["checkpoint=run", "data.path=nowhere"], "nowhere"),
-        (["checkpoint=run", "data.path=large"], "image_size"),
+        (["checkpoint=run", "data.path=large", "data.clip_length=4"], "image_size"),
         (["checkpoint=run", "data.path=episodes", "protocol=slotcontrasts"], "'slotcontrast'"),
     ],
 )
