@@ -1,0 +1,103 @@
+"""Who may import whom: the table of the design, read from the import statements themselves."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PARTS = ("backbones", "encoders", "decoders", "objectives", "dynamics", "tokenizers")
+BASE = {"ocrl.types", "ocrl.interfaces"}
+TRAINING = {
+    *("baselines", "check", "checkpoint", "diagnose", "discovery", "distributed", "interrupt"),
+    *("log", "matching", "meter", "metrics", "model", "monitor", "report", "schedules", "step"),
+    *("train", "visualize"),
+}
+ONLY_IN = {
+    "hydra": {"scripts/"},
+    "omegaconf": {"ocrl/checkpoint.py", "scripts/"},
+    "stable_baselines3": {"agents/"},
+    "crafter": {"envs/crafter", "envs/policies_crafter"},
+    "minigrid": {"envs/minigrid", "envs/policies_minigrid"},
+    "transformers": {"ocrl/backbones/vit.py"},
+}
+
+
+def sources():
+    return [
+        path
+        for folder in ("ocrl", "envs", "agents", "scripts")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+    ]
+
+
+def imports(path):
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno} imports relatively"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def is_under(name, packages):
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def allowed(path):
+    """The packages of this project that a file may import; None for all."""
+    parts = path.relative_to(ROOT).parts
+    if parts[0] == "scripts":
+        return None
+    if parts[0] == "agents":
+        return {"ocrl"}
+    if parts[0] == "envs":
+        return BASE | {"ocrl.data", "ocrl.envs", "ocrl.__version__"}
+    part = parts[1].removesuffix(".py")
+    if part == "nn":
+        return {"ocrl.nn"}
+    if part in PARTS:
+        return BASE | {f"ocrl.{part}", "ocrl.nn", "ocrl.initializers", "ocrl.matching"}
+    if part == "initializers":
+        return BASE | {"ocrl.nn"}
+    if part == "data":
+        return BASE | {"ocrl.data"}
+    if part in ("types", "interfaces", "metrics", "matching", "log", "schedules", "interrupt"):
+        return BASE | {"ocrl.metrics", "ocrl.matching"}
+    if part == "__init__":
+        return {"ocrl.checkpoint"}
+    return BASE | {f"ocrl.{name}" for name in TRAINING}
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_stay_within_the_layers(path):
+    permitted = allowed(path)
+    where = path.relative_to(ROOT).as_posix()
+    for name in imports(path):
+        package = name.split(".")[0]
+        assert package not in ("tests", "envs", "agents", "configs"), f"{where} imports {name}"
+        if package == "ocrl" and permitted is not None:
+            is_module = name == "ocrl" or is_under(name, permitted)
+            from_package = any(other.startswith(f"{name}.") for other in permitted)
+            assert is_module or from_package, f"{where} may not import {name}"
+        if package in ONLY_IN:
+            assert any(part in where for part in ONLY_IN[package]), f"{where} may not import {name}"
+        if where.startswith("ocrl/nn/"):
+            standard = {"torch", "einops", "ocrl", *sys.stdlib_module_names}
+            assert package in standard, f"{where} may not import {name}"
+
+
+def test_files_are_found():
+    assert len(sources()) > 30
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_print_no_star_no_hasattr(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id not in ("print", "hasattr"), f"{path}:{node.lineno}"
+        if isinstance(node, ast.ImportFrom):
+            assert all(alias.name != "*" for alias in node.names), f"{path}:{node.lineno}"
+    assert path.read_text().isascii(), path
