@@ -7,7 +7,8 @@ M blocks, W frames of the bottom-up window, E padded token features.
 from __future__ import annotations
 
 import copy
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -141,7 +142,7 @@ class PSB(SlotEncoder):
             ),
             "blocks": tuple(
                 block.time_mixer.initial_state(batch_size, num_slots=self.num_slots)
-                for block in self.blocks
+                for block in cast(Iterable[_Block], self.blocks)
             ),
         }
 
@@ -191,7 +192,8 @@ class PSB(SlotEncoder):
         cache = torch.cat([cache.to(present.dtype), present], dim=1)
         visible = visible_cache(age, self.bottom_up_window)
         slots, memories = self.norm_init(queries), []
-        for block, memory in zip(self.blocks, state["blocks"], strict=True):
+        blocks = cast(Iterable[_Block], self.blocks)
+        for block, memory in zip(blocks, state["blocks"], strict=True):
             slots, attn, memory = block.step(slots, cache, memory, visible=visible, age=age)
             memories.append(memory)
         output = SlotOutput(slots[:, None], attn, queries[:, None])

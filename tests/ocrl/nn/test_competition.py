@@ -1,0 +1,143 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ocrl.nn import competition as module
+from ocrl.nn.competition import compete, competition_over_time
+
+
+def plain(query, keys, values, visible, bias=None, recency=None) -> Tensor:
+    """The whole map (B,T,G*R,S,N), masked."""
+    logits = torch.einsum("bgtre,bgsne->btgrsn", query, keys)
+    batch_size, num_frames, num_groups, num_rows = logits.shape[:4]
+    joined = logits.flatten(2, 3)
+    slots = 1 if bias is None and recency is None else joined.shape[2]
+    if bias is not None:
+        slots //= bias.shape[-1]
+        joined = joined + bias.repeat_interleave(slots, -1).transpose(1, 2)[None, ..., None]
+    weights = joined.softmax(2) * visible[:, :, None, :, None]
+    if recency is not None:
+        slots //= recency.shape[-1]
+        weights = weights * recency.exp().repeat_interleave(slots, -1).mT[None, ..., None]
+    weights = weights.view(batch_size, num_frames, num_groups, num_rows, *weights.shape[3:])
+    return torch.einsum("btgrsn,bgsnv->bgtrv", weights, values)
+
+
+def make_inputs(num_groups=1, num_rows=4, num_frames=5, num_tokens=7, window=3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+    query = draw(2, num_groups, num_frames, num_rows, 6)
+    keys, values = (
+        draw(2, num_groups, num_frames, num_tokens, 6),
+        draw(2, num_groups, num_frames, num_tokens, 5),
+    )
+    distance = torch.arange(num_frames)[:, None] - torch.arange(num_frames)
+    visible = ((distance >= 0) & (distance < window)).expand(2, -1, -1).clone()
+    visible[1] &= torch.eye(num_frames, dtype=torch.bool) | (torch.arange(num_frames) > 1)
+    heads = 2 * num_groups if num_rows % 2 == 0 else num_groups
+    return query, keys, values, visible, draw(num_frames, num_frames, heads)
+
+
+@pytest.mark.parametrize("num_groups", [1, 3])
+@pytest.mark.parametrize("term", ["none", "bias", "recency"])
+@pytest.mark.parametrize("is_shared", [True, False])
+@pytest.mark.parametrize("window", [1, 3, 9])
+def test_equals_plain_with_gradients(num_groups, term, is_shared, window, monkeypatch) -> None:
+    query, keys, values, visible, numbers = make_inputs(num_groups, window=window)
+    monkeypatch.setitem(module._MAX_ENTRIES, True, 1)  # several runs of tokens, were there 64
+    terms = {} if term == "none" else {term: numbers}
+    given_values = None if is_shared else values
+    ours = competition_over_time(query, keys, given_values, visible=visible, window=window, **terms)
+    theirs = plain(query, keys, keys if is_shared else values, visible, **terms)
+    torch.testing.assert_close(ours, theirs)
+    inputs = [query, keys, *([] if is_shared else [values]), *terms.values()]
+    weight = torch.randn(ours.shape, dtype=torch.float64)
+    for got, expected in zip(
+        torch.autograd.grad((ours * weight).sum(), inputs),
+        torch.autograd.grad((theirs * weight).sum(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, expected)
+
+
+def test_cut_into_runs_of_tokens(monkeypatch) -> None:
+    query, keys, _, visible, recency = make_inputs(num_tokens=150)
+    whole = competition_over_time(query, keys, visible=visible, window=3, recency=recency)
+    inputs = (query, keys, recency)
+    expected = torch.autograd.grad(whole.square().sum(), inputs)
+    monkeypatch.setitem(module._MAX_ENTRIES, True, 1)
+    cut = competition_over_time(query, keys, visible=visible, window=3, recency=recency)
+    torch.testing.assert_close(cut, whole)
+    torch.testing.assert_close(torch.autograd.grad(cut.square().sum(), inputs), expected)
+
+
+def test_gradients_by_finite_differences() -> None:
+    query, keys, values, visible, bias = make_inputs(2, 2, 3, 3)
+
+    def function(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+        return competition_over_time(query, keys, values, visible=visible, window=3, bias=bias)
+
+    assert torch.autograd.gradcheck(function, (query, keys, values, bias))
+
+
+def test_golden() -> None:
+    # Two slots, one token per frame: the second slot's logit is log 3 above the first's.
+    query = torch.tensor([1.0, 3.0]).log().expand(2, 2).reshape(1, 1, 2, 2, 1)
+    keys, values = torch.ones(1, 1, 2, 1, 1), torch.tensor([4.0, 8.0]).view(1, 1, 2, 1, 1)
+    visible = torch.ones(1, 2, 2, dtype=torch.bool).tril()
+    recency = torch.tensor([[1.0, 1.0], [0.5, 1.0]]).log()[..., None]
+    sums = competition_over_time(query, keys, values, visible=visible, window=2, recency=recency)
+    # Frame 0: shares 1/4 and 3/4 of 4; frame 1: the same shares of 0.5 * 4 + 8.
+    torch.testing.assert_close(sums.flatten(), torch.tensor([1.0, 3.0, 2.5, 7.5]))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(1, 3), st.integers(1, 4), st.integers(1, 6), st.integers(1, 5), st.integers(0, 99)
+)
+def test_mass_is_shared_out_whole(num_groups, num_rows, num_frames, window, seed) -> None:
+    query, keys, _, visible, _ = make_inputs(num_groups, num_rows, num_frames, 7, window, seed)
+    ones = torch.ones_like(keys[..., :1])
+    mass = competition_over_time(query, keys, ones, visible=visible, window=window).sum((1, 3, 4))
+    torch.testing.assert_close(mass, visible.sum(-1).double() * 7)
+
+
+def test_competition_sums_to_one_over_heads_and_slots() -> None:
+    for num_groups in (1, 3):
+        attn = compete(1e3 * torch.randn(2, num_groups, 3, 4, 5))
+        torch.testing.assert_close(attn.sum((1, 3)), torch.ones(2, 3, 5))
+
+
+def test_tokens_without_gradient_get_none() -> None:
+    query, keys, values, visible, _ = make_inputs()
+    sums = competition_over_time(query, keys.detach(), values.detach(), visible=visible, window=3)
+    sums.sum().backward()
+    assert query.grad is not None and keys.grad is None and values.grad is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_accumulates_in_float32(dtype: torch.dtype) -> None:
+    query, keys, _, visible, recency = make_inputs(num_tokens=40)
+    expected = competition_over_time(query, keys, visible=visible, window=3, recency=recency)
+    half = [tensor.detach().to(dtype).requires_grad_() for tensor in (query, keys)]
+    sums = competition_over_time(*half, visible=visible, window=3, recency=recency.detach().float())
+    assert sums.dtype == torch.float32
+    torch.testing.assert_close(sums.double(), expected, atol=0.5, rtol=0.05)
+    sums.sum().backward()
+    assert [tensor.grad.dtype for tensor in half] == [dtype, dtype]
+
+
+def test_invisible_frames_have_no_say() -> None:
+    query, keys, values, visible, _ = make_inputs()
+    before = competition_over_time(query, keys, values, visible=visible, window=3)
+    with torch.no_grad():
+        keys[1, :, 0], values[1, :, 0] = 9.0, 1e6
+    after = competition_over_time(query, keys, values, visible=visible, window=3)
+    # In the second sample no later frame sees frame 0.
+    assert torch.equal(before[1, :, 1:], after[1, :, 1:])
+    assert not torch.equal(before[1, :, 0], after[1, :, 0])
