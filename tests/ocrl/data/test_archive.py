@@ -114,6 +114,18 @@ def test_an_altered_or_cut_archive_is_named_and_never_read(packed, tmp_path, dat
                 np.testing.assert_array_equal(found.episode(index)[name], array)
 
 
+def test_an_altered_table_footer_or_trailer_refuses_the_archive(packed, tmp_path):
+    _, archive = packed
+    content = archive.path.read_bytes()
+    (start,) = np.frombuffer(content[-28:-20], "<u8")  # the trailer says where the table begins
+    for place in range(int(start), len(content), 5):
+        altered = bytearray(content)
+        altered[place] ^= 1
+        (tmp_path / "altered").write_bytes(altered)
+        with pytest.raises(ValueError, match=r"altered is cut short or its table is damaged"):
+            EpisodeStore(tmp_path / "altered")
+
+
 def test_a_damaged_episode_is_not_packed(make_store, tmp_path):
     store = make_store([5, 5])
     frames = store.path / "shard-000-00000" / "frames.bin"

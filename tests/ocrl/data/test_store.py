@@ -305,6 +305,18 @@ def test_a_full_disk_is_said_and_the_store_stays_valid(tmp_path, monkeypatch, fa
     assert EpisodeStore(tmp_path, verify="full").lengths.tolist() == [3, 4]
 
 
+def test_a_shard_with_a_damaged_index_line_is_left_as_it_is(tmp_path):
+    write(tmp_path, [3, 3])
+    index = tmp_path / SHARD / "index.jsonl"
+    content = index.read_bytes().replace(b'"start":3', b'"start":4')
+    index.write_bytes(content)
+    with EpisodeWriter(tmp_path, metadata={"env": "test"}) as writer:
+        writer.append(small_episode(2, 9))
+    assert index.read_bytes() == content
+    assert (tmp_path / SHARD / "frames.bin").stat().st_size == 6 * 6
+    assert EpisodeStore(tmp_path).lengths.tolist() == [3, 2]
+
+
 def test_a_lost_index_is_named_and_its_rows_are_kept(tmp_path, caplog):
     write(tmp_path, [3])
     (tmp_path / SHARD / "index.jsonl").unlink()
