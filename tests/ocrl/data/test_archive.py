@@ -122,7 +122,9 @@ def test_an_altered_table_footer_or_trailer_refuses_the_archive(packed, tmp_path
         altered = bytearray(content)
         altered[place] ^= 1
         (tmp_path / "altered").write_bytes(altered)
-        with pytest.raises(ValueError, match=r"altered is cut short or its table is damaged"):
+        with pytest.raises(
+            ValueError, match=r"altered (is cut short|has a damaged footer).*copy it again"
+        ):
             EpisodeStore(tmp_path / "altered")
 
 
