@@ -204,7 +204,7 @@ def _evaluate_clip(
     clip = clip.to(device)
     encoded = model.encode(clip)
     video = clip.to_float().video
-    decoded = _decode(model.decoder, encoded.slots, video)
+    decoded = _decode(model.decoder, encoded, video)
     masks = decoded.masks if source == "decoder" else attention_masks(encoded, model.encoder)
     num_slots = masks.shape[2]
     frame_size = (video.shape[-2], video.shape[-1])
@@ -261,11 +261,11 @@ def _check(clip: Clip) -> None:
             )
 
 
-def _decode(decoder: Decoder, slots: Tensor, video: Tensor) -> DecoderOutput:
+def _decode(decoder: Decoder, encoded: SlotOutput, video: Tensor) -> DecoderOutput:
     """Decode a few frames at a time: memory does not grow with the length of a video."""
-    step = max(1, _FRAMES_AT_ONCE // len(slots))
-    frames = video.split(step, dim=1)
-    pieces = [decoder(*pair) for pair in zip(slots.split(step, dim=1), frames, strict=True)]
+    step = max(1, _FRAMES_AT_ONCE // len(video))
+    cuts = (tensor.split(step, dim=1) for tensor in (encoded.slots, video, encoded.attn))
+    pieces = [decoder(slots, frames, attn=attn) for slots, frames, attn in zip(*cuts, strict=True)]
     parts = [piece.parts for piece in pieces if piece.parts is not None]
     return DecoderOutput(
         torch.cat([piece.recon for piece in pieces], dim=1),

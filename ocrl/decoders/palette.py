@@ -62,10 +62,15 @@ class PaletteDecoder(Decoder):
             norm_first=True,
         )
 
+    def textures(self, slots: Tensor) -> Tensor:
+        """The texture (B,T,K,3,p,p) of each slot."""
+        shape = (NUM_COLOURS, self.patch_size, self.patch_size)
+        return self.draw(slots).float().unflatten(-1, shape)
+
     def forward(
         self, slots: Tensor, target: Tensor | None = None, *, attn: Tensor | None = None
     ) -> DecoderOutput:
-        """Draw (B,T,3,H,W); masks (B,T,K,h,w) are `attn`, parts (B,T,K,3,p,p) the textures.
+        """Draw (B,T,3,H,W); masks (B,T,K,h,w) are `attn`.
 
         Raises:
             ValueError: if there is no `attn`, or it is on another grid than the patches.
@@ -79,14 +84,13 @@ class PaletteDecoder(Decoder):
                 f"is patch_size={self.patch_size}"
             )
         masks = attn.float()
-        textures = self.draw(slots).float()
+        patches = torch.einsum("btkn,btkp->btnp", masks, self.textures(slots).flatten(3))
         recon = rearrange(
-            torch.einsum("btkn,btkp->btnp", masks, textures),
+            patches,
             "b t (h w) (c p q) -> b t c (h p) (w q)",
             h=height,
             w=width,
             p=self.patch_size,
             q=self.patch_size,
         )
-        parts = textures.unflatten(-1, (NUM_COLOURS, self.patch_size, self.patch_size))
-        return DecoderOutput(recon, masks.unflatten(-1, self.grid), parts)
+        return DecoderOutput(recon, masks.unflatten(-1, self.grid))

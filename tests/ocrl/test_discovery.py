@@ -55,7 +55,8 @@ class OracleDecoder(nn.Module):
         super().__init__()
         self.num_slots, self.space, self.is_swapping = num_slots, space, is_swapping
 
-    def forward(self, slots, target=None):
+    def forward(self, slots, target=None, *, attn=None):
+        assert attn.shape[:2] == slots.shape[:2]
         here = slice(self.done, self.done + slots.shape[1])
         self.done = here.stop
         if not self.clip.segmentation:

@@ -14,19 +14,22 @@ def test_hard_attention_lays_out_whole_textures():
     decoder = make()
     owner = torch.tensor([0, 1, 2, 2, 1, 0])
     attn = torch.nn.functional.one_hot(owner, 3).T[None, None].float()
-    output = decoder(torch.randn(1, 1, 3, 10), attn=attn)
+    slots = torch.randn(1, 1, 3, 10)
+    output, textures = decoder(slots, attn=attn), decoder.textures(slots)
     for patch in range(6):
         row, column = divmod(patch, 3)
         drawn = output.recon[0, 0, :, row * 4 : row * 4 + 4, column * 4 : column * 4 + 4]
-        torch.testing.assert_close(drawn, output.parts[0, 0, owner[patch]])
+        torch.testing.assert_close(drawn, textures[0, 0, owner[patch]])
     assert output.masks.shape == (1, 1, 3, 2, 3)
 
 
 def test_attention_mixes_textures_and_learns_from_the_error():
     decoder = make()
     attn = torch.full((1, 1, 2, 6), 0.5, requires_grad=True)
-    output = decoder(torch.randn(1, 1, 2, 10), attn=attn)
-    torch.testing.assert_close(output.recon[0, 0, :, :4, :4], output.parts[0, 0].mean(0))
+    slots = torch.randn(1, 1, 2, 10)
+    output = decoder(slots, attn=attn)
+    mean = decoder.textures(slots)[0, 0].mean(0)
+    torch.testing.assert_close(output.recon[0, 0, :, :4, :4], mean)
     output.recon.square().mean().backward()
     assert attn.grad.abs().sum() > 0
 
