@@ -33,14 +33,15 @@ def encode(encoder, video: Tensor, is_first: Tensor) -> tuple[Tensor, Tensor]:
 
 def visibility(is_first: Tensor, window: int) -> Tensor:
     """(B,T,S), spelled out with loops."""
-    visible = torch.zeros(*is_first.shape, is_first.shape[1], dtype=torch.bool)
+    num_frames = is_first.shape[1]
+    visible = [[[False] * num_frames for _ in range(num_frames)] for _ in is_first]
     for b, starts in enumerate(is_first.tolist()):
-        for t in range(len(starts)):
+        for t in range(num_frames):
             for s in range(t, max(-1, t - window), -1):
-                visible[b, t, s] = True
+                visible[b][t][s] = True
                 if starts[s]:
                     break
-    return visible.to(is_first.device)
+    return torch.tensor(visible, device=is_first.device)
 
 
 def bottom_up(module, slots: Tensor, tokens: Tensor, is_first: Tensor) -> tuple[Tensor, Tensor]:
