@@ -11,7 +11,7 @@ import gymnasium
 import numpy as np
 import pytest
 import yaml
-from crafter import constants, engine
+from crafter import constants, engine, objects
 from gymnasium.utils.env_checker import check_env
 from numpy.typing import NDArray
 
@@ -21,6 +21,7 @@ from ocrl.types import VOID_ID
 
 YAML = pathlib.Path(__file__).parents[2] / "configs/env/crafter.yaml"
 NUM_ACTIONS = 17
+_GRASS, _PATH, _STONE = (1 + constants.materials.index(name) for name in ("grass", "path", "stone"))
 
 
 def make(**changes: Any) -> CrafterEnv:
@@ -58,8 +59,8 @@ class OrderedWorld(engine.World):
         self._chunks = collections.defaultdict(OrderedSet)
 
 
-def ordered_crafter(seed: int) -> crafter.Env:
-    env = crafter.Env(seed=seed)
+def ordered_crafter(seed: int, area: tuple[int, int] = (64, 64)) -> crafter.Env:
+    env = crafter.Env(seed=seed, area=area)
     env._world = OrderedWorld(env._area, constants.materials, (12, 12))
     env._local_view._world = env._sem_view._world = env._world
     return env
@@ -80,7 +81,8 @@ def wander(worlds: list[engine.World], players: list[Any], rng: np.random.Genera
     free = worlds[0]._obj_map == 0
     tunnels = free & (worlds[0]._mat_map == 1 + constants.materials.index("path"))
     meadows = free & (worlds[0]._mat_map == 1 + constants.materials.index("grass"))
-    cells = np.argwhere(tunnels if rng.random() < 0.7 and tunnels.any() else meadows)
+    wanted = tunnels if rng.random() < 0.7 else meadows
+    cells = np.argwhere(wanted if wanted.any() else free)
     pos = cells[rng.integers(len(cells))]
     for world, player in zip(worlds, players, strict=True):
         world.move(player, pos)
@@ -136,6 +138,43 @@ def test_many_episodes_are_those_of_crafter_with_ordered_chunks() -> None:
             assert np.array_equal(observation, frame) and our_reward == reward
             if done:
                 assert np.array_equal(theirs.reset(), ours.reset()[0])
+
+
+def test_creatures_come_and_go_as_in_crafter() -> None:
+    # On a small map all distances are near those that the rules ask for.
+    theirs, ours = ordered_crafter(0, (20, 17)), make(area=(20, 17))
+    theirs.reset()
+    ours.reset(seed=0)
+    worlds = [theirs._world, ours._game.world]
+    rng = np.random.default_rng(0)
+    come = gone = 0
+    for _ in range(2500):
+        ground = rng.choice([_GRASS, _PATH, _STONE], (20, 17), p=rng.dirichlet((0.5, 0.5, 0.5)))
+        daylight = rng.random()
+        for world in worlds:
+            world._mat_map[:] = ground
+            world.daylight = daylight
+        wander(worlds, [theirs._player, ours._game.player], rng)
+        if rng.random() < 0.2:
+            for world in worlds:
+                for obj in world.objects[1:]:
+                    world.remove(obj)
+        kind = (objects.Cow, objects.Zombie, objects.Skeleton)[rng.integers(3)]
+        x, y = rng.integers(0, (20, 17))
+        for env, world in zip((theirs, ours._game), worlds, strict=True):
+            if world[x, y][1] is None:
+                args = () if kind is objects.Cow else (env._player,)
+                world.add(kind(world, (x, y), *args))
+        before = len(worlds[0].objects)
+        for chunk, members in theirs._world.chunks.items():
+            theirs._balance_chunk(chunk, members)
+        ours._game._balance()
+        come += len(worlds[0].objects) > before
+        gone += len(worlds[0].objects) < before
+        assert np.array_equal(worlds[0]._obj_map, worlds[1]._obj_map)
+        states = [world.random.get_state() for world in worlds]
+        assert np.array_equal(states[0][1], states[1][1]) and states[0][2] == states[1][2]
+    assert come > 20 and gone > 20
 
 
 def test_what_is_made_in_a_step_first_acts_in_the_next() -> None:
