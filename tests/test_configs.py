@@ -180,6 +180,16 @@ def test_every_recipe_composes_and_builds(path):
     instantiate(config.trainer, _convert_="all")
 
 
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=name_of)
+@pytest.mark.parametrize("group", ["encoder", "decoder", "optimizer"])
+def test_a_recipe_leaves_every_choice_open(path, group):
+    # What belongs to one encoder only must not stand in a recipe: another could not be chosen.
+    for option in sorted((CONFIGS / group).glob("*.yaml")):
+        config = composed("pretrain", f"experiment={path.stem}", f"{group}={option.stem}")
+        keys = set(config[group]) - {"_target_", "_partial_"}
+        assert keys == set(flat(option)) - {"_target_", "_partial_"}
+
+
 @pytest.mark.parametrize("path", sorted((CONFIGS / "optimizer").glob("*.yaml")), ids=name_of)
 def test_every_optimizer_takes_parameter_groups(path):
     make = instantiate(composed("pretrain", f"optimizer={path.stem}").optimizer, _convert_="all")

@@ -1,0 +1,249 @@
+import importlib.util
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.singleton import Singleton
+
+ROOT = Path(__file__).parents[2]
+
+
+def load_launch():
+    spec = importlib.util.spec_from_file_location("launch", ROOT / "scripts" / "launch.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+launch = load_launch()
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """Run a main function as a script would be; gives exit code, configuration and stderr."""
+    before, handlers = dict(Singleton._instances), set(logging.getLogger().handlers)
+
+    def run(*arguments, main=None, name="pretrain"):
+        seen = []
+
+        def keep(config):
+            seen.append(config)
+            if main is not None:
+                main(config)
+
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
+        monkeypatch.setenv("OCRL_KEEP_ALLOCATOR", "1")
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+        monkeypatch.setattr(sys, "argv", ["scripts/pretrain_slots.py", *arguments])
+        code = 0
+        try:
+            launch.script(name)(keep)()
+        except SystemExit as error:
+            code = error.code
+        finally:
+            GlobalHydra.instance().clear()
+        return code, seen, capsys.readouterr().err
+
+    yield run
+    Singleton._instances = before
+    # Hydra's own handlers write to streams that end with the test.
+    for handler in set(logging.getLogger().handlers) - handlers:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+
+
+@pytest.mark.parametrize(
+    ("argument", "nearest", "listed"),
+    [
+        ("env=crafterr", "crafter", "sprites-reach"),
+        ("encoder=savvi", "savi", "smooth_sa"),
+        ("decoder=brodcast", "broadcast", "mlp"),
+        ("experiment=sprits", "sprites", "minigrid"),
+        ("trainer.max_step=3", "trainer.max_steps", "trainer.seed"),
+        ("encodr=savi", "encoder", "num_slots"),
+        ("data.clip_lenght=4", "data.clip_length", "data.path"),
+        ("encoder.backbone.out_dmi=3", "encoder.backbone.out_dim", "encoder.backbone.image_size"),
+    ],
+)
+def test_an_unknown_name_gives_those_that_exist_and_the_nearest(command, argument, nearest, listed):
+    code, seen, err = command(argument)
+    assert code == 1 and not seen
+    assert f"Did you mean {nearest!r}?" in err and listed in err
+    assert err.startswith("pretrain_slots: there is no ") and err.count("\n") == 1
+    assert "Traceback" not in err and "_target_" not in err
+
+
+@pytest.mark.parametrize("argument", ["foo", "trainer.max_steps=[1", "=3"])
+def test_an_argument_that_is_none_is_one_sentence(command, argument):
+    code, _, err = command(argument)
+    assert code == 1 and err.count("\n") == 1 and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("expected 3,\ngot 4"), FileNotFoundError("no file x"), PermissionError("no")],
+)
+def test_a_users_mistake_is_one_sentence(command, error):
+    def main(config):
+        raise error
+
+    code, _, err = command(main=main)
+    assert code == 1
+    assert err == f"pretrain_slots: {' '.join(str(error).split())}\n"
+
+
+def test_a_full_disk_says_that_nothing_is_lost(command):
+    def main(config):
+        raise OSError(28, "No space left on device", "/x/model")
+
+    code, _, err = command(main=main)
+    assert code == 1 and "/x/model" in err and "same command again" in err
+
+
+def test_out_of_memory_says_what_to_lower(command):
+    def main(config):
+        raise MemoryError
+
+    assert "data.batch_size" in command(main=main)[2]
+
+
+def test_an_interruption_keeps_its_message_and_exits_130(command):
+    def main(config):
+        raise KeyboardInterrupt("stopped at step 3")
+
+    code, _, err = command(main=main)
+    assert (code, err) == (130, "pretrain_slots: stopped at step 3\n")
+
+
+def test_a_defect_keeps_its_traceback(command):
+    def main(config):
+        raise ZeroDivisionError("ours")
+
+    with pytest.raises(ZeroDivisionError):
+        command(main=main)
+
+
+def test_a_traceback_is_shown_where_asked_for(command, monkeypatch):
+    def main(config):
+        raise ValueError("theirs")
+
+    monkeypatch.setenv("OCRL_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="theirs"):
+        command(main=main)
+
+
+def test_a_constructors_mistake_is_not_wrapped_in_hydras(command):
+    import hydra
+
+    def main(config):
+        hydra.utils.instantiate(config.trainer, _convert_="all")
+
+    code, _, err = command("trainer.clip_kind=7", main=main)
+    assert (code, err) == (1, "pretrain_slots: expected trainer.clip_kind to be 2 or inf, got 7\n")
+
+
+def test_outputs_go_to_a_directory_that_only_the_command_determines(command, tmp_path):
+    found = []
+
+    def main(config):
+        found.append((launch.output_dir(), launch.choice("env"), HydraConfig.get().job.name))
+
+    for _ in range(2):
+        assert command("env=sprites", "encoder=psb", "trainer.seed=4", main=main)[0] == 0
+    expected = tmp_path / "outputs" / "test_launch" / "sprites-psb-4"
+    assert found == [(expected, "sprites", "test_launch")] * 2
+
+
+# --- the recipe ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], ["experiment=crafter"]),
+        (["env=minigrid"], ["experiment=minigrid"]),
+        (["env=sprites-object_goal"], ["experiment=sprites"]),
+        (["env=sprites", "experiment=crafter"], []),
+        (["env=nothing"], []),
+        (["--help"], []),
+    ],
+)
+def test_the_recipe_follows_the_environment(arguments, expected):
+    assert launch.default_experiment("pretrain", arguments) == expected
+
+
+def test_scripts_without_recipes_get_none():
+    assert launch.default_experiment("collect", ["env=crafter"]) == []
+
+
+def test_a_sweep_over_environments_has_to_name_the_recipe():
+    with pytest.raises(ValueError, match="experiment=NAME"):
+        launch.default_experiment("pretrain", ["env=crafter,minigrid"])
+
+
+def test_what_the_user_says_wins_over_the_recipe(command):
+    code, seen, _ = command("env=sprites", "num_slots=3")
+    assert code == 0 and seen[0].num_slots == 3
+
+
+# --- memory and threads -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [("max 100000", None), ("150000 100000", 2), ("50000 100000", 1), ("99900000 100000", None)],
+)
+def test_a_containers_share_of_the_processor_counts(tmp_path, content, expected):
+    file = tmp_path / "cpu.max"
+    file.write_text(content)
+    everything = launch.num_cores(tmp_path / "none")
+    assert launch.num_cores(file) == min(expected or everything, everything)
+
+
+def test_threads_that_the_user_set_are_kept(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    launch.set_num_threads()
+    assert os.environ["OMP_NUM_THREADS"] == "3"
+
+
+FAULTS = """
+import importlib.util, resource, sys
+spec = importlib.util.spec_from_file_location("launch", sys.argv[1])
+launch = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(launch)
+took = launch.keep_freed_memory()
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+before = faults()
+for _ in range(10):
+    blocks = [b"x" * (8 << 20) for _ in range(8)]
+    del blocks
+print(int(took), faults() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the setting is glibc's")
+@pytest.mark.parametrize(
+    ("extra", "is_kept"),
+    [({}, True), ({"OCRL_KEEP_ALLOCATOR": "1"}, False), ({"MALLOC_ARENA_MAX": "8"}, False)],
+)
+def test_freed_memory_is_kept_unless_switched_off(extra, is_kept):
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    clean.pop("OCRL_KEEP_ALLOCATOR", None)
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTS, str(ROOT / "scripts" / "launch.py")],
+        env=clean | extra,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    took, faults = map(int, done.stdout.split())
+    assert bool(took) is is_kept
+    # A round needs 16,384 pages: once where they are kept, ten times where they are not.
+    assert (faults < 3 * 16_384) is is_kept
