@@ -108,14 +108,14 @@ def kmeans_segmentation(
     video: Tensor,
     num_slots: int,
     *,
-    position_weight: float = 0.5,
+    position_weight: float = 1.0,
     seed: int = 0,
     num_samples: int = 8192,
 ) -> Tensor:
     """Cluster the pixels of each clip by colour and position.
 
-    Colour is L*a*b* / 100, position is (x, y) in [0,1] times `position_weight`: at 0.5 a step
-    across the frame weighs as much as from black to mid grey. One set of clusters serves the
+    Colour is L*a*b* / 100, position is (x, y) in [0,1] times `position_weight`: at 1 a step
+    across the frame weighs as much as from black to white. One set of clusters serves the
     whole clip, so ids persist in time. Fitted on pixels drawn at random, all get their nearest.
 
     Args:
