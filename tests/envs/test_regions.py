@@ -109,9 +109,7 @@ def test_regions_are_components_and_ids_stay(data: st.DataObject) -> None:
     kinds = np.array(data.draw(cells)).reshape(width, height)
     regions = Regions(kinds, first_id=10, last_id=1000)
     retired: set[int] = set()
-    change = st.tuples(
-        st.integers(0, width - 1), st.integers(0, height - 1), st.integers(0, 2)
-    )
+    change = st.tuples(st.integers(0, width - 1), st.integers(0, height - 1), st.integers(0, 2))
     for x, y, kind in data.draw(st.lists(change, max_size=15)):
         before = regions.labels.copy()
         near = touching(x, y, before)
