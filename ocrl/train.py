@@ -331,6 +331,8 @@ class _Fit:
                     figures = meter.read(self.world)
                     board.scalars({"train/learning_rate": rate, **figures}, step=self.step)
                     bar.update(self.step, note=_note(figures), fraction=self.progress)
+                    if is_last:
+                        bar.say(f"trained for {self.step} steps: {_note(figures)}")
                 if not stopping and (is_last or _is_due(self.step, settings.evaluate_every)):
                     self._evaluate(board, bar)
                     meter.restart()

@@ -29,6 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
+INTERRUPTED = "interrupted; the same command goes on where it was stopped"
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
 _MEBIBYTE = 1 << 20
 
@@ -66,7 +67,7 @@ def script(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], N
                 if errors:
                     raise errors[0]
             except KeyboardInterrupt as error:
-                _end(program, str(error) or "interrupted", 130)
+                _end(program, str(error) or INTERRUPTED, 130)
             except Exception as error:
                 sentence = explain(error, name, sys.argv[1:])
                 if sentence is None or os.environ.get("OCRL_TRACEBACK") == "1":
