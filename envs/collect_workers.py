@@ -191,7 +191,7 @@ def collect_in_processes(
 def _hire(job: Job, number: int) -> _Hand:
     context = worker_context()
     ours, theirs = context.Pipe()
-    process = context.Process(  # type: ignore[attr-defined]
+    process = context.Process(
         target=_work, args=(job, number, theirs), name=f"collect-{number}", daemon=True
     )
     with _interrupts_ignored():

@@ -6,7 +6,7 @@ H W image, M objects in view.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -46,7 +46,7 @@ class ObjectEnv(gymnasium.Env[NDArray[np.uint8], Any]):
         max_objects: no frame has more rows in `objects()` than this.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 10}
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012  (as in gymnasium.Env)
     categories: tuple[str, ...]
     attribute_names: tuple[str, ...] = ()
     max_objects: int

@@ -149,4 +149,4 @@ def _saved_policy(name: str, env: ObjectEnv) -> Policy:
         raise ValueError(
             f"expected {name!r} to give a callable with a method reset(rng), got {policy!r}"
         )
-    return policy  # type: ignore[no-any-return]
+    return policy

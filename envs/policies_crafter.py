@@ -77,7 +77,8 @@ class CrafterExplorer:
         self._world, self._player = game.world, game.player
         self._inventory = game.player.inventory
         self._x, self._y = (int(value) for value in game.player.pos)
-        self._facing = tuple(int(value) for value in game.player.facing)
+        x, y = game.player.facing
+        self._facing = (int(x), int(y))
         self._steps_left -= 1
 
     def _forget(self) -> None:

@@ -112,7 +112,7 @@ class Clip:
         return replace(self, **changes)  # type: ignore[arg-type]
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Clip:
-        """Move every tensor to `device`; frames keep their dtype (uint8 travels, float does not)."""
+        """Move every tensor to `device`; frames keep their dtype, so that uint8 travels."""
         return self._map(lambda value: value.to(device, non_blocking=non_blocking))
 
     def __getitem__(self, time: slice) -> Clip:
