@@ -20,13 +20,12 @@ from ocrl.nn.temporal import (
     PADDING,
     CompetitiveCrossAttention,
     TimeBias,
-    TimeMixer,
     normalized_tokens,
-    reset_attention,
     segments_of,
     visible_cache,
     visible_frames,
 )
+from ocrl.nn.time_mixer import TimeMixer, reset_attention
 from ocrl.types import SlotOutput
 
 
@@ -46,7 +45,8 @@ class PSB(SlotEncoder):
       more frames than one window, since each block looks back from what the block before made.
     - the time bias of the bottom-up attention acts after the competition (see
       `ocrl.nn.temporal.CompetitiveCrossAttention`): the paper's, with one head, does nothing.
-    - no dropout.
+    - as in the published code and not in the text, the queries are normalised before the first
+      block; there is no dropout.
 
     Args:
         backbone: frames to tokens.

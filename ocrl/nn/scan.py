@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from ocrl.nn.temporal import TimeMixer
+from ocrl.nn.time_mixer import TimeMixer
 
 _DECAY_SHARPNESS = 8.0
 """The constant c of the real-gated linear recurrent unit."""

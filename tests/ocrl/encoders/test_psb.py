@@ -9,7 +9,7 @@ from ocrl.encoders.psb import PSB
 from ocrl.initializers import GaussianInitializer, LearnedInitializer
 from ocrl.interfaces import Backbone
 from ocrl.nn.scan import GatedScan
-from ocrl.nn.temporal import TimeAttention, TimeMixer
+from ocrl.nn.time_mixer import TimeAttention, TimeMixer
 
 textbook = runpy.run_path(str(Path(__file__).with_name("textbook_psb.py")))["encode"]
 

@@ -8,7 +8,7 @@ from einops import einsum, rearrange
 from torch import Tensor
 from torch.nn import functional
 
-from ocrl.nn.temporal import TimeAttention
+from ocrl.nn.time_mixer import TimeAttention
 
 
 def encode(encoder, video: Tensor, is_first: Tensor) -> tuple[Tensor, Tensor]:

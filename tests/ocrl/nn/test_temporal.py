@@ -6,7 +6,6 @@ from ocrl.nn.temporal import (
     PADDING,
     CompetitiveCrossAttention,
     RelativeTimeBias,
-    TimeAttention,
     frame_distances,
     normalized_tokens,
     segments_of,
@@ -139,28 +138,3 @@ def test_recency_weighs_frames_after_the_competition() -> None:
     present.load_state_dict(attention.state_dict(), strict=False)
     torch.nn.init.constant_(attention.slope, -1e4)
     torch.testing.assert_close(attention(*inputs()), present(*inputs()))
-
-
-@pytest.mark.parametrize("across_slots", [False, True])
-def test_time_attention_streams(across_slots: bool) -> None:
-    mixer = TimeAttention(8, num_heads=2, window=3, max_distance=3, across_slots=across_slots)
-    slots = torch.randn(2, 7, 3, 8)
-    is_first = torch.zeros(2, 7, dtype=torch.bool)
-    is_first[:, 0] = is_first[1, 3] = True
-    whole = mixer(slots, segments_of(is_first))
-    state, age = mixer.initial_state(2, num_slots=3), torch.full((2,), -1)
-    for t in range(7):
-        age = torch.where(is_first[:, t], 0, age + 1)
-        update, state = mixer.step(slots[:, t], state, age)
-        torch.testing.assert_close(update, whole[:, t])
-
-
-def test_time_attention_keeps_slots_apart_unless_joint() -> None:
-    slots, segments = torch.randn(1, 4, 3, 8), torch.zeros(1, 4, dtype=torch.int64)
-    changed = slots.clone()
-    changed[:, :, 0] += 1.0
-    for across_slots in (False, True):
-        mixer = TimeAttention(8, num_heads=2, window=4, max_distance=4, across_slots=across_slots)
-        same = torch.equal(mixer(slots, segments)[:, :, 1:], mixer(changed, segments)[:, :, 1:])
-        assert same != across_slots
-        assert mixer.mixes_slots == across_slots
