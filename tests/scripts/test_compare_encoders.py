@@ -1,0 +1,66 @@
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "compare_encoders.py"
+
+
+@pytest.fixture
+def module():
+    specification = importlib.util.spec_from_file_location("compare_encoders", SCRIPT)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def result(score):
+    def scores(offset):
+        return {"entities": {"video_fg_ari": score + offset, "video_mbo_i": 0.5}}
+
+    return {"model": scores(0.0), "grid": scores(-0.1), "k-means": scores(-0.2)}
+
+
+def test_rows_hold_the_mean_and_the_spread_over_seeds(module):
+    rows = module.table_rows("sprites", "psb", [result(0.6), result(0.8)])
+    assert rows == ["| sprites | psb | entities | 0.700 +- 0.141 | 0.500 +- 0.000 |"]
+    single = module.table_rows("sprites", "grid", [result(0.6)], "grid")
+    assert single == ["| sprites | grid | entities | 0.500 | 0.500 |"]
+
+
+def test_runs_share_episodes_and_finished_ones_are_not_repeated(
+    module, monkeypatch, tmp_path, capsys
+):
+    commands = []
+
+    def pretend(command, *, check):
+        commands.append(command)
+        run = Path(next(a for a in command if a.startswith("hydra.run.dir=")).split("=")[1])
+        run.mkdir(parents=True)
+        (run / "metrics.json").write_text(json.dumps({"table": result(0.9)}))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(module.subprocess, "run", pretend)
+    arguments = ["x", "--envs", "sprites", "--encoders", "psb", "savi", "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", [*arguments, "--", "trainer.max_steps=3"])
+    module.main()
+    assert len(commands) == 2
+    assert not any(a.startswith("data.path=") for a in commands[0])
+    assert f"data.path={(tmp_path / 'sprites-psb-0' / 'episodes').as_posix()}" in commands[1]
+    assert all("trainer.max_steps=3" in command for command in commands)
+    table = (tmp_path / "table.md").read_text()
+    assert table.count("\n") == 6
+    module.main()
+    assert len(commands) == 2
+    assert capsys.readouterr().out == table * 2
+
+
+def test_a_failed_run_ends_the_comparison_with_its_code(module, monkeypatch, tmp_path):
+    failed = subprocess.CompletedProcess([], 7)
+    monkeypatch.setattr(module.subprocess, "run", lambda command, *, check: failed)
+    with pytest.raises(SystemExit) as stop:
+        module.train(tmp_path / "run", "sprites", "psb", 0, None, [])
+    assert stop.value.code == 7
