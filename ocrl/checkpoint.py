@@ -277,7 +277,9 @@ def describe_difference(saved: Any, wanted: Any, where: str = "") -> str | None:
     if isinstance(saved, dict) and isinstance(wanted, dict):
         for key in [*saved, *(key for key in wanted if key not in saved)]:
             at = f"{where}.{key}" if where else str(key)
-            found = describe_difference(saved.get(key), wanted.get(key), at)
+            if key not in saved or key not in wanted:
+                return f"only {'this run' if key in wanted else 'it'} has {at}"
+            found = describe_difference(saved[key], wanted[key], at)
             if found is not None:
                 return found
         return None

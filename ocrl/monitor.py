@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ocrl.discovery import MODEL, DiscoveryResult, Example, evaluate_discovery
+from ocrl.discovery import MODEL, DiscoveryResult, Example, attention_masks, evaluate_discovery
 from ocrl.log import TensorBoard
 from ocrl.model import SlotModel
 from ocrl.report import write_report
@@ -37,7 +37,7 @@ class DiscoveryMonitor:
     """Object discovery on held-out clips, evaluated every so many steps of training.
 
     It logs every metric, a picture of each example (frames, truth, reconstruction, masks, a row
-    for each slot), their masks as a moving picture, and says what it finds wrong in words.
+    for each slot), their masks as a moving picture, the encoder's attention, and says what it finds wrong in words.
     """
 
     def __init__(
@@ -80,6 +80,7 @@ class DiscoveryMonitor:
             self._baselines = {k: v for k, v in figures.items() if k not in model_only}
         figures = {**self._baselines, **figures}
         self._draw(result, step, board)
+        self._draw_attention(model, step, board)
         self._warn(result, step, board)
         return figures
 
@@ -96,6 +97,13 @@ class DiscoveryMonitor:
             board.picture(f"slots/{index}", to_png(picture), step=step)
             movie = to_gif(torch.stack(_movie(example)), frames_per_second=_FRAMES_PER_SECOND)
             board.picture(f"masks/{index}", movie, step=step)
+
+    @torch.inference_mode()
+    def _draw_attention(self, model: SlotModel, step: int, board: TensorBoard) -> None:
+        clip = next(iter(self._clips())).to(self._device)
+        attention = attention_masks(model.encode(clip), model.encoder)[0].float().cpu()
+        picture = clip_picture(clip.video[0].cpu(), attention)
+        board.picture("attention/0", to_png(picture), step=step)
 
     def _warn(self, result: DiscoveryResult, step: int, board: TensorBoard) -> None:
         if result.warnings:

@@ -279,7 +279,8 @@ def test_a_difference_is_found_exactly_where_there_is_one(one, other):
 def test_a_difference_is_named_by_its_path():
     found = checkpoint.describe_difference({"a": {"b": [1, 2]}}, {"a": {"b": [1, 3]}})
     assert found == "its a.b is [1, 2], this run's is [1, 3]"
-    assert "None" in checkpoint.describe_difference({"a": 1}, {"a": 1, "c": 2})
+    assert checkpoint.describe_difference({"a": {}}, {"a": {"c": None}}) == "only this run has a.c"
+    assert checkpoint.describe_difference({"a": 1, "c": 2}, {"a": 1}) == "only it has c"
 
 
 # --- the hub ------------------------------------------------------------------------------------

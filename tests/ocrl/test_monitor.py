@@ -66,6 +66,9 @@ def test_gives_figures_and_logs_pictures_that_move(model, tmp_path):
     with Image.open(io.BytesIO(found.Images("slots/0")[0].encoded_image_string)) as opened:
         # Frames, truth, reconstruction, masks and three slots under each other, gaps between.
         assert opened.height == 7 * 16 + 6 * 2
+    with Image.open(io.BytesIO(found.Images("attention/0")[0].encoded_image_string)) as opened:
+        # Frames, attention and what each of three slots attends to.
+        assert opened.height == 5 * 16 + 4 * 2
 
 
 def test_baselines_are_measured_once_and_reported_always(model, tmp_path, monkeypatch):

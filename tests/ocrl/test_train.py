@@ -264,6 +264,51 @@ def test_bf16_computes_in_bfloat16_and_keeps_float32_weights(tmp_path):
     assert kinds == [torch.bfloat16] and model.last.weight.dtype == torch.float32
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*jit.*is deprecated:DeprecationWarning")
+def test_a_compiled_model_learns_what_a_plain_one_does(tmp_path):
+    def model():
+        plain = Model()
+        plain.middle = nn.Identity()
+        return plain
+
+    plain = fit(tmp_path / "plain", model=model(), max_steps=4)
+    compiled = fit(tmp_path / "compiled", model=model(), max_steps=4, compile=True)
+    assert plain.state_dict().keys() == compiled.state_dict().keys()
+    for one, other in zip(plain.parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["32", "bf16-mixed"])
+def test_trains_and_resumes_on_a_gpu(tmp_path, precision):
+    def on_gpu(directory, clips):
+        model = Model()
+        trainer_of(device="cuda", precision=precision).fit(
+            model,
+            optimizer=ADAM,
+            batches=clips,
+            run=Run(directory, CONFIG),
+            world=World(0, 1, torch.device("cuda", 0)),
+        )
+        return model
+
+    def moved(clips):
+        @contextmanager
+        def on_device(start):
+            with clips(start) as source:
+                yield (clip.to("cuda") for clip in source)
+
+        return on_device
+
+    whole = on_gpu(tmp_path / "whole", moved(batches))
+    with pytest.raises(RuntimeError, match="power cut"):
+        on_gpu(tmp_path / "killed", moved(dying_at(6)))
+    resumed = on_gpu(tmp_path / "killed", moved(batches))
+    for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-2)
+
+
 # --- things that go wrong -----------------------------------------------------------------------
 
 
