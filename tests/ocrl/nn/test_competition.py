@@ -141,3 +141,12 @@ def test_invisible_frames_have_no_say() -> None:
     # In the second sample no later frame sees frame 0.
     assert torch.equal(before[1, :, 1:], after[1, :, 1:])
     assert not torch.equal(before[1, :, 0], after[1, :, 0])
+
+
+def test_pairs_beyond_the_window_are_left_out() -> None:
+    query, keys, values, _, _ = make_inputs()
+    distance = torch.arange(5)[:, None] - torch.arange(5)
+    band = ((distance >= 0) & (distance < 2)).expand(2, -1, -1)
+    everything = torch.ones_like(band)
+    sums = competition_over_time(query, keys, values, visible=everything, window=2)
+    torch.testing.assert_close(sums, plain(query, keys, values, band))
