@@ -37,7 +37,8 @@ class DiscoveryMonitor:
     """Object discovery on held-out clips, evaluated every so many steps of training.
 
     It logs every metric, a picture of each example (frames, truth, reconstruction, masks, a row
-    for each slot), their masks as a moving picture, the encoder's attention, and says what it finds wrong in words.
+    for each slot), their masks as a moving picture, the encoder's attention, and says what it
+    finds wrong in words.
     """
 
     def __init__(
