@@ -35,13 +35,13 @@ class SpatialBroadcastDecoder(Decoder):
         image_size: (H, W).
         channels: hidden channels, one entry per transposed convolution before the output layer.
         strides: one per entry of `channels`; slots are broadcast to `image_size` divided by their
-            product and by `upsampling`.
+            product and by `patch_size`.
         kernel_size: odd size of the kernels.
-        upsampling: draw this many times coarser and enlarge colours and alpha logits bilinearly;
-            the last layers are most of the cost. 1 as in the papers.
+        patch_size: side of the patch of pixels that one cell of the last layer paints. 1 as in the
+            papers; the layers at full resolution are most of the cost.
 
     Raises:
-        ValueError: if strides times upsampling do not divide `image_size`.
+        ValueError: if strides times patch_size do not divide `image_size`.
     """
 
     space: Space = "pixels"
@@ -54,7 +54,7 @@ class SpatialBroadcastDecoder(Decoder):
         channels: Sequence[int],
         strides: Sequence[int],
         kernel_size: int,
-        upsampling: int,
+        patch_size: int,
     ) -> None:
         super().__init__()
         if len(channels) != len(strides) or not channels:
@@ -62,14 +62,13 @@ class SpatialBroadcastDecoder(Decoder):
                 f"expected one stride per channel, got channels={list(channels)} and "
                 f"strides={list(strides)}"
             )
-        factor = math.prod(strides) * upsampling
+        factor = math.prod(strides) * patch_size
         if image_size[0] % factor or image_size[1] % factor:
             raise ValueError(
-                f"image_size must be a multiple of strides times upsampling {factor}, "
+                f"image_size must be a multiple of strides times patch_size {factor}, "
                 f"got {list(image_size)}"
             )
         self.grid = (image_size[0] // factor, image_size[1] // factor)
-        self.upsampling = upsampling
         self.norm = nn.LayerNorm(slot_dim)
         self.position = LinearPosition(self.grid, dim=slot_dim)
         sizes = [slot_dim, *channels]
@@ -85,7 +84,10 @@ class SpatialBroadcastDecoder(Decoder):
             )
             for i in range(len(channels))
         )
-        self.output = nn.Conv2d(channels[-1], NUM_COLOURS + 1, 3, padding=1)
+        output_dim = (NUM_COLOURS + 1) * patch_size**2
+        output_kernel = 3 if patch_size == 1 else 1
+        self.output = nn.Conv2d(channels[-1], output_dim, output_kernel, padding=output_kernel // 2)
+        self.patch_size = patch_size
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _grid(self, vectors: Tensor) -> Tensor:
@@ -117,11 +119,7 @@ class SpatialBroadcastDecoder(Decoder):
         hidden = self._first(self.norm(slots).flatten(0, 2)).relu()
         for layer in self.layers[1:]:
             hidden = layer(hidden).relu()
-        painted = self.output(hidden)
-        if self.upsampling > 1:
-            painted = nn.functional.interpolate(
-                painted, scale_factor=self.upsampling, mode="bilinear"
-            )
+        painted = nn.functional.pixel_shuffle(self.output(hidden), self.patch_size)
         painted = painted.unflatten(0, (batch_size, num_frames, num_slots))
         parts, alpha = painted.split([NUM_COLOURS, 1], dim=3)
         masks = alpha.float().softmax(dim=2)

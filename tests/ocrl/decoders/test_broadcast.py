@@ -6,7 +6,7 @@ from ocrl.decoders.broadcast import SpatialBroadcastDecoder
 
 def make(**changes):
     arguments = dict(
-        image_size=[16, 24], channels=[8, 6], strides=[2, 2], kernel_size=5, upsampling=1
+        image_size=[16, 24], channels=[8, 6], strides=[2, 2], kernel_size=5, patch_size=1
     )
     torch.manual_seed(0)
     return SpatialBroadcastDecoder(10, **(arguments | changes))
@@ -76,14 +76,14 @@ def test_masks_stay_float32_under_autocast():
 
 
 def test_strides_must_fit_the_image():
-    with pytest.raises(ValueError, match=r"multiple of strides times upsampling 4, got \[18, 24\]"):
+    with pytest.raises(ValueError, match=r"multiple of strides times patch_size 4, got \[18, 24\]"):
         make(image_size=[18, 24])
     with pytest.raises(ValueError, match="one stride per channel"):
         make(strides=[2])
 
 
-def test_a_coarse_picture_is_enlarged():
-    decoder = make(strides=[2, 1], upsampling=2)
+def test_cells_of_a_coarse_grid_paint_patches():
+    decoder = make(strides=[2, 1], patch_size=2)
     assert decoder.grid == (4, 6)
     output = decoder(torch.randn(1, 1, 3, 10))
     assert output.recon.shape == (1, 1, 3, 16, 24)
