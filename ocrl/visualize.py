@@ -128,15 +128,15 @@ def slot_pictures(video: Tensor, masks: Tensor, parts: Tensor | None = None) -> 
     Args:
         video: (T,3,H,W) uint8 or float in [0,1].
         masks: (T,K,h,w), sums to 1 over K.
-        parts: (T,K,3,H',W') pictures of the slots, where the decoder makes them.
+        parts: (T,K,3,H,W) pictures of the slots; parts of another shape are not drawn.
 
     Returns:
         (K,T,3,H,W) uint8.
     """
     frames = to_uint8(video).float()[:, None]
     size = (frames.shape[-2], frames.shape[-1])
-    if parts is not None and parts.ndim == 5 and parts.shape[2] == 3:
-        frames = to_uint8(resize_masks(parts.float(), size)).float()
+    if parts is not None and tuple(parts.shape[2:]) == (3, *size):
+        frames = to_uint8(parts.float()).float()
     weight = resize_masks(masks.detach().cpu().float(), size)[:, :, None].clamp(0, 1)
     pictures = frames * weight + 24.0 * (1 - weight)
     return pictures.round().to(torch.uint8).transpose(0, 1)
@@ -171,7 +171,7 @@ def clip_picture(
         video: (T,3,H,W).
         masks: (T,K,h,w).
         recon: (T,3,H',W') pixels, if the decoder makes pixels.
-        parts: (T,K,3,H',W').
+        parts: as in `slot_pictures`.
         segmentation: (T,H,W) ground truth.
         num_frames: how many of the T frames are shown, evenly spread.
 

@@ -70,7 +70,7 @@ class PaletteDecoder(Decoder):
     def forward(
         self, slots: Tensor, target: Tensor | None = None, *, attn: Tensor | None = None
     ) -> DecoderOutput:
-        """Draw (B,T,3,H,W); masks (B,T,K,h,w) are `attn`.
+        """Draw (B,T,3,H,W); masks (B,T,K,h,w) are `attn`, parts (B,T,K,3,p,p) the textures.
 
         Raises:
             ValueError: if there is no `attn`, or it is on another grid than the patches.
@@ -84,7 +84,8 @@ class PaletteDecoder(Decoder):
                 f"is patch_size={self.patch_size}"
             )
         masks = attn.float()
-        patches = torch.einsum("btkn,btkp->btnp", masks, self.textures(slots).flatten(3))
+        textures = self.textures(slots)
+        patches = torch.einsum("btkn,btkp->btnp", masks, textures.flatten(3))
         recon = rearrange(
             patches,
             "b t (h w) (c p q) -> b t c (h p) (w q)",
@@ -93,4 +94,4 @@ class PaletteDecoder(Decoder):
             p=self.patch_size,
             q=self.patch_size,
         )
-        return DecoderOutput(recon, masks.unflatten(-1, self.grid))
+        return DecoderOutput(recon, masks.unflatten(-1, self.grid), textures)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ocrl.interfaces import Objective
+from ocrl.nn.region import check_region, cut
 from ocrl.types import Clip, DecoderOutput, SlotOutput
 
 
@@ -26,21 +27,7 @@ class Reconstruction(Objective):
 
     def __init__(self, region: Sequence[float] | None) -> None:
         super().__init__()
-        if region is not None:
-            top, left, bottom, right = region
-            if not (0 <= top < bottom <= 1 and 0 <= left < right <= 1):
-                raise ValueError(
-                    f"region must be (top, left, bottom, right) in [0,1], got {list(region)}"
-                )
-        self.region = None if region is None else tuple(region)
-
-    def _cut(self, video: Tensor) -> Tensor:
-        if self.region is None:
-            return video
-        top, left, bottom, right = self.region
-        height, width = video.shape[-2:]
-        rows = slice(round(top * height), round(bottom * height))
-        return video[..., rows, round(left * width) : round(right * width)]
+        self.region = check_region(region)
 
     def forward(self, clip: Clip, encoded: SlotOutput, decoded: DecoderOutput) -> Tensor:
         """Mean over (B,T,C,H,W).
@@ -53,5 +40,5 @@ class Reconstruction(Objective):
                 f"expected a reconstruction of the frames {tuple(clip.video.shape)}, "
                 f"got {tuple(decoded.recon.shape)}: this objective needs a decoder of pixels"
             )
-        error = self._cut(decoded.recon).float() - self._cut(clip.video).float()
+        error = cut(decoded.recon, self.region).float() - cut(clip.video, self.region).float()
         return error.square().mean()

@@ -53,8 +53,10 @@ def test_slots_show_what_their_mask_lets_through():
     assert pictures.shape == (3, 2, 3, 4, 4)
     assert pictures[1].unique().tolist() == [200]
     assert pictures[0].unique().tolist() == [24]
-    parts = torch.full((2, 3, 3, 8, 8), 0.2)
+    parts = torch.full((2, 3, 3, 4, 4), 0.2)
     assert visualize.slot_pictures(video, masks, parts)[1].unique().tolist() == [51]
+    textures = torch.full((2, 3, 3, 2, 2), 0.2)
+    assert visualize.slot_pictures(video, masks, textures)[1].unique().tolist() == [200]
 
 
 def test_strips_and_grids():

@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from ocrl.interfaces import Backbone
+from ocrl.objectives.coherence import Coherence
 from ocrl.objectives.contrast import SlotContrast
 from ocrl.objectives.features import FeatureReconstruction
+from ocrl.objectives.mixture import Mixture
 from ocrl.objectives.preheat import Preheat
 from ocrl.objectives.reconstruction import Reconstruction
 from ocrl.types import Clip, DecoderOutput, SlotOutput
@@ -138,3 +140,71 @@ def test_contrast_ignores_pairs_across_episodes():
     assert SlotContrast(0.1, negatives="clip")(clip, encoded(slots), decoded(SLOTS)) < 1e-3
     single = make_clip(num_frames=1)
     assert SlotContrast(0.1, negatives="clip")(single, encoded(slots[:, :1]), decoded(SLOTS)) == 0
+
+
+def palette_output(video, textures, masks):
+    drawn = torch.einsum("btkhw,btkcpq->btchpwq", masks, textures)
+    return DecoderOutput(drawn.flatten(5, 6).flatten(3, 4), masks, textures)
+
+
+def test_mixture_is_the_mean_error_of_single_patches():
+    clip = make_clip(size=(4, 6))
+    clip.video.uniform_()
+    textures = torch.rand(2, 2, 3, 3, 2, 2)
+    masks = torch.rand(2, 2, 3, 2, 3).softmax(2)
+    output = palette_output(clip.video, textures, masks)
+    expected = 0.0
+    for row in range(2):
+        for column in range(3):
+            patch = clip.video[..., row * 2 : row * 2 + 2, column * 2 : column * 2 + 2]
+            errors = (patch[:, :, None] - textures).square().mean(dim=(3, 4, 5))
+            expected = expected + (masks[..., row, column] * errors).sum(2).mean() / 6
+    loss = Mixture(None)(clip, encoded(SLOTS), output)
+    torch.testing.assert_close(loss, expected)
+    assert loss > Reconstruction(None)(clip, encoded(SLOTS), output)
+
+
+def test_mixture_equals_reconstruction_for_hard_masks_and_counts_its_region_only():
+    clip = make_clip(size=(4, 6))
+    textures = torch.rand(2, 2, 3, 3, 2, 2)
+    owner = torch.randint(3, (2, 2, 2, 3))
+    masks = torch.nn.functional.one_hot(owner, 3).permute(0, 1, 4, 2, 3).float()
+    output = palette_output(clip.video, textures, masks)
+    for region in (None, [0.0, 0.0, 0.5, 1.0]):
+        pair = [kind(region)(clip, encoded(SLOTS), output) for kind in (Mixture, Reconstruction)]
+        torch.testing.assert_close(*pair)
+
+
+def test_mixture_needs_a_palette():
+    output = DecoderOutput(torch.zeros(2, 2, 3, 4, 6), torch.ones(2, 2, 1, 2, 3))
+    with pytest.raises(ValueError, match=r"\(3, 2, 2\) per slot .* got none"):
+        Mixture(None)(make_clip(), encoded(SLOTS), output)
+
+
+def test_coherence_is_the_variance_of_colour_within_slots():
+    clip = make_clip(size=(4, 6))
+    clip.video.uniform_()
+    attn = torch.rand(2, 2, 3, 6).softmax(2)
+    colours = clip.video.unflatten(-1, (3, 2)).unflatten(-3, (2, 2)).mean(dim=(4, 6)).flatten(3)
+    expected = 0.0
+    for slot in range(3):
+        weight = attn[:, :, slot, None]
+        mean = (weight * colours).sum(-1, keepdim=True) / weight.sum(-1, keepdim=True)
+        expected = expected + (weight * (colours - mean).square()).sum(-1).mean() / 6
+    loss = Coherence()(clip, SlotOutput(SLOTS, attn), decoded(SLOTS))
+    torch.testing.assert_close(loss, expected)
+
+
+def test_coherence_is_zero_for_slots_of_one_colour():
+    clip = make_clip(size=(4, 6))
+    clip.video[..., :2, :] = 0.7
+    owner = torch.tensor([0, 0, 0, 1, 2, 1]).expand(2, 2, 6)
+    attn = torch.nn.functional.one_hot(owner, 3).transpose(2, 3).float()
+    loss = Coherence()(clip, SlotOutput(SLOTS, attn), decoded(SLOTS))
+    torch.testing.assert_close(loss, torch.tensor(0.0), atol=1e-6, rtol=0)
+
+
+def test_coherence_needs_square_patches():
+    with pytest.raises(ValueError, match="got 5 tokens"):
+        attn = torch.full((2, 2, 3, 5), 1 / 3)
+        Coherence()(make_clip(), SlotOutput(SLOTS, attn), decoded(SLOTS))
