@@ -1,47 +1,97 @@
-"""What a slot attends to has one colour.
+"""What a slot attends to looks alike and stands together.
 
-B batch, T frames, K slots, C H W image, N = h * w tokens.
+B batch, T frames, K slots, C H W image, N = h * w tokens, P numbers of a token's looks.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Literal
+
 import torch
-from einops import reduce
+from einops import rearrange
 from torch import Tensor
 
-from ocrl.interfaces import Objective
+from ocrl.interfaces import Objective, ScheduledModule
+from ocrl.nn.position import grid_coordinates
+from ocrl.nn.region import check_region, cut
 from ocrl.types import Clip, DecoderOutput, SlotOutput
 
+Looks = Literal["colours", "patches"]
 
-class Coherence(Objective):
-    """Variance of the colours that share a slot, a guide for the first steps of training.
+
+class Coherence(Objective, ScheduledModule):
+    """Variance of the looks, and of the places, that share a slot.
 
     A decoder that must learn to draw before it can tell slots apart leaves the attention flat for
-    thousands of steps. This objective reads no decoder: it is the within-slot variance of colour
-    under the encoder's attention, the distortion of soft k-means. It does not part two objects
-    of one colour; reconstruction does that once slots mean something.
+    thousands of steps. This objective reads no decoder: it is the within-slot variance under the
+    encoder's attention, the distortion of soft k-means with the best centres for that attention,
+    so that no slot dies of a bad start. Looks alone do not part two objects of one colour; place
+    does. The slot with the largest share of a frame, its ground, may be
+    anywhere: cutting the ground by place is what k-means on colour and position does wrong.
+
+    Args:
+        looks: `colours` compares the mean colour of each token's patch, `patches` every pixel.
+        position_weight: the variance of (y, x) in [0,1], without the ground, times this is added
+            to the variance of looks. It grows with the square of training's progress: from the
+            start it would drive everything into the ground.
+        region: (top, left, bottom, right) in [0,1], the part of the frame that counts; the whole
+            frame if None.
+
+    Raises:
+        ValueError: if `looks` is unknown, or the region is empty or leaves the frame.
     """
 
+    def __init__(
+        self, looks: Looks, *, position_weight: float, region: Sequence[float] | None
+    ) -> None:
+        super().__init__()
+        if looks not in ("colours", "patches"):
+            raise ValueError(f"looks must be 'colours' or 'patches', got {looks!r}")
+        self.looks = looks
+        self.position_weight = position_weight
+        self.region = check_region(region)
+        self.register_buffer("progress", torch.zeros(()))
+
+    def _tokens(self, maps: Tensor) -> Tensor:
+        """The tokens (B,T,N,...) of maps (B,T,...,h,w) that lie in the region."""
+        return cut(maps, self.region).flatten(-2).movedim(-1, 2)
+
     def forward(self, clip: Clip, encoded: SlotOutput, decoded: DecoderOutput) -> Tensor:
-        """Mean over (B,T,N,C), with frames averaged to the grid of the tokens.
+        """Mean over (B,T,N) and over the numbers that looks are made of.
 
         Raises:
             ValueError: if the tokens are no square patches of the frame.
         """
         height, width = clip.video.shape[-2:]
-        attn = encoded.attn.float()
-        num_tokens = attn.shape[-1]
+        num_tokens = encoded.attn.shape[-1]
         size = round((height * width / num_tokens) ** 0.5)
         if height % size or width % size or height * width != num_tokens * size**2:
             raise ValueError(
                 f"expected tokens of square patches of a {height} x {width} frame, "
                 f"got {num_tokens} tokens"
             )
-        colours = reduce(
-            clip.video.float(), "b t c (h p) (w q) -> b t (h w) c", "mean", p=size, q=size
-        )
-        share = attn.sum(dim=-1)
-        mean = torch.einsum("btkn,btnc->btkc", attn, colours) / share[..., None].clamp_min(1e-6)
-        between = (share * mean.square().sum(dim=-1)).sum(dim=-1) / num_tokens
-        total = colours.square().sum(dim=-1).mean(dim=-1)
-        return (total - between).mean() / colours.shape[-1]
+        grid = (height // size, width // size)
+        attn = self._tokens(encoded.attn.float().unflatten(-1, grid))
+        pattern = "b t c (h p) (w q) -> b t c p q h w"
+        patches = rearrange(clip.video.float(), pattern, p=size, q=size)
+        if self.looks == "colours":
+            patches = patches.mean(dim=(3, 4))
+        values = self._tokens(patches).flatten(3)
+        loss = _variance(attn, values).sum(dim=-1).mean() / values.shape[-1]
+        if self.position_weight:
+            coordinates = grid_coordinates(grid, coordinates="four")[:, :2].to(attn.device)
+            places = self._tokens(coordinates.T.unflatten(-1, grid)[None, None])
+            ground = attn.sum(dim=2).argmax(dim=-1, keepdim=True)
+            spread = _variance(attn, places.expand(*attn.shape[:2], -1, -1))
+            weight = self.position_weight * self.progress.square()
+            loss = loss + weight * spread.scatter(-1, ground, 0.0).sum(-1).mean()
+        return loss
+
+
+def _variance(attn: Tensor, values: Tensor) -> Tensor:
+    """Each slot's part (B,T,K) of the variance of values (B,T,N,P) under attn (B,T,N,K)."""
+    share = attn.sum(dim=2)
+    mean = torch.einsum("btnk,btnp->btkp", attn, values) / share[..., None].clamp_min(1e-6)
+    squares = torch.einsum("btnk,btn->btk", attn, values.square().sum(dim=-1))
+    return (squares - share * mean.square().sum(dim=-1)) / attn.shape[2]

@@ -50,7 +50,7 @@ class Mixture(Objective):
             got = "none" if parts is None else f"{tuple(parts.shape[3:])}"
             raise ValueError(
                 f"expected one patch {expected} per slot for masks of {height} x {width}, "
-                f"got {got}: this objective needs a palette decoder"
+                f"got {got}: with another decoder than the palette, use reconstruction"
             )
         patches = rearrange(clip.video, "b t c (h p) (w q) -> b t h w (c p q)", h=height, w=width)
         textures = parts.float().flatten(3)

@@ -191,7 +191,9 @@ def test_coherence_is_the_variance_of_colour_within_slots():
         weight = attn[:, :, slot, None]
         mean = (weight * colours).sum(-1, keepdim=True) / weight.sum(-1, keepdim=True)
         expected = expected + (weight * (colours - mean).square()).sum(-1).mean() / 6
-    loss = Coherence()(clip, SlotOutput(SLOTS, attn), decoded(SLOTS))
+    loss = Coherence("colours", position_weight=0.0, region=None)(
+        clip, SlotOutput(SLOTS, attn), decoded(SLOTS)
+    )
     torch.testing.assert_close(loss, expected)
 
 
@@ -200,11 +202,62 @@ def test_coherence_is_zero_for_slots_of_one_colour():
     clip.video[..., :2, :] = 0.7
     owner = torch.tensor([0, 0, 0, 1, 2, 1]).expand(2, 2, 6)
     attn = torch.nn.functional.one_hot(owner, 3).transpose(2, 3).float()
-    loss = Coherence()(clip, SlotOutput(SLOTS, attn), decoded(SLOTS))
+    loss = Coherence("colours", position_weight=0.0, region=None)(
+        clip, SlotOutput(SLOTS, attn), decoded(SLOTS)
+    )
     torch.testing.assert_close(loss, torch.tensor(0.0), atol=1e-6, rtol=0)
 
 
 def test_coherence_needs_square_patches():
     with pytest.raises(ValueError, match="got 5 tokens"):
         attn = torch.full((2, 2, 3, 5), 1 / 3)
-        Coherence()(make_clip(), SlotOutput(SLOTS, attn), decoded(SLOTS))
+        Coherence("colours", position_weight=0.0, region=None)(
+            make_clip(), SlotOutput(SLOTS, attn), decoded(SLOTS)
+        )
+
+
+def test_coherence_of_places_leaves_the_ground_alone():
+    clip = make_clip(size=(2, 10))
+    # Tokens of 2 x 2 pixels: five places 0, 1/4, 1/2, 3/4, 1 in a row.
+    owner = torch.tensor([1, 0, 0, 0, 1]).expand(2, 2, 5)
+    attn = torch.nn.functional.one_hot(owner, 2).transpose(2, 3).float()
+    objective = Coherence("colours", position_weight=8.0, region=None)
+    assert objective(clip, SlotOutput(SLOTS, attn), decoded(SLOTS)) == 0
+    objective.set_progress(0.5)
+    loss = objective(clip, SlotOutput(SLOTS, attn), decoded(SLOTS))
+    # Slot 1 holds both ends: squared distance 1/4 from its mean for two of five tokens.
+    torch.testing.assert_close(loss, torch.tensor(2.0 * 0.25 * 2 / 5))
+    near = torch.nn.functional.one_hot(torch.tensor([1, 1, 0, 0, 0]).expand(2, 2, 5), 2)
+    attn = near.transpose(2, 3).float()
+    loss = objective(clip, SlotOutput(SLOTS, attn), decoded(SLOTS))
+    torch.testing.assert_close(loss, torch.tensor(2.0 * 0.125**2 * 2 / 5))
+
+
+def test_coherence_of_patches_sees_what_colours_do_not():
+    clip = make_clip(size=(4, 6))
+    clip.video[..., ::2] = 1.0
+    clip.video[..., :2, :2] = torch.tensor([[0.0, 1.0], [0.0, 1.0]])
+    attn = torch.full((2, 2, 1, 6), 1.0)
+    output = SlotOutput(SLOTS[:, :, :1], attn)
+    colours = Coherence("colours", position_weight=0.0, region=None)(clip, output, decoded(SLOTS))
+    patches = Coherence("patches", position_weight=0.0, region=None)(clip, output, decoded(SLOTS))
+    torch.testing.assert_close(colours, torch.tensor(0.0), atol=1e-6, rtol=0)
+    # One of six patches is the others' negative: variance 1/6 * 5/6 of each pixel.
+    torch.testing.assert_close(patches, torch.tensor(5 / 36))
+    with pytest.raises(ValueError, match="'colours' or 'patches', got 'shapes'"):
+        Coherence("shapes", position_weight=0.0, region=None)
+
+
+def test_coherence_counts_its_region_only():
+    clip = make_clip(size=(4, 6))
+    clip.video.uniform_()
+    clip.video[..., 2:, :] = 0.3
+    attn = torch.rand(2, 2, 3, 6).softmax(2)
+    output = SlotOutput(SLOTS, attn)
+    for weight in (0.0, 1.0):
+        lower = Coherence("patches", position_weight=weight, region=[0.5, 0.0, 1.0, 1.0])
+        lower.set_progress(1.0)
+        rest = lower(clip, output, decoded(SLOTS))
+        clip.video[..., :2, :].uniform_()
+        torch.testing.assert_close(lower(clip, output, decoded(SLOTS)), rest)
+        assert (rest < 1e-6) == (weight == 0.0)
