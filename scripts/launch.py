@@ -61,8 +61,9 @@ def script(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], N
                     errors.append(error)
 
             try:
-                sys.argv += default_experiment(name, sys.argv[1:])
-                sys.argv.append(f"hydra.job.name={Path(main.__code__.co_filename).stem}")
+                job = Path(main.__code__.co_filename).stem
+                added = [*default_experiment(name, sys.argv[1:]), f"hydra.job.name={job}"]
+                sys.argv[1:] = with_overrides(sys.argv[1:], added)
                 hydra_main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(task)()
                 if errors:
                     raise errors[0]
@@ -148,6 +149,13 @@ def num_cores(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
 # --- the recipe of an environment --------------------------------------------------------------
 
 
+def with_overrides(arguments: list[str], added: list[str]) -> list[str]:
+    """Put overrides beside those of the command line: Hydra takes them in one row only."""
+    is_override = [not a.startswith("-") and ("=" in a or a[0] == "~") for a in arguments]
+    end = max((index + 1 for index, known in enumerate(is_override) if known), default=0)
+    return [*arguments[:end], *added, *arguments[end:]]
+
+
 def default_experiment(name: str, arguments: list[str]) -> list[str]:
     """The override that chooses the recipe of the environment, if there is one to choose.
 
@@ -164,7 +172,7 @@ def default_experiment(name: str, arguments: list[str]) -> list[str]:
     if "experiment" not in options:
         return []
     chosen = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
-    if "experiment" in chosen or any(key.startswith("--") for key in arguments):
+    if "experiment" in chosen:
         return []
     env = str(chosen.get("env", options.get("env")))
     if "," in env:

@@ -171,7 +171,7 @@ def test_outputs_go_to_a_directory_that_only_the_command_determines(command, tmp
         (["env=sprites-object_goal"], ["experiment=sprites"]),
         (["env=sprites", "experiment=crafter"], []),
         (["env=nothing"], []),
-        (["--help"], []),
+        (["--cfg", "job", "env=minigrid"], ["experiment=minigrid"]),
     ],
 )
 def test_the_recipe_follows_the_environment(arguments, expected):
@@ -247,3 +247,16 @@ def test_freed_memory_is_kept_unless_switched_off(extra, is_kept):
     assert bool(took) is is_kept
     # A round needs 16,384 pages: once where they are kept, ten times where they are not.
     assert (faults < 3 * 16_384) is is_kept
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], ["x=1"]),
+        (["env=sprites", "--cfg", "job"], ["env=sprites", "x=1", "--cfg", "job"]),
+        (["--cfg", "job", "env=sprites"], ["--cfg", "job", "env=sprites", "x=1"]),
+        (["~a", "-m"], ["~a", "x=1", "-m"]),
+    ],
+)
+def test_added_overrides_stand_beside_the_users(arguments, expected):
+    assert launch.with_overrides(arguments, ["x=1"]) == expected
