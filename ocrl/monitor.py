@@ -5,9 +5,7 @@ B batch, T frames, K slots.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -15,7 +13,6 @@ from torch import nn
 from ocrl.discovery import MODEL, DiscoveryResult, Example, attention_masks, evaluate_discovery
 from ocrl.log import TensorBoard
 from ocrl.model import SlotModel
-from ocrl.report import write_report
 from ocrl.types import Clip
 from ocrl.visualize import (
     clip_picture,
@@ -25,11 +22,9 @@ from ocrl.visualize import (
     overlay,
     to_gif,
     to_png,
-    write_mp4,
 )
 
 _GIF_SCALE = 3
-_MP4_SCALE = 4
 _FRAMES_PER_SECOND = 5.0
 
 
@@ -129,35 +124,3 @@ def _movie(example: Example) -> list[torch.Tensor]:
     if truth is not None:
         columns.append(enlarge(colour_objects(truth), _GIF_SCALE))
     return [grid([torch.stack(pictures)]) for pictures in zip(*columns, strict=True)]
-
-
-def write_results(
-    directory: Path, result: DiscoveryResult, *, title: str, details: Mapping[str, str]
-) -> list[str]:
-    """Write `metrics.json`, `overlay.mp4` and `report.html`, each whole or not at all.
-
-    Args:
-        directory: where to.
-        result: what `evaluate_discovery` found.
-        title: of the report.
-        details: what was evaluated, for the report.
-
-    Returns:
-        Sentences for the terminal: the scores, what is wrong, where the files are.
-    """
-    temporary = directory / ".metrics.json.writing"
-    temporary.write_text(json.dumps(result.to_json(), indent=2) + "\n")
-    temporary.replace(directory / "metrics.json")
-    movies = [overlay(e.video, e.predictions[MODEL], scale=_MP4_SCALE) for e in result.examples]
-    write_mp4(directory / "overlay.mp4", torch.cat(movies), frames_per_second=_FRAMES_PER_SECOND)
-    write_report(directory / "report.html", result, title=title, details=details)
-    sentences = [
-        f"{preset} {method}: video FG-ARI {table[preset]['video_fg_ari']:.3f}, "
-        f"video mBO {table[preset]['video_mbo_i']:.3f}"
-        for preset in result.presets
-        for method, table in result.table.items()
-    ]
-    files = ", ".join(
-        str(directory / name) for name in ("metrics.json", "overlay.mp4", "report.html")
-    )
-    return [*sentences, *result.warnings, f"wrote {files}"]

@@ -21,6 +21,7 @@ from ocrl.visualize import (
     captioned,
     colour_objects,
     enlarge,
+    grid,
     overlay,
     palette,
     slot_pictures,
@@ -65,6 +66,7 @@ _HEALTH = {
     "temporal_drift": "mean change of a slot from frame to frame (1 - cosine)",
 }
 _NUM_SHOWN = 8
+_PICTURE_SCALE = 2
 
 _STYLE = """
 :root { color-scheme: light dark; --page: #f6f7f9; --card: #ffffff; --ink: #16181d;
@@ -129,7 +131,7 @@ def write_results(
     details: Mapping[str, str],
     frames_per_second: float = 8.0,
 ) -> list[Path]:
-    """Write `metrics.json`, `overlay.mp4` (if there are examples) and `report.html`.
+    """Write `metrics.json`, `report.html`, and if there are examples `overlay.mp4`, `examples.png`.
 
     Args:
         directory: where to; it is made if it is not there.
@@ -157,6 +159,8 @@ def write_results(
     if result.examples:
         written.append(directory / "overlay.mp4")
         write_mp4(written[-1], overlay_video(result), frames_per_second=frames_per_second)
+        written.append(directory / "examples.png")
+        written[-1].write_bytes(to_png(example_picture(result)))
     written.append(directory / "report.html")
     write_report(
         written[-1], result, title=title, details=details, frames_per_second=frames_per_second
@@ -183,6 +187,20 @@ def overlay_video(result: DiscoveryResult) -> Tensor:
     return torch.cat(
         [captioned(video, names) for names, video in map(example_movie, result.examples)]
     )
+
+
+def example_picture(result: DiscoveryResult, *, num_columns: int = 6) -> Tensor:
+    """Frames, truth and slots of the first two examples, spread over time: (3,H',W') uint8."""
+    rows = []
+    for example in result.examples[:2]:
+        shown = spread(len(example.video), num_columns)
+        rows.append(enlarge(example.video, _PICTURE_SCALE)[shown])
+        if example.segmentation:
+            truth = list(example.segmentation.values())[-1]
+            rows.append(enlarge(colour_objects(truth), _PICTURE_SCALE)[shown])
+        masks = overlay(example.video, example.predictions[MODEL], scale=_PICTURE_SCALE)
+        rows.append(masks[shown])
+    return grid(rows)
 
 
 def write_report(

@@ -18,7 +18,8 @@ from ocrl import checkpoint
 from ocrl.data.clips import ClipLoader, Prefetcher, evaluation_clips
 from ocrl.discovery import evaluate_discovery
 from ocrl.distributed import join_world
-from ocrl.monitor import DiscoveryMonitor, write_results
+from ocrl.monitor import DiscoveryMonitor
+from ocrl.report import summary, write_results
 from ocrl.train import Run, Trainer
 
 
@@ -87,9 +88,11 @@ def main(config: DictConfig) -> None:
                 device=world.device,
             )
             details = {"encoder": choice("encoder"), "checkpoint": str(checkpoint.find(directory))}
-            sentences = write_results(directory, result, title=f"Slots on {env}", details=details)
-            for sentence in (*sentences, f"checkpoint, TensorBoard: {directory}"):
-                console.print(sentence, highlight=False)
+            written = write_results(directory, result, title=f"Slots on {env}", details=details)
+            for sentence in summary(result):
+                console.print(sentence, soft_wrap=True, highlight=False)
+            names = ", ".join(path.name for path in written)
+            console.print(f"{names}, checkpoint, tensorboard: {directory}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 import copy
 import io
-import json
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from torch import nn
 from ocrl import checkpoint
 from ocrl.discovery import evaluate_discovery
 from ocrl.log import TensorBoard
-from ocrl.monitor import DiscoveryMonitor, write_results
+from ocrl.monitor import DiscoveryMonitor
 from ocrl.types import Clip
 
 CPU = torch.device("cpu")
@@ -98,19 +97,3 @@ def test_only_slot_models_are_monitored(tmp_path):
     monitor = DiscoveryMonitor(clips, presets=[], device=CPU, say=lambda sentence: None)
     with TensorBoard(tmp_path) as board, pytest.raises(TypeError, match="SlotModel, got Linear"):
         monitor(nn.Linear(1, 1), step=1, board=board)
-
-
-def test_results_are_three_whole_files_and_sentences(model, tmp_path):
-    result = evaluate_discovery(model, clips(), presets=["entities"])
-    sentences = write_results(tmp_path, result, title="Slots", details={"encoder": "x"})
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "metrics.json",
-        "overlay.mp4",
-        "report.html",
-    ]
-    written = json.loads((tmp_path / "metrics.json").read_text())
-    fg_ari = result.table["model"]["entities"]["video_fg_ari"]
-    assert written["table"]["model"]["entities"]["video_fg_ari"] == fg_ari
-    assert sentences[0].startswith(f"entities model: video FG-ARI {fg_ari:.3f}")
-    assert any(sentence.startswith("entities k-means") for sentence in sentences)
-    assert str(tmp_path / "report.html") in sentences[-1]

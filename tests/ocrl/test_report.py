@@ -15,6 +15,7 @@ from ocrl.metrics import get_protocol
 from ocrl.report import (
     dot_chart,
     example_movie,
+    example_picture,
     line_chart,
     render_report,
     summary,
@@ -166,14 +167,19 @@ def test_movie_has_a_column_for_each():
     assert movie.shape == (4, 3, 192, 5 * 192 + 4 * 4)
 
 
+def test_example_picture_has_frames_truth_and_slots_under_each_other():
+    result = make_result()
+    height, width = result.examples[0].video.shape[-2:]
+    picture = example_picture(result, num_columns=3)
+    rows = 3 * len(result.examples[:2])
+    assert picture.shape == (3, rows * (2 * height + 2) - 2, 3 * (2 * width + 2) - 2)
+
+
 def test_all_results(tmp_path):
     written = write_results(tmp_path / "new", make_result(), title="t", details={"data": "d"})
-    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [
-        "metrics.json",
-        "overlay.mp4",
-        "report.html",
-    ]
-    assert [path.name for path in written] == ["metrics.json", "overlay.mp4", "report.html"]
+    names = ["examples.png", "metrics.json", "overlay.mp4", "report.html"]
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == names
+    assert sorted(path.name for path in written) == names
     record = json.loads((tmp_path / "new" / "metrics.json").read_text())
     assert record["table"][MODEL]["scene"]["video_mbo_i"] == 0.5
     assert record["details"] == {"data": "d"}
