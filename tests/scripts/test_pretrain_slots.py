@@ -72,7 +72,7 @@ def test_one_command_collects_trains_and_measures(tmp_path):
     directory = run_directory(tmp_path)
     names = {path.name for path in directory.iterdir()}
     assert {"checkpoint", "episodes", "tensorboard"} <= names
-    assert {"metrics.json", "overlay.mp4", "report.html"} <= names
+    assert {"metrics.json", "overlay.mp4", "examples.png", "report.html"} <= names
     # Nothing else was written: everything is in the run's directory.
     assert [path.name for path in tmp_path.iterdir()] == ["outputs"]
     assert [path.name for path in directory.parent.iterdir()] == ["small"]
@@ -84,7 +84,7 @@ def test_one_command_collects_trains_and_measures(tmp_path):
     assert "entities/video_fg_ari" in meta["metrics"]
     table = json.loads((directory / "metrics.json").read_text())["table"]
     assert set(table) == {"model", "grid", "k-means"} and "entities" in table["model"]
-    for said in ("collecting", "frames/s", "entities model: video FG-ARI", "report.html"):
+    for said in ("collecting", "frames/s", "model: video FG-ARI", "report.html"):
         assert said in err, err
 
 
