@@ -31,8 +31,9 @@ _MAX_REDRAWS = 1000
 def split_episodes(store: EpisodeStore, *, split: Split, holdout: float) -> NDArray[np.int64]:
     """Numbers of the episodes of a split.
 
-    Episodes are held out by a hash of their content, so a split depends neither on a seed nor on
-    the order of writing, and hardly changes when episodes are appended.
+    A hash of their content decides which are held out, and who comes first: a split depends
+    neither on a seed nor on the order of writing, which several workers leave to chance, and it
+    hardly changes when episodes are appended. All episodes come as they are stored.
 
     Args:
         store: the episodes.
@@ -58,7 +59,7 @@ def split_episodes(store: EpisodeStore, *, split: Split, holdout: float) -> NDAr
             f"{store.path} holds {len(store)} episode(s) and one is held out, so none is left to "
             "train on: expected at least 2; collect more episodes"
         )
-    return np.sort(chosen)
+    return chosen
 
 
 class _ClipReader:

@@ -253,3 +253,24 @@ def test_prefetching_to_a_gpu(make_store):
         for step, clip in zip(range(5), batches, strict=False):
             assert clip.video.is_cuda
             assert_equal(clip.to("cpu"), loader.batch(step))
+
+
+def test_clips_do_not_depend_on_the_order_of_writing(tmp_path):
+    generator = np.random.default_rng(0)
+    episodes = [
+        {"frames": generator.integers(0, 256, (rows, 4, 4, 3), dtype=np.uint8)}
+        for rows in (7, 9, 6, 8, 10, 7)
+    ]
+    stores = []
+    for name, order in (("left", range(6)), ("right", (3, 5, 0, 2, 4, 1))):
+        with EpisodeWriter(tmp_path / name, metadata={}) as writer:
+            for index in order:
+                writer.append(episodes[index])
+        stores.append(EpisodeStore(tmp_path / name))
+    settings = {"clip_length": 4, "holdout": 0.4}
+    left, right = (ClipLoader(store, batch_size=5, seed=1, **settings) for store in stores)
+    for step in range(3):
+        assert torch.equal(left.batch(step).video, right.batch(step).video)
+    held_out = [list(evaluation_clips(store, num_clips=3, **settings)) for store in stores]
+    for one, other in zip(*held_out, strict=True):
+        assert torch.equal(one.video, other.video)
