@@ -1,5 +1,6 @@
 """Every encoder and decoder that a configuration names keeps its contract."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -39,5 +40,6 @@ def test_encoder(name: str) -> None:
 def test_decoder(name: str) -> None:
     decoder, twin = _build_twins("decoder", name)
     target = torch.rand(3, 5, 3, 32, 32)
-    # Decoders that draw where the encoder saw a slot do so on patches of 8 pixels.
-    check_decoder(decoder, num_slots=4, slot_dim=16, twin=twin, target=target, num_tokens=16)
+    # Decoders that draw where the encoder saw a slot do so on their own grid.
+    tokens = math.prod(decoder.grid)
+    check_decoder(decoder, num_slots=4, slot_dim=16, twin=twin, target=target, num_tokens=tokens)
