@@ -133,7 +133,10 @@ class _CompetitiveRead(torch.autograd.Function):
             grad_weights = grad_weights + grad_attn
         grad_logits = attn * grad_weights
         grad_logits = grad_logits - attn * grad_logits.sum(1, keepdim=True)
-        grad_bias = None if bias is None else grad_logits.sum(-1, keepdim=True)
+        grad_bias = None
+        if bias is not None:
+            is_level = bias.shape[-1] == 1
+            grad_bias = grad_logits.sum(-1, keepdim=True) if is_level else grad_logits
         grad_logits = grad_logits.to(tokens.dtype)
         grad_tokens = None
         if ctx.needs_input_grad[1]:
@@ -237,19 +240,28 @@ class CompetitiveAttention(nn.Module):
         for layer in (self.to_q, self.to_k, self.to_v):
             nn.init.xavier_uniform_(layer.weight)
 
-    def forward(self, slots: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, slots: Tensor, tokens: Tensor, *, bias: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Read tokens (B,N,F), standardized already, with normalised slots (B,K,D).
+
+        Args:
+            slots: (B,K,D).
+            tokens: (B,N,F).
+            bias: (B,K,N), added to the logits of the competition.
 
         Returns:
             Updates (B,K,D), and the softmax over slots (B,K,N).
         """
         queries = self.to_q(slots) * slots.shape[-1] ** -0.5
         queries = functional.linear(queries, self.to_k.weight.mT).to(slots.dtype)
-        weight, bias = self.norm_inputs.weight, self.norm_inputs.bias
-        level = (queries * bias).sum(-1, keepdim=True)
+        weight, shift = self.norm_inputs.weight, self.norm_inputs.bias
+        level = (queries * shift).sum(-1, keepdim=True)
+        if bias is not None:
+            level = level + bias
         read, share, attn = _read(queries * weight, tokens, level, self.eps_placement, self.eps)
         # With eps on the weights their sum is exactly 1.
-        offset = bias if self.eps_placement == "attn" else share * bias
+        offset = shift if self.eps_placement == "attn" else share * shift
         return self.to_v(torch.addcmul(offset, read, weight)), attn
 
 

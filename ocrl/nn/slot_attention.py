@@ -80,13 +80,20 @@ class Corrector(nn.Module):
         if num_iterations > 1:
             with nullcontext() if self.gradient == "full" else torch.no_grad():
                 for _ in range(num_iterations - 1):
-                    slots, _ = self._iterate(slots, tokens)
+                    slots, _ = self.iterate(slots, tokens)
             if self.gradient == "bilevel":
                 slots = slots + (queries - queries.detach())
-        return self._iterate(slots, tokens)
+        return self.iterate(slots, tokens)
 
-    def _iterate(self, slots: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        updates, attn = self.attention(self.norm_slots(slots), tokens)
+    def iterate(
+        self, slots: Tensor, tokens: Tensor, *, bias: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """One round on standardized tokens (B,N,F), `bias` (B,K,N) added to the logits.
+
+        Returns:
+            Slots (B,K,D), and the softmax over slots (B,K,N).
+        """
+        updates, attn = self.attention(self.norm_slots(slots), tokens, bias=bias)
         with torch.autocast(slots.device.type, enabled=False):
             hidden = self.gru(updates.to(slots.dtype).flatten(0, 1), slots.flatten(0, 1))
         slots = hidden.view_as(slots)

@@ -1,0 +1,141 @@
+"""Glimpse decoder: every slot is a small shape, drawn at the centre of what the slot saw.
+
+B batch, T frames, K slots, D slot size, C H W image, N tokens, S cells of a glimpse's side,
+M = B * T frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ocrl.interfaces import Decoder, Space
+from ocrl.nn.location import cell_centres, moments
+from ocrl.nn.mlp import MLP
+from ocrl.types import DecoderOutput
+
+NUM_COLOURS = 3
+OUTSIDE = -8.0
+"""The logit of a slot outside its glimpse; that of the ground is 0 everywhere."""
+
+
+class GlimpseDecoder(Decoder):
+    """An alpha mixture of small pictures on a ground.
+
+    A slot is a colour and a glimpse of S x S logits. The glimpse is drawn, with bilinear weights,
+    around the mean place of the slot's attention, so that the reconstruction moves the attention
+    too; outside it a slot is not seen. The slot with the largest share of a frame's attention is
+    the ground: it is seen wherever no other is. Softmax of the logits over slots gives masks at
+    full resolution. A slot can thus hold one thing of limited size and no more, and that alone
+    parts things of one look.
+
+    Ours; drawing small pictures at places is that of Attend, Infer, Repeat (Eslami et al. 2016,
+    arXiv 1603.08575, with spatial transformers), there with places that a network guesses. As
+    shifts do not rotate, drawing is two small matrix products per slot, and colours and masks meet
+    in one, so that no (K,3,H,W) pictures exist.
+
+    It can not draw imagined slots, of which no attention is known.
+
+    Args:
+        slot_dim: D.
+        image_size: (H, W).
+        glimpse_size: pixels of a glimpse's side; things that are larger take several slots.
+        num_cells: S.
+        hidden_dims: hidden layers of the perceptron from slot to glimpse.
+
+    Raises:
+        ValueError: if a glimpse is larger than the image.
+    """
+
+    space: Space = "pixels"
+    offsets: Tensor
+
+    def __init__(
+        self,
+        slot_dim: int,
+        *,
+        image_size: Sequence[int],
+        glimpse_size: int,
+        num_cells: int,
+        hidden_dims: Sequence[int],
+    ) -> None:
+        super().__init__()
+        height, width = image_size
+        if not 0 < glimpse_size <= min(height, width):
+            raise ValueError(
+                f"glimpse_size must be in [1, {min(height, width)}] for image_size "
+                f"{list(image_size)}, got {glimpse_size}"
+            )
+        self.grid = (height, width)
+        self.num_cells = num_cells
+        self.cell_size = glimpse_size / num_cells
+        self.draw = MLP(slot_dim, hidden_dims=hidden_dims, out_dim=num_cells**2, norm_first=True)
+        self.colour = MLP(slot_dim, hidden_dims=[], out_dim=NUM_COLOURS, norm_first=True)
+        last = self.draw.layers[-1]
+        assert isinstance(last, nn.Linear)
+        # Hardly seen at first: a slot grows where it helps.
+        nn.init.constant_(last.bias, -2.0)
+        offsets = (torch.arange(num_cells) + 0.5 - num_cells / 2) * self.cell_size
+        self.register_buffer("offsets", offsets, persistent=False)
+
+    def _weights(self, centres: Tensor, size: int) -> Tensor:
+        """Bilinear weights (M,K,size,S) of a glimpse's cells along one axis.
+
+        Args:
+            centres: (M,K) in [0,1].
+            size: pixels of the image along this axis.
+        """
+        pixels = torch.arange(size, device=centres.device) + 0.5
+        cells = centres[..., None, None] * size + self.offsets
+        return (1 - (pixels[:, None] - cells).abs() / self.cell_size).clamp_min(0.0)
+
+    def forward(
+        self, slots: Tensor, target: Tensor | None = None, *, attn: Tensor | None = None
+    ) -> DecoderOutput:
+        """Draw (B,T,3,H,W); masks are at full resolution.
+
+        Raises:
+            ValueError: if there is no `attn`, or its tokens are no square patches of the frame.
+        """
+        batch_size, num_frames, num_slots = slots.shape[:3]
+        height, width = self.grid
+        attn = self._check(attn).flatten(0, 1)
+        cells = (num_slots, self.num_cells, self.num_cells)
+        glimpses = self.draw(slots).to(attn.dtype).reshape(-1, *cells)
+        colours = self.colour(slots).to(attn.dtype).sigmoid().flatten(0, 1)
+        with torch.autocast(slots.device.type, enabled=False):
+            centres, _ = moments(attn, cell_centres(self._token_grid(attn)).to(attn))
+            rows = self._weights(centres[..., 0], height)
+            columns = self._weights(centres[..., 1], width)
+            logits = rows @ (glimpses - OUTSIDE) @ columns.mT + OUTSIDE
+            ground = attn.sum(dim=-1).argmax(dim=-1)[:, None, None, None]
+            is_ground = torch.arange(num_slots, device=slots.device)[:, None, None] == ground
+            masks = logits.masked_fill(is_ground, 0.0).softmax(dim=1)
+            recon = colours.mT @ masks.flatten(2)
+        return DecoderOutput(
+            recon.view(batch_size, num_frames, NUM_COLOURS, height, width),
+            masks.view(batch_size, num_frames, num_slots, height, width),
+        )
+
+    def _check(self, attn: Tensor | None) -> Tensor:
+        height, width = self.grid
+        if attn is None:
+            raise ValueError(
+                "a glimpse decoder expected the encoder's attention, got none: it draws a slot "
+                "where the encoder saw it"
+            )
+        num_tokens = attn.shape[-1]
+        rows, columns = self._token_grid(attn)
+        if rows * columns != num_tokens or height * columns != width * rows:
+            raise ValueError(
+                f"expected attention over square patches of a {height} x {width} frame, "
+                f"got {num_tokens} tokens"
+            )
+        return attn.to(torch.promote_types(attn.dtype, torch.float32))
+
+    def _token_grid(self, attn: Tensor) -> tuple[int, int]:
+        height, width = self.grid
+        rows = round((attn.shape[-1] * height / width) ** 0.5)
+        return rows, attn.shape[-1] // max(rows, 1)

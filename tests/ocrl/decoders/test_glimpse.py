@@ -1,0 +1,101 @@
+import pytest
+import torch
+from torch.nn import functional
+
+from ocrl.decoders.glimpse import OUTSIDE, GlimpseDecoder
+
+
+def make(**changes) -> GlimpseDecoder:
+    torch.manual_seed(0)
+    arguments = dict(image_size=[16, 24], glimpse_size=8, num_cells=4, hidden_dims=[12])
+    return GlimpseDecoder(10, **(arguments | changes))
+
+
+def attention(*cells: int, num_tokens: int = 24) -> torch.Tensor:
+    """The ground, and one slot on each of `cells` of 4 x 6 tokens."""
+    owner = torch.zeros(num_tokens, dtype=torch.long)
+    for slot, cell in enumerate(cells, start=1):
+        owner[cell] = slot
+    return functional.one_hot(owner, len(cells) + 1).T[None, None].float()
+
+
+def test_equal_to_pictures_drawn_one_by_one() -> None:
+    decoder = make().double()
+    slots = torch.randn(2, 1, 3, 10, dtype=torch.float64)
+    attn = torch.randn(2, 1, 3, 24, dtype=torch.float64).softmax(2)
+    attn[:, :, 0] += 1.0  # a clear ground
+    output = decoder(slots, attn=attn)
+    glimpses, colours = decoder.draw(slots), decoder.colour(slots).sigmoid()
+    for b in range(2):
+        logits = torch.full((3, 16, 24), OUTSIDE, dtype=torch.float64)
+        logits[0] = 0.0
+        for k in (1, 2):
+            weights = attn[b, 0, k] / attn[b, 0, k].sum()
+            index = torch.arange(24)
+            top = 16 * (weights * (index // 6 + 0.5) / 4).sum() - 4
+            left = 24 * (weights * (index % 6 + 0.5) / 6).sum() - 4
+            picture = glimpses[b, 0, k].view(1, 1, 4, 4) - OUTSIDE
+            y, x = torch.meshgrid(
+                (torch.arange(16).double() + 0.5 - top) / 8 * 2 - 1,
+                (torch.arange(24).double() + 0.5 - left) / 8 * 2 - 1,
+                indexing="ij",
+            )
+            drawn = functional.grid_sample(
+                picture, torch.stack([x, y], -1)[None], align_corners=False
+            )
+            logits[k] += drawn[0, 0]
+        masks = logits.softmax(0)
+        torch.testing.assert_close(output.masks[b, 0], masks)
+        recon = torch.einsum("khw,kc->chw", masks, colours[b, 0])
+        torch.testing.assert_close(output.recon[b, 0], recon)
+
+
+def test_a_slot_is_seen_in_its_glimpse_only() -> None:
+    decoder = make()
+    with torch.no_grad():
+        decoder.draw.layers[-1].bias.fill_(9.0)
+    masks = decoder(torch.zeros(1, 1, 2, 10), attn=attention(7)).masks[0, 0]
+    # The middle of token (1, 1) of 4 x 6 is at pixel (6, 6): eight pixels around it.
+    owned = masks.argmax(0)
+    assert owned[3:9, 3:9].all()
+    outside = torch.ones(16, 24, dtype=torch.bool)
+    outside[1:11, 1:11] = False
+    assert not owned[outside].any()
+
+
+def test_the_error_moves_the_attention_to_the_thing() -> None:
+    decoder = make()
+    with torch.no_grad():
+        decoder.draw.layers[-1].bias.fill_(4.0)
+    # A dark ground and a bright slot.
+    decoder.colour = _Fixed(torch.tensor([[-3.0] * 3, [3.0] * 3]))  # type: ignore[assignment]
+    logits = torch.zeros(1, 1, 2, 24)
+    logits[0, 0, 1, 7] = 9.0
+    logits[0, 0, 0] += 4.0
+    logits.requires_grad_()
+    slots = torch.zeros(1, 1, 2, 10)
+    frame = torch.zeros(1, 1, 3, 16, 24)
+    frame[..., 2:10, 4:12] = 1.0  # two pixels to the right of what the slot sees
+    recon = decoder(slots, attn=logits.softmax(2)).recon
+    (recon - frame).square().sum().backward()
+    assert logits.grad is not None
+    # More of the token on the right, less of the one on the left.
+    assert logits.grad[0, 0, 1, 8] < 0 < logits.grad[0, 0, 1, 6]
+
+
+class _Fixed(torch.nn.Module):
+    def __init__(self, value: torch.Tensor) -> None:
+        super().__init__()
+        self.value = value
+
+    def forward(self, slots: torch.Tensor) -> torch.Tensor:
+        return self.value.expand(*slots.shape[:2], -1, -1)
+
+
+def test_bad_input_is_named() -> None:
+    with pytest.raises(ValueError, match=r"glimpse_size must be in \[1, 16\] .* got 17"):
+        make(glimpse_size=17)
+    with pytest.raises(ValueError, match="expected the encoder's attention, got none"):
+        make()(torch.randn(1, 1, 2, 10))
+    with pytest.raises(ValueError, match="patches of a 16 x 24 frame, got 25 tokens"):
+        make()(torch.randn(1, 1, 2, 10), attn=torch.ones(1, 1, 2, 25))

@@ -1,0 +1,133 @@
+import pytest
+import torch
+from torch import nn
+
+from ocrl.backbones.cnn import CNN
+from ocrl.check import check_slot_encoder
+from ocrl.encoders.located import LocatedSlots
+from ocrl.initializers import GaussianInitializer, Initializer, LearnedInitializer
+from ocrl.nn.location import cell_centres, follow, log_density
+
+
+def make(*, initializer: Initializer | None = None, **changes) -> LocatedSlots:
+    torch.manual_seed(0)
+    arguments = dict(
+        num_slots=4,
+        slot_dim=8,
+        num_grounds=1,
+        num_iterations_first=3,
+        num_iterations_rest=2,
+        num_prior_tokens=0.3,
+        min_scale=0.05,
+        mlp_dim=12,
+        eps_placement="attn",
+    )
+    return LocatedSlots(
+        CNN([8], kernel_size=3, strides=[2], out_dim=8, image_size=[16, 16], position="linear"),
+        initializer=initializer or LearnedInitializer(4, slot_dim=8),
+        **(arguments | changes),
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"num_grounds": 0}, {"num_grounds": 2, "mlp_dim": None}, {"eps_placement": "sum"}],
+)
+def test_contract_of_the_variants(changes) -> None:
+    check_slot_encoder(make(**changes))
+
+
+def test_contract_with_noise() -> None:
+    initializer = GaussianInitializer(4, slot_dim=8, is_learned=True)
+    check_slot_encoder(make(initializer=initializer), twin=make(initializer=initializer))
+
+
+def test_two_rounds_written_out() -> None:
+    encoder = make(num_iterations_first=2).double()
+    frame = torch.rand(2, 3, 16, 16, dtype=torch.float64)
+    tokens = encoder.backbone(frame)
+    corrector, coordinates = encoder.corrector, cell_centres((8, 8)).double()
+    attention = corrector.attention
+    inputs = attention.norm_inputs(tokens)
+    slots = encoder.initializer(tokens)
+    places = torch.cat([torch.full((1, 2), 0.5).double(), encoder.places]).expand(2, -1, -1)
+    log_scales = torch.cat([torch.zeros(1, 1).double(), encoder.log_scales]).expand(2, -1, -1)
+    prior_scales = log_scales.exp()
+    for _ in range(2):
+        queries = attention.to_q(corrector.norm_slots(slots)) / 8**0.5
+        logits = queries @ attention.to_k(inputs).mT
+        logits[:, 1:] += log_density(places, log_scales, coordinates)[:, 1:]
+        attn = logits.softmax(dim=1)
+        weights = attn + 1e-8
+        update = weights / weights.sum(-1, keepdim=True) @ attention.to_v(inputs)
+        slots = corrector.gru(update.flatten(0, 1), slots.flatten(0, 1)).view_as(slots)
+        assert corrector.mlp is not None
+        slots = slots + corrector.mlp(slots)
+        places, variances = follow(
+            attn, coordinates, places=places, prior_scales=prior_scales, num_prior_tokens=0.3
+        )
+        log_scales = 0.5 * (variances + 0.05**2).log()
+    output = encoder(frame[:, None], torch.ones(2, 1, dtype=torch.bool))
+    torch.testing.assert_close(output.attn[:, 0], attn)
+    torch.testing.assert_close(output.slots[:, 0], slots)
+    torch.testing.assert_close(output.aux["places"][:, 0], places)
+    torch.testing.assert_close(output.aux["scales"][:, 0], log_scales.exp())
+
+
+class _Brightness(nn.Module):
+    """Tokens that say how bright a cell is and nothing of its place."""
+
+    out_dim, image_size, grid = 2, (16, 16), (16, 16)
+
+    def forward(self, frames, *, camera=None):
+        light = frames.mean(dim=1).flatten(1)
+        return torch.stack([light, 1 - light], dim=-1)
+
+
+def test_slots_slide_to_two_things_of_one_look_and_follow_them() -> None:
+    torch.manual_seed(0)
+    encoder = LocatedSlots(
+        _Brightness(),  # type: ignore[arg-type]
+        initializer=LearnedInitializer(3, slot_dim=2),
+        num_slots=3,
+        slot_dim=2,
+        num_grounds=1,
+        num_iterations_first=8,
+        num_iterations_rest=3,
+        num_prior_tokens=0.3,
+        min_scale=0.05,
+        mlp_dim=None,
+        eps_placement="attn",
+    )
+    encoder.corrector.gru = _Keep()  # type: ignore[assignment]
+    attention = encoder.corrector.attention
+    with torch.no_grad():
+        # The ground asks for dark tokens and the others for bright ones.
+        encoder.initializer.slots.copy_(torch.tensor([[-1.0, 1.0], [1.0, -1.0], [1.0, -1.0]]))
+        for layer in (attention.to_q, attention.to_k, attention.to_v):
+            layer.weight.copy_(3 * torch.eye(2))
+        encoder.places.copy_(torch.tensor([[0.4, 0.4], [0.6, 0.6]]))
+    video = torch.zeros(1, 4, 3, 16, 16)
+    for t in range(4):
+        video[0, t, :, 2:5, 1 + t : 4 + t] = 1.0
+        video[0, t, :, 11:14, 12 - t : 15 - t] = 1.0
+    places = encoder(video, torch.zeros(1, 4, dtype=torch.bool)).aux["places"][0, :, 1:]
+    for t in range(4):
+        expected = torch.tensor([[3.5 / 16, (2.5 + t) / 16], [12.5 / 16, (13.5 - t) / 16]])
+        torch.testing.assert_close(places[t], expected, atol=0.02, rtol=0.0)
+
+
+class _Keep(nn.Module):
+    def forward(self, update, slots):
+        return slots
+
+
+def test_bad_arguments_and_views_are_named() -> None:
+    with pytest.raises(ValueError, match=r"num_grounds must be in \[0, num_slots=4\), got 4"):
+        make(num_grounds=4)
+    with pytest.raises(ValueError, match="min_scale must be positive, got 0"):
+        make(min_scale=0)
+    with pytest.raises(ValueError, match="num_prior_tokens must be positive, got -1"):
+        make(num_prior_tokens=-1)
+    with pytest.raises(ValueError, match="the 64 tokens of one view, got 128"):
+        make()(torch.rand(1, 2, 2, 3, 16, 16), torch.zeros(1, 2, dtype=torch.bool))

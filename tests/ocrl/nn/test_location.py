@@ -1,0 +1,67 @@
+import math
+
+import pytest
+import torch
+
+from ocrl.nn.location import cell_centres, follow, log_density, moments, spread_places
+
+
+def test_centres_of_the_cells():
+    expected = torch.tensor([[0.25, 1 / 6], [0.25, 0.5], [0.25, 5 / 6], [0.75, 1 / 6]])
+    torch.testing.assert_close(cell_centres((2, 3))[:4], expected)
+
+
+def test_density_is_that_of_torch():
+    places = torch.rand(2, 3, 2, dtype=torch.float64)
+    log_scales = torch.randn(2, 3, 1, dtype=torch.float64)
+    points = torch.rand(5, 2, dtype=torch.float64)
+    normal = torch.distributions.Normal(places[:, :, None], log_scales[:, :, None].exp())
+    expected = normal.log_prob(points).sum(-1)
+    torch.testing.assert_close(log_density(places, log_scales, points), expected)
+
+
+def test_density_of_a_fine_grid_sums_to_one():
+    points = cell_centres((200, 200))
+    places, log_scales = torch.tensor([[[0.5, 0.4]]]), torch.full((1, 1, 1), math.log(0.05))
+    density = log_density(places, log_scales, points).exp()
+    assert density.mean().item() == pytest.approx(1.0, abs=1e-4)
+
+
+def test_moments_by_hand():
+    coordinates = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    attn = torch.tensor([[0.5, 0.5, 0.0], [0.25, 0.0, 0.75]])
+    mean, variance = moments(attn, coordinates)
+    torch.testing.assert_close(mean, torch.tensor([[0.0, 0.5], [0.75, 0.0]]))
+    # Variances 0 and 1/4, 3/16 and 0 along the two axes.
+    torch.testing.assert_close(variance, torch.tensor([[0.125], [0.09375]]))
+
+
+def test_moments_of_a_slot_that_sees_nothing_are_finite():
+    attn = torch.zeros(1, 4, requires_grad=True)
+    mean, variance = moments(attn, cell_centres((2, 2)))
+    (mean.sum() + variance.sum()).backward()
+    assert attn.grad is not None and torch.isfinite(attn.grad).all()
+
+
+def test_a_slot_without_tokens_stays_and_widens():
+    coordinates = cell_centres((4, 4))
+    places, prior = torch.rand(1, 2, 2), torch.full((1, 2, 1), 0.3)
+    attn = torch.zeros(1, 2, 16)
+    attn[0, 1, 5] = 0.5
+    moved, variances = follow(
+        attn, coordinates, places=places, prior_scales=prior, num_prior_tokens=0.5
+    )
+    torch.testing.assert_close(moved[0, 0], places[0, 0])
+    torch.testing.assert_close(variances[0, 0], torch.tensor([0.09]))
+    # Half a token against a prior of half a token: half way.
+    torch.testing.assert_close(moved[0, 1], (places[0, 1] + coordinates[5]) / 2)
+    torch.testing.assert_close(variances[0, 1], torch.tensor([0.045]))
+
+
+@pytest.mark.parametrize("num_places", [1, 6, 40])
+def test_places_are_in_the_picture_and_apart(num_places):
+    places = spread_places(num_places)
+    assert places.shape == (num_places, 2)
+    assert ((places > 0) & (places < 1)).all()
+    if num_places > 1:
+        assert torch.pdist(places).min() > 0.4 / math.sqrt(num_places)
