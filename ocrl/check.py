@@ -310,7 +310,7 @@ def _named(output: SlotOutput | DecoderOutput) -> list[tuple[str, Tensor]]:
     fields = (
         ("slots", "attn", "queries", "codes")
         if isinstance(output, SlotOutput)
-        else ("recon", "masks", "parts")
+        else ("recon", "masks", "parts", "log_prob")
     )
     named = [(name, getattr(output, name)) for name in fields]
     if isinstance(output, SlotOutput):

@@ -155,8 +155,11 @@ class DecoderOutput:
         recon: (B,T,C,H,W) pixels or (B,T,N,F) features.
         masks: (B,T,K,h,w), sums to 1 over K; (h,w) is the decoder's own resolution.
         parts: (B,T,K,...) the reconstruction of each slot, where the decoder makes one.
+        log_prob: (B,T,h,w) nats, the log density of what was decoded for, where the decoder is a
+            distribution over frames and was given one.
     """
 
     recon: Tensor
     masks: Tensor
     parts: Tensor | None = None
+    log_prob: Tensor | None = None

@@ -6,6 +6,7 @@ M = B * T frames.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -17,24 +18,30 @@ from ocrl.nn.mlp import MLP
 from ocrl.types import DecoderOutput
 
 NUM_COLOURS = 3
-OUTSIDE = -8.0
+OUTSIDE = -20.0
 """The logit of a slot outside its glimpse; that of the ground is 0 everywhere."""
 
 
 class GlimpseDecoder(Decoder):
-    """An alpha mixture of small pictures on a ground.
+    """A mixture of small shapes on a ground, one Gaussian of colour per slot.
 
     A slot is a colour and a glimpse of S x S logits. The glimpse is drawn, with bilinear weights,
-    around the mean place of the slot's attention, so that the reconstruction moves the attention
-    too; outside it a slot is not seen. The slot with the largest share of a frame's attention is
-    the ground: it is seen wherever no other is. Softmax of the logits over slots gives masks at
-    full resolution. A slot can thus hold one thing of limited size and no more, and that alone
-    parts things of one look.
+    around the mean place of the slot's attention, so that the error moves the attention too;
+    outside it a slot is not seen. The slot with the largest share of a frame's attention is the
+    ground: it is seen wherever no other is. A slot can thus hold one thing of limited size and no
+    more, and that alone parts things of one look.
+
+    Softmax of the logits over slots is the prior share m_k(x) of slot k at pixel x, and a pixel is
+    drawn from N(colour_k, deviation^2) with that share. `recon` is the mean, the sum of m_k times
+    colour_k. Given the frame (`target`), `log_prob` is its log density, and `masks` are the
+    posterior shares: who painted this pixel, given its colour (the responsibilities of IODINE,
+    Greff et al. 2019, arXiv 1903.00450, equation 1). A rough shape thereby has sharp masks. The
+    mean of a mixture can be right with every pixel half of two slots; its density can not.
 
     Ours; drawing small pictures at places is that of Attend, Infer, Repeat (Eslami et al. 2016,
     arXiv 1603.08575, with spatial transformers), there with places that a network guesses. As
-    shifts do not rotate, drawing is two small matrix products per slot, and colours and masks meet
-    in one, so that no (K,3,H,W) pictures exist.
+    shifts do not rotate, drawing is two small matrix products per slot, and colours meet masks and
+    frames in one, so that no (K,3,H,W) pictures exist.
 
     It can not draw imagined slots, of which no attention is known.
 
@@ -44,9 +51,10 @@ class GlimpseDecoder(Decoder):
         glimpse_size: pixels of a glimpse's side; things that are larger take several slots.
         num_cells: S.
         hidden_dims: hidden layers of the perceptron from slot to glimpse.
+        deviation: standard deviation of a pixel's colour, which is in [0,1].
 
     Raises:
-        ValueError: if a glimpse is larger than the image.
+        ValueError: if a glimpse is larger than the image, or `deviation` is not positive.
     """
 
     space: Space = "pixels"
@@ -60,6 +68,7 @@ class GlimpseDecoder(Decoder):
         glimpse_size: int,
         num_cells: int,
         hidden_dims: Sequence[int],
+        deviation: float,
     ) -> None:
         super().__init__()
         height, width = image_size
@@ -68,9 +77,12 @@ class GlimpseDecoder(Decoder):
                 f"glimpse_size must be in [1, {min(height, width)}] for image_size "
                 f"{list(image_size)}, got {glimpse_size}"
             )
+        if deviation <= 0:
+            raise ValueError(f"deviation must be positive, got {deviation}")
         self.grid = (height, width)
         self.num_cells = num_cells
         self.cell_size = glimpse_size / num_cells
+        self.deviation = deviation
         self.draw = MLP(slot_dim, hidden_dims=hidden_dims, out_dim=num_cells**2, norm_first=True)
         self.colour = MLP(slot_dim, hidden_dims=[], out_dim=NUM_COLOURS, norm_first=True)
         last = self.draw.layers[-1]
@@ -91,33 +103,48 @@ class GlimpseDecoder(Decoder):
         cells = centres[..., None, None] * size + self.offsets
         return (1 - (pixels[:, None] - cells).abs() / self.cell_size).clamp_min(0.0)
 
+    def _prior(self, glimpses: Tensor, attn: Tensor) -> Tensor:
+        """Logarithm of the prior shares (M,K,H*W) of glimpses (M,K,S,S) under attn (M,K,N)."""
+        centres, _ = moments(attn, cell_centres(self._token_grid(attn)).to(attn))
+        rows = self._weights(centres[..., 0], self.grid[0])
+        columns = self._weights(centres[..., 1], self.grid[1])
+        logits = rows @ (glimpses - OUTSIDE) @ columns.mT + OUTSIDE
+        ground = attn.sum(dim=-1).argmax(dim=-1)[:, None, None, None]
+        index = torch.arange(attn.shape[1], device=attn.device)[:, None, None]
+        return logits.masked_fill(index == ground, 0.0).flatten(2).log_softmax(dim=1)
+
+    def _joint(self, prior: Tensor, colours: Tensor, frames: Tensor) -> Tensor:
+        """Log density (M,K,H*W) of slot and colour of every pixel of frames (M,3,H*W)."""
+        squares = frames.square().sum(1, keepdim=True) + colours.square().sum(-1, keepdim=True)
+        precision = 0.5 / self.deviation**2
+        constant = 0.5 * NUM_COLOURS * math.log(2 * math.pi * self.deviation**2)
+        return prior + precision * (2 * colours @ frames - squares) - constant
+
     def forward(
         self, slots: Tensor, target: Tensor | None = None, *, attn: Tensor | None = None
     ) -> DecoderOutput:
-        """Draw (B,T,3,H,W); masks are at full resolution.
+        """Draw (B,T,3,H,W); masks are at full resolution, and prior shares without `target`.
 
         Raises:
             ValueError: if there is no `attn`, or its tokens are no square patches of the frame.
         """
-        batch_size, num_frames, num_slots = slots.shape[:3]
-        height, width = self.grid
+        lead = slots.shape[:2]
         attn = self._check(attn).flatten(0, 1)
-        cells = (num_slots, self.num_cells, self.num_cells)
+        cells = (slots.shape[2], self.num_cells, self.num_cells)
         glimpses = self.draw(slots).to(attn.dtype).reshape(-1, *cells)
         colours = self.colour(slots).to(attn.dtype).sigmoid().flatten(0, 1)
+        log_prob = None
         with torch.autocast(slots.device.type, enabled=False):
-            centres, _ = moments(attn, cell_centres(self._token_grid(attn)).to(attn))
-            rows = self._weights(centres[..., 0], height)
-            columns = self._weights(centres[..., 1], width)
-            logits = rows @ (glimpses - OUTSIDE) @ columns.mT + OUTSIDE
-            ground = attn.sum(dim=-1).argmax(dim=-1)[:, None, None, None]
-            is_ground = torch.arange(num_slots, device=slots.device)[:, None, None] == ground
-            masks = logits.masked_fill(is_ground, 0.0).softmax(dim=1)
-            recon = colours.mT @ masks.flatten(2)
-        return DecoderOutput(
-            recon.view(batch_size, num_frames, NUM_COLOURS, height, width),
-            masks.view(batch_size, num_frames, num_slots, height, width),
-        )
+            prior = self._prior(glimpses, attn)
+            shares = prior.exp()
+            recon = (colours.mT @ shares).view(*lead, NUM_COLOURS, *self.grid)
+            if target is not None:
+                frames = target.to(attn.dtype).flatten(0, 1).flatten(2)
+                joint = self._joint(prior, colours, frames)
+                log_prob = joint.logsumexp(dim=1).view(*lead, *self.grid)
+                shares = joint.softmax(dim=1)
+            masks = shares.view(*lead, -1, *self.grid)
+        return DecoderOutput(recon, masks, log_prob=log_prob)
 
     def _check(self, attn: Tensor | None) -> Tensor:
         height, width = self.grid

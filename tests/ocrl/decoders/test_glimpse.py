@@ -7,7 +7,9 @@ from ocrl.decoders.glimpse import OUTSIDE, GlimpseDecoder
 
 def make(**changes) -> GlimpseDecoder:
     torch.manual_seed(0)
-    arguments = dict(image_size=[16, 24], glimpse_size=8, num_cells=4, hidden_dims=[12])
+    arguments = dict(
+        image_size=[16, 24], glimpse_size=8, num_cells=4, hidden_dims=[12], deviation=0.2
+    )
     return GlimpseDecoder(10, **(arguments | changes))
 
 
@@ -24,7 +26,9 @@ def test_equal_to_pictures_drawn_one_by_one() -> None:
     slots = torch.randn(2, 1, 3, 10, dtype=torch.float64)
     attn = torch.randn(2, 1, 3, 24, dtype=torch.float64).softmax(2)
     attn[:, :, 0] += 1.0  # a clear ground
-    output = decoder(slots, attn=attn)
+    frames = torch.rand(2, 1, 3, 16, 24, dtype=torch.float64)
+    prior, output = decoder(slots, attn=attn), decoder(slots, frames, attn=attn)
+    assert prior.log_prob is None and output.log_prob is not None
     glimpses, colours = decoder.draw(slots), decoder.colour(slots).sigmoid()
     for b in range(2):
         logits = torch.full((3, 16, 24), OUTSIDE, dtype=torch.float64)
@@ -44,10 +48,15 @@ def test_equal_to_pictures_drawn_one_by_one() -> None:
                 picture, torch.stack([x, y], -1)[None], align_corners=False
             )
             logits[k] += drawn[0, 0]
-        masks = logits.softmax(0)
-        torch.testing.assert_close(output.masks[b, 0], masks)
-        recon = torch.einsum("khw,kc->chw", masks, colours[b, 0])
+        shares = logits.softmax(0)
+        torch.testing.assert_close(prior.masks[b, 0], shares)
+        recon = torch.einsum("khw,kc->chw", shares, colours[b, 0])
+        torch.testing.assert_close(prior.recon[b, 0], recon)
         torch.testing.assert_close(output.recon[b, 0], recon)
+        normal = torch.distributions.Normal(colours[b, 0, :, :, None, None], 0.2)
+        joint = normal.log_prob(frames[b, 0]).sum(1).exp() * shares
+        torch.testing.assert_close(output.log_prob[b, 0], joint.sum(0).log())
+        torch.testing.assert_close(output.masks[b, 0], joint / joint.sum(0), atol=1e-6, rtol=1e-6)
 
 
 def test_a_slot_is_seen_in_its_glimpse_only() -> None:
@@ -63,21 +72,40 @@ def test_a_slot_is_seen_in_its_glimpse_only() -> None:
     assert not owned[outside].any()
 
 
-def test_the_error_moves_the_attention_to_the_thing() -> None:
+def test_the_frame_sharpens_rough_shapes() -> None:
+    decoder = make()
+    decoder.draw = _Fixed(torch.full((2, 16), -1.0))  # type: ignore[assignment]
+    decoder.colour = _Fixed(torch.tensor([[-3.0] * 3, [3.0] * 3]))  # type: ignore[assignment]
+    frame = torch.full((1, 1, 3, 16, 24), 0.05)
+    frame[..., 4:8, 5:8] = 0.65
+    frame[..., 12:, 20:] = 0.65  # as bright, but out of the glimpse
+    output = decoder(torch.zeros(1, 1, 2, 10), frame, attn=attention(7))
+    expected = torch.zeros(16, 24)
+    expected[4:8, 5:8] = 1.0
+    torch.testing.assert_close(output.masks[0, 0, 1], expected, atol=0.01, rtol=0.0)
+
+
+@pytest.mark.parametrize("is_density", [True, False])
+def test_the_error_moves_the_attention_to_the_thing(is_density: bool) -> None:
     decoder = make()
     with torch.no_grad():
         decoder.draw.layers[-1].bias.fill_(4.0)
     # A dark ground and a bright slot.
     decoder.colour = _Fixed(torch.tensor([[-3.0] * 3, [3.0] * 3]))  # type: ignore[assignment]
     logits = torch.zeros(1, 1, 2, 24)
-    logits[0, 0, 1, 7] = 9.0
-    logits[0, 0, 0] += 4.0
+    logits[0, 0, 1, 7] = 18.0
+    logits[0, 0, 0] += 9.0
     logits.requires_grad_()
     slots = torch.zeros(1, 1, 2, 10)
     frame = torch.zeros(1, 1, 3, 16, 24)
     frame[..., 2:10, 4:12] = 1.0  # two pixels to the right of what the slot sees
-    recon = decoder(slots, attn=logits.softmax(2)).recon
-    (recon - frame).square().sum().backward()
+    if is_density:
+        log_prob = decoder(slots, frame, attn=logits.softmax(2)).log_prob
+        assert log_prob is not None
+        (-log_prob).sum().backward()
+    else:
+        recon = decoder(slots, attn=logits.softmax(2)).recon
+        (recon - frame).square().sum().backward()
     assert logits.grad is not None
     # More of the token on the right, less of the one on the left.
     assert logits.grad[0, 0, 1, 8] < 0 < logits.grad[0, 0, 1, 6]
@@ -95,6 +123,8 @@ class _Fixed(torch.nn.Module):
 def test_bad_input_is_named() -> None:
     with pytest.raises(ValueError, match=r"glimpse_size must be in \[1, 16\] .* got 17"):
         make(glimpse_size=17)
+    with pytest.raises(ValueError, match="deviation must be positive, got 0"):
+        make(deviation=0)
     with pytest.raises(ValueError, match="expected the encoder's attention, got none"):
         make()(torch.randn(1, 1, 2, 10))
     with pytest.raises(ValueError, match="patches of a 16 x 24 frame, got 25 tokens"):
