@@ -88,6 +88,7 @@ class GumbelQuantizer(Quantizer):
     """
 
     codebook: nn.Parameter
+    is_code: Tensor
 
     def __init__(
         self,
@@ -179,6 +180,7 @@ class EMAQuantizer(Quantizer):
     codebook: Tensor
     shares: Tensor
     totals: Tensor
+    is_code: Tensor
 
     def __init__(
         self,
@@ -276,6 +278,7 @@ class FSQQuantizer(Quantizer):
     """
 
     levels: Tensor
+    strides: Tensor
 
     def __init__(self, in_dim: int, *, levels: Sequence[Sequence[int]]) -> None:
         super().__init__()

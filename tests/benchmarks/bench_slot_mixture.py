@@ -1,8 +1,8 @@
 """E and M steps of a Gaussian mixture, squares multiplied out against a (B,K,N,D) tensor.
 
 Three steps, float32, one process, rounds of the forms interleaved, the best of each kept; without
-and with the
-backward pass. Memory is what autograd keeps for the backward pass, every storage counted once.
+and with the backward pass. Memory is what autograd keeps for the backward pass, every storage
+counted once.
 
     python tests/benchmarks/bench_slot_mixture.py [--quick] [--json PATH] [--device cuda]
 """
