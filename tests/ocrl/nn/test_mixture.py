@@ -226,6 +226,21 @@ def test_components_are_float32_under_autocast_and_close_to_those_without() -> N
     torch.testing.assert_close(components, expected, atol=0.05, rtol=0.05)
 
 
+def test_the_steps_are_float32_under_autocast() -> None:
+    corrector = make(float64=False)
+    seen = []
+
+    def watch(module: torch.nn.Module, values: tuple[Tensor, ...], output: Tensor) -> None:
+        seen.append((torch.is_autocast_enabled("cpu"), output.dtype, values[0].dtype))
+
+    corrector.to_q.register_forward_hook(watch)
+    corrector.gru.register_forward_hook(watch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        start = corrector.start(random(B, K, D).float())
+        corrector(start, random(B, N, F, seed=5).float(), num_iterations=1)
+    assert seen == [(False, torch.float32, torch.float32)] * 3
+
+
 def test_float32_is_close_to_float64_at_the_sharpest_deviations() -> None:
     keys = random(1, 64, D, seed=1)
     sharp = {
