@@ -272,6 +272,35 @@ def load(path: Path | str) -> Any:
     return model.eval()
 
 
+def load_encoder(encoder: nn.Module, path: Path | str) -> None:
+    """Give an encoder, or the `encoder` that it wraps, the weights of a trained model's encoder.
+
+    Args:
+        encoder: changed in place.
+        path: as in `load`.
+
+    Raises:
+        FileNotFoundError: if there is no checkpoint.
+        ValueError: if it is damaged, or its encoder is neither of the two.
+    """
+    weights = {
+        name.removeprefix("encoder."): tensor
+        for name, tensor in read_weights(path).items()
+        if name.startswith("encoder.")
+    }
+    shapes = {name: tensor.shape for name, tensor in weights.items()}
+    wrapped = [child for name, child in encoder.named_children() if name == "encoder"]
+    for candidate in (encoder, *wrapped):
+        if {name: tensor.shape for name, tensor in candidate.state_dict().items()} == shapes:
+            candidate.load_state_dict(weights)
+            return
+    raise ValueError(
+        f"{find(path)}: expected the weights of this {type(encoder).__name__} or of an encoder "
+        f"that it wraps, got those of {read_config(path).get('encoder', {}).get('_target_')} or "
+        "of other sizes"
+    )
+
+
 def describe_difference(saved: Any, wanted: Any, where: str = "") -> str | None:
     """The first place where two configurations differ, in words; None if they are equal."""
     if isinstance(saved, dict) and isinstance(wanted, dict):
@@ -341,6 +370,7 @@ __all__: Sequence[str] = [
     "find",
     "from_pretrained",
     "load",
+    "load_encoder",
     "plain",
     "push_to_hub",
     "read_config",

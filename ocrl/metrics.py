@@ -444,3 +444,22 @@ def slot_health(slots: Tensor, masks: Tensor) -> dict[str, Tensor]:
         "slot_similarity": others.mean(1) / max(num_slots * (num_slots - 1), 1),
         "temporal_drift": 1.0 - kept.mean((1, 2)) if slots.shape[1] > 1 else still,
     }
+
+
+def code_use(codes: Tensor) -> tuple[Tensor, Tensor]:
+    """How evenly, and how much, the codes of each group are used.
+
+    Args:
+        codes: (...,G) int, G groups.
+
+    Returns:
+        Perplexity (G,), the exponential of the entropy in nats of a group's codes, and the number
+        (G,) of different codes. Both are 1 if all that was encoded has one code.
+    """
+    perplexity, used = [], []
+    for group in codes.flatten(0, -2).unbind(-1):
+        counts = group.unique(return_counts=True)[1].double()
+        shares = counts / counts.sum()
+        perplexity.append((-(shares * shares.log()).sum()).exp())
+        used.append(float(len(counts)))
+    return torch.stack(perplexity), torch.tensor(used, dtype=torch.float64)

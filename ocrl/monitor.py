@@ -12,6 +12,7 @@ from torch import nn
 
 from ocrl.discovery import MODEL, DiscoveryResult, Example, attention_masks, evaluate_discovery
 from ocrl.log import TensorBoard
+from ocrl.metrics import code_use
 from ocrl.model import SlotModel
 from ocrl.types import Clip
 from ocrl.visualize import (
@@ -31,9 +32,9 @@ _FRAMES_PER_SECOND = 5.0
 class DiscoveryMonitor:
     """Object discovery on held-out clips, evaluated every so many steps of training.
 
-    It logs every metric, a picture of each example (frames, truth, reconstruction, masks, a row
-    for each slot), their masks as a moving picture, the encoder's attention, and says what it
-    finds wrong in words.
+    It logs every metric, the use of each group of codes where slots are quantised, a picture of
+    each example (frames, truth, reconstruction, masks, a row for each slot), their masks as a
+    moving picture, the encoder's attention, and says what it finds wrong in words.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class DiscoveryMonitor:
         if not self._baselines:
             model_only = {name: v for name, v in figures.items() if not _is_baseline(name)}
             self._baselines = {k: v for k, v in figures.items() if k not in model_only}
-        figures = {**self._baselines, **figures}
+        figures = {**self._baselines, **figures, **self._codes(model)}
         self._draw(result, step, board)
         self._draw_attention(model, step, board)
         self._warn(result, step, board)
@@ -100,6 +101,21 @@ class DiscoveryMonitor:
         attention = attention_masks(model.encode(clip), model.encoder)[0].float().cpu()
         picture = clip_picture(clip.video[0].cpu(), attention)
         board.picture("attention/0", to_png(picture), step=step)
+
+    @torch.inference_mode()
+    def _codes(self, model: SlotModel) -> dict[str, float]:
+        """Perplexity of each group of codes, and how many are used; nothing without codes."""
+        found = []
+        for clip in self._clips():
+            codes = model.encode(clip.to(self._device)).codes
+            if codes is None:
+                return {}
+            found.append(codes.flatten(0, -2).cpu())
+        figures = {}
+        for group, (perplexity, used) in enumerate(zip(*code_use(torch.cat(found)), strict=True)):
+            figures[f"codes/{group}/perplexity"] = perplexity.item()
+            figures[f"codes/{group}/used"] = used.item()
+        return figures
 
     def _warn(self, result: DiscoveryResult, step: int, board: TensorBoard) -> None:
         if result.warnings:

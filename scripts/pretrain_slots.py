@@ -38,6 +38,8 @@ def main(config: DictConfig) -> None:
         console = Console(stderr=True, quiet=not world.is_first, soft_wrap=True)
         torch.manual_seed(trainer.seed)
         model = checkpoint.build(model_config)
+        if settings["start_from"] is not None:
+            checkpoint.load_encoder(model.encoder, settings["start_from"])
         store = find_episodes(
             env,
             arguments=settings["env"],

@@ -5,8 +5,9 @@ B batch, K slots, D slot size, N tokens, F token features.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -48,9 +49,7 @@ class Corrector(nn.Module):
         eps_placement: EpsPlacement,
     ) -> None:
         super().__init__()
-        if gradient not in ("bilevel", "full", "truncated"):
-            raise ValueError(f"gradient must be 'bilevel', 'full' or 'truncated', got {gradient!r}")
-        self.gradient = gradient
+        self.gradient = check_gradient(gradient)
         self.norm_slots = nn.LayerNorm(slot_dim)
         self.attention = CompetitiveAttention(
             token_dim, slot_dim=slot_dim, eps_placement=eps_placement
@@ -72,18 +71,14 @@ class Corrector(nn.Module):
         Raises:
             ValueError: if `num_iterations` is not positive.
         """
-        if num_iterations < 1:
-            raise ValueError(f"num_iterations must be at least 1, got {num_iterations}")
         queries = queries.to(torch.promote_types(queries.dtype, torch.float32))
         tokens = standardize(tokens)
-        slots = queries
-        if num_iterations > 1:
-            with nullcontext() if self.gradient == "full" else torch.no_grad():
-                for _ in range(num_iterations - 1):
-                    slots, _ = self.iterate(slots, tokens)
-            if self.gradient == "bilevel":
-                slots = slots + (queries - queries.detach())
-        return self.iterate(slots, tokens)
+        return unroll(
+            lambda slots: self.iterate(slots, tokens),
+            queries,
+            num_iterations=num_iterations,
+            gradient=self.gradient,
+        )
 
     def iterate(
         self, slots: Tensor, tokens: Tensor, *, bias: Tensor | None = None
@@ -100,6 +95,50 @@ class Corrector(nn.Module):
         if self.mlp is not None:
             slots = slots + self.mlp(slots)
         return slots, attn
+
+
+def check_gradient(gradient: str) -> Gradient:
+    """Refuse an unknown gradient through iterations.
+
+    Raises:
+        ValueError: if `gradient` is unknown.
+    """
+    if gradient not in ("bilevel", "full", "truncated"):
+        raise ValueError(f"gradient must be 'bilevel', 'full' or 'truncated', got {gradient!r}")
+    return cast(Gradient, gradient)
+
+
+def unroll(
+    iterate: Callable[[Tensor], tuple[Tensor, Tensor]],
+    queries: Tensor,
+    *,
+    num_iterations: int,
+    gradient: Gradient,
+) -> tuple[Tensor, Tensor]:
+    """Iterate from queries (B,K,...), with the gradient that `Corrector` describes.
+
+    Args:
+        iterate: (B,K,...) to the next (B,K,...) and something beside it.
+        queries: where to start.
+        num_iterations: how often.
+        gradient: see `Corrector`.
+
+    Returns:
+        What the last iteration gave.
+
+    Raises:
+        ValueError: if `num_iterations` is not positive.
+    """
+    if num_iterations < 1:
+        raise ValueError(f"num_iterations must be at least 1, got {num_iterations}")
+    slots = queries
+    if num_iterations > 1:
+        with nullcontext() if gradient == "full" else torch.no_grad():
+            for _ in range(num_iterations - 1):
+                slots, _ = iterate(slots)
+        if gradient == "bilevel":
+            slots = slots + (queries - queries.detach())
+    return iterate(slots)
 
 
 def resolve_start(is_first: Tensor | bool, is_fresh: Tensor) -> Tensor | bool:
@@ -133,7 +172,7 @@ def select_start(start: Tensor | bool, fresh: Tensor | None, ongoing: Tensor | N
 
 
 def correct_frame(
-    corrector: Corrector,
+    corrector: Callable[..., tuple[Tensor, Tensor]],
     tokens: Tensor,
     *,
     start: Tensor | bool,
@@ -145,7 +184,7 @@ def correct_frame(
     """Bind one frame, samples that start with one number of iterations and the others with another.
 
     Args:
-        corrector: what binds.
+        corrector: what binds, called as `Corrector` is.
         tokens: (B,N,F).
         start: from `resolve_start`.
         fresh: queries (B,K,D) of samples that start; None if none does.

@@ -262,6 +262,31 @@ def test_the_digest_follows_weights_and_configuration(tmp_path):
     assert digests[0] == digests[1] != digests[2]
 
 
+class Coded(nn.Module):
+    """Something that wraps an encoder."""
+
+    def __init__(self, encoder):
+        super().__init__()
+        self.encoder = encoder
+        self.codes = nn.Linear(2, 2)
+
+
+def test_an_encoder_or_what_it_wraps_takes_over_trained_weights(tmp_path):
+    model = nn.Module()
+    model.encoder, model.decoder = nn.Linear(3, 2), nn.Linear(2, 3)
+    save(tmp_path / "c", model=model, config={"encoder": LINEAR})
+    plain, wrapping = nn.Linear(3, 2), Coded(nn.Linear(3, 2))
+    codes = wrapping.codes.weight.clone()
+    for encoder in (plain, wrapping):
+        checkpoint.load_encoder(encoder, tmp_path / "c")
+    assert torch.equal(plain.weight, model.encoder.weight)
+    assert torch.equal(wrapping.encoder.bias, model.encoder.bias)
+    assert torch.equal(wrapping.codes.weight, codes)
+    for other in (nn.Linear(3, 4), Coded(nn.Linear(4, 2))):
+        with pytest.raises(ValueError, match=r"got those of torch\.nn\.Linear or of other sizes"):
+            checkpoint.load_encoder(other, tmp_path / "c")
+
+
 CONFIGS = st.recursive(
     st.none() | st.integers() | st.text("ab", max_size=2),
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text("xy", min_size=1), inner),

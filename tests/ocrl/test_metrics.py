@@ -328,3 +328,13 @@ class TestSlotHealth:
         assert health["slot_similarity"].item() == 0.0
         assert health["temporal_drift"].item() == pytest.approx(2.0)
         assert metrics.slot_health(slots[:, :1], masks[:, :1])["temporal_drift"].item() == 0.0
+
+
+def test_codes_used_evenly_have_a_perplexity_of_their_number():
+    codes = torch.tensor([[[0, 5], [3, 5]], [[1, 5], [2, 5]]])
+    perplexity, used = metrics.code_use(codes)
+    torch.testing.assert_close(perplexity, torch.tensor([4.0, 1.0], dtype=torch.float64))
+    assert used.tolist() == [4.0, 1.0]
+    perplexity, used = metrics.code_use(torch.tensor([[7], [7], [7], [1]]))
+    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    assert perplexity.item() == pytest.approx(math.exp(entropy)) and used.item() == 2.0

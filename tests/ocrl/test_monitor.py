@@ -21,8 +21,12 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 
 @pytest.fixture(scope="module")
 def model():
+    return make("slot_attention")
+
+
+def make(encoder):
     overrides = ["image_size=[16,16]", "num_slots=3", "slot_dim=16"]
-    overrides += ["encoder=slot_attention", "decoder=broadcast"]
+    overrides += [f"encoder={encoder}", "decoder=broadcast"]
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
         config = compose("pretrain", overrides=overrides)
     parts = {name: checkpoint.plain(config[name]) for name in ("encoder", "decoder", "objectives")}
@@ -68,6 +72,17 @@ def test_gives_figures_and_logs_pictures_that_move(model, tmp_path):
     with Image.open(io.BytesIO(found.Images("attention/0")[0].encoded_image_string)) as opened:
         # Frames, attention and what each of three slots attends to.
         assert opened.height == 5 * 16 + 4 * 2
+
+
+def test_tells_how_codes_are_used_where_there_are_some(model, tmp_path):
+    (without,), *_ = watch(model, tmp_path / "without")
+    assert not any(name.startswith("codes/") for name in without)
+    quantised = make("vq_sa").eval()
+    (figures,), *_ = watch(quantised, tmp_path / "with")
+    assert sum(name.startswith("codes/") for name in figures) == 8
+    codes = torch.cat([quantised.encode(clip).codes for clip in clips()]).flatten(0, 2)
+    assert figures["codes/2/used"] == len(codes[:, 2].unique())
+    assert 1.0 <= figures["codes/2/perplexity"] <= figures["codes/2/used"]
 
 
 def test_baselines_are_measured_once_and_reported_always(model, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ from ocrl.objectives.contrast import SlotContrast
 from ocrl.objectives.features import FeatureReconstruction
 from ocrl.objectives.mixture import Mixture
 from ocrl.objectives.preheat import Preheat
+from ocrl.objectives.quantization import Quantization
 from ocrl.objectives.reconstruction import Reconstruction
 from ocrl.types import Clip, DecoderOutput, SlotOutput
 
@@ -92,6 +93,22 @@ def test_features_say_what_is_wrong():
     objective = FeatureReconstruction(MeanColour(), is_normalised=True)
     with pytest.raises(ValueError, match=r"= \(2, 2, 2, 3\), got \(2, 2, 4, 3\)"):
         objective(make_clip(), encoded(SLOTS), decoded(torch.zeros(2, 2, 4, 3)))
+
+
+@pytest.mark.parametrize("term", ["divergence", "commitment"])
+def test_quantization_is_a_mean_over_slots(term):
+    cost = torch.arange(12.0).view(2, 2, 3)
+    output = encoded(SLOTS, **{f"code_{term}": cost.bfloat16()})
+    loss = Quantization(term)(make_clip(), output, decoded(SLOTS))
+    assert loss.dtype == torch.float32 and loss.item() == 5.5
+
+
+def test_quantization_says_what_it_needs():
+    output = encoded(SLOTS, code_divergence=torch.zeros(2, 2, 3))
+    with pytest.raises(ValueError, match=r"'code_commitment' .* ema .* \['code_divergence'\]"):
+        Quantization("commitment")(make_clip(), output, decoded(SLOTS))
+    with pytest.raises(ValueError, match="'divergence' or 'commitment', got 'kl'"):
+        Quantization("kl")
 
 
 def test_preheat_counts_fresh_starts_and_leaves_the_slots_alone():
