@@ -21,6 +21,19 @@ VISIBLE_SHARE = 0.1
 """Random-mask decoding: the share of tokens that every second frame sees."""
 
 
+def draw_visible(num_frames: int, *, num_tokens: int, device: torch.device) -> Tensor:
+    """Which tokens (M,N) random-mask decoding shows in training, as SmoothSA's published recipe.
+
+    Half of the frames show a number drawn uniformly from 0 to N - 2, the others N / 10 - 1 rounded
+    down, at least 0.
+    """
+    few = max(0, int(VISIBLE_SHARE * num_tokens) - 1)
+    number = torch.randint(max(1, num_tokens - 1), (num_frames, 1), device=device)
+    is_any = torch.rand(num_frames, 1, device=device) < 0.5
+    place = torch.rand(num_frames, num_tokens, device=device).argsort(1).argsort(1)
+    return place < torch.where(is_any, number, few)
+
+
 class AutoregressiveDecoder(Decoder):
     """A transformer that reads the frame's own tokens, and the slots.
 
@@ -32,9 +45,8 @@ class AutoregressiveDecoder(Decoder):
     start token of its own: one is drawn per call in training and the first is read in `eval()`
     (SPOT, Kakogeorgiou et al. 2024, arXiv 2312.00648, section 3.2). Without, random-mask decoding
     as SmoothSA's (Zhao et al. 2025, arXiv 2508.05417) published recipe: all tokens see each other;
-    in training all but a random few are hidden, for half of the frames from none to N - 2 visible
-    tokens, for the others floor(N / 10) - 1; in `eval()` none is hidden, so that there only the
-    masks mean something.
+    in training all but a random few (`draw_visible`) are hidden behind one learned vector; in
+    `eval()` none is, so that there only the masks mean something.
 
     Masks are the last layer's cross-attention, its mean over heads. SLATE and STEVE are scored by
     their encoder's attention instead, see `mask_source` of the evaluation.
@@ -171,7 +183,8 @@ class AutoregressiveDecoder(Decoder):
             tokens, tokenized = self.target(frames.flatten(0, 1))
             return tokens, {"target": tokens, "tokenized": tokenized}
         with torch.no_grad():
-            features = self.target(frames.flatten(0, 1)).float()
+            features = self.target(frames.flatten(0, 1))
+            features = features.to(torch.promote_types(features.dtype, torch.float32))
         return features, {"target": features}
 
     def _embedded(self, wanted: Tensor) -> Tensor:
@@ -212,14 +225,8 @@ class AutoregressiveDecoder(Decoder):
         embedded = self._embedded(wanted)
         if not self.training:
             return embedded
-        num_tokens = wanted.shape[1]
-        few = max(0, int(VISIBLE_SHARE * num_tokens) - 1)
-        device = wanted.device
-        number = torch.randint(max(1, num_tokens - 1), (num_frames, 1), device=device)
-        is_any = torch.rand(num_frames, 1, device=device) < 0.5
-        number = torch.where(is_any, number, few)
-        place = torch.rand(num_frames, num_tokens, device=device).argsort(1).argsort(1)
-        return torch.where((place < number)[..., None], embedded, hidden.to(embedded.dtype))
+        is_visible = draw_visible(num_frames, num_tokens=wanted.shape[1], device=wanted.device)
+        return torch.where(is_visible[..., None], embedded, hidden.to(embedded.dtype))
 
     @torch.no_grad()
     def _generate(self, context: Tensor) -> Tensor:

@@ -250,7 +250,7 @@ def test_parts_learn_at_rates_of_their_own(tmp_path):
             seen.append([group["lr"] for group in self.param_groups])
 
     trainer_of(
-        rates={"middle": {"factor": 3.0, "is_constant": True}}, schedule="constant", max_steps=4
+        rates={"last": {"factor": 3.0, "is_constant": True}}, schedule="constant", max_steps=4
     ).fit(
         Model(),
         optimizer=partial(Watching, lr=1.0),
