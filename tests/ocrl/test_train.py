@@ -400,6 +400,7 @@ def test_minutes_end_a_run_and_drive_its_schedule(tmp_path, monkeypatch):
         {"schedule": "linear"},
         {"accumulation": 0},
         {"clip_kind": 1},
+        {"rates": {"last": {"factor": 2.0}}},
         {"clip_norm": 0.0},
         {"max_minutes": -1},
         {"log_every": 0},
