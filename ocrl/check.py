@@ -141,7 +141,7 @@ def check_decoder(
         _compare(output, other, "a state_dict loaded into another instance", tolerance=0.0)
     slots.requires_grad_(True)
     _check_gradients(
-        decoder, lambda model: _tensors(model(slots, target, attn=attn)), "recon and masks"
+        decoder, lambda model: _tensors(model(slots, target, attn=attn)), "what is decoded"
     )
     if slots.grad is None or not slots.grad.abs().sum() > 0:
         raise ContractError("expected a gradient on the slots, got none")
@@ -310,11 +310,10 @@ def _named(output: SlotOutput | DecoderOutput) -> list[tuple[str, Tensor]]:
     fields = (
         ("slots", "attn", "queries", "codes")
         if isinstance(output, SlotOutput)
-        else ("recon", "masks", "parts", "log_prob")
+        else ("recon", "masks", "parts")
     )
     named = [(name, getattr(output, name)) for name in fields]
-    if isinstance(output, SlotOutput):
-        named += [(f"aux[{name!r}]", value) for name, value in output.aux.items()]
+    named += [(f"aux[{name!r}]", value) for name, value in output.aux.items()]
     return [(name, value) for name, value in named if value is not None]
 
 

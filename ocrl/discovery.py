@@ -56,8 +56,8 @@ class Example:
         masks: (T,K,h,w).
         predictions: method to (T,H,W) segment ids.
         segmentation: preset to (T,H,W) ground-truth ids.
-        recon: (T,C,H',W'), if the decoder makes pixels.
-        parts: (T,K,C,H',W'), likewise.
+        recon: (T,C,H',W'), if the decoder makes pixels or can depict slots.
+        parts: (T,K,C,H',W'), if it makes pixels.
     """
 
     video: Tensor
@@ -204,10 +204,11 @@ def _evaluate_clip(
     clip = clip.to(device)
     encoded = model.encode(clip)
     video = clip.to_float().video
-    decoded = _decode(model.decoder, encoded, video)
-    masks = decoded.masks if source == "decoder" else attention_masks(encoded, model.encoder)
-    num_slots = masks.shape[2]
     frame_size = (video.shape[-2], video.shape[-1])
+    masks, recon, parts = _decode(model.decoder, encoded, video)
+    if source == "attn":
+        masks = attention_masks(encoded, model.encoder)
+    num_slots = masks.shape[2]
     size = protocol.size or frame_size
     predictions = {MODEL: segment(masks, size)}
     truths = {name: clip.segmentation[name] for name in tally.presets if name in clip.segmentation}
@@ -226,7 +227,6 @@ def _evaluate_clip(
                 classes=None if classes is None else _nearest(classes, size),
             )
             tally.add(method, preset, scores)
-    recon = _pixels(model.decoder, decoded, frame_size)
     if recon is not None:
         tally.add_pictures({"psnr": metrics.psnr(recon, video)})
         if min(frame_size) >= 11:
@@ -235,14 +235,16 @@ def _evaluate_clip(
     tally.end_batch(clip, num_slots)
     for index in range(min(clip.batch_size, num_examples - len(tally.examples))):
         shown = {name: _nearest(ids, frame_size)[index] for name, ids in predictions.items()}
-        parts = None if recon is None or decoded.parts is None else decoded.parts[index].cpu()
+        picture = None if recon is None else recon[index]
+        if recon is None:
+            picture = _depict(model.decoder, encoded, index, frame_size)
         example = Example(
             clip.video[index].cpu(),
             masks[index].float().cpu(),
             {name: ids.cpu() for name, ids in shown.items()},
             {name: truth[index].cpu() for name, truth in truths.items()},
-            None if recon is None else recon[index].cpu(),
-            parts,
+            None if picture is None else picture.cpu(),
+            None if parts is None else parts[index].cpu(),
         )
         tally.examples.append(example)
 
@@ -261,17 +263,35 @@ def _check(clip: Clip) -> None:
             )
 
 
-def _decode(decoder: Decoder, encoded: SlotOutput, video: Tensor) -> DecoderOutput:
-    """Decode a few frames at a time: memory does not grow with the length of a video."""
+def _decode(
+    decoder: Decoder, encoded: SlotOutput, video: Tensor
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Masks, and if the decoder makes pixels pictures of the frames' size and parts.
+
+    It decodes a few frames at a time, and keeps neither features nor logits of tokens: memory does
+    not grow with the length of a video.
+    """
     step = max(1, _FRAMES_AT_ONCE // len(video))
     cuts = (tensor.split(step, dim=1) for tensor in (encoded.slots, video, encoded.attn))
-    pieces = [decoder(slots, frames, attn=attn) for slots, frames, attn in zip(*cuts, strict=True)]
-    parts = [piece.parts for piece in pieces if piece.parts is not None]
-    return DecoderOutput(
-        torch.cat([piece.recon for piece in pieces], dim=1),
-        torch.cat([piece.masks for piece in pieces], dim=1),
-        torch.cat(parts, dim=1) if parts else None,
-    )
+    masks, recons, parts = [], [], []
+    for slots, frames, attn in zip(*cuts, strict=True):
+        piece: DecoderOutput = decoder(slots, frames, attn=attn)
+        masks.append(piece.masks)
+        if decoder.space == "pixels":
+            recons.append(_fitted(piece.recon, (video.shape[-2], video.shape[-1])))
+            if piece.parts is not None:
+                parts.append(piece.parts)
+    recon = torch.cat(recons, dim=1) if recons else None
+    return torch.cat(masks, dim=1), recon, torch.cat(parts, dim=1) if parts else None
+
+
+def _depict(
+    decoder: Decoder, encoded: SlotOutput, index: int, size: tuple[int, int]
+) -> Tensor | None:
+    """Pictures (T,C,H,W) that a decoder of something else makes of a sample's slots, if it can."""
+    here = slice(index, index + 1)
+    pictures = decoder.depict(encoded.slots[here], attn=encoded.attn[here])
+    return None if pictures is None else _fitted(pictures, size)[0]
 
 
 def attention_masks(encoded: SlotOutput, encoder: SlotEncoder) -> Tensor:
@@ -316,13 +336,12 @@ def _classes(clip: Clip, preset: str) -> Tensor | None:
     )
 
 
-def _pixels(decoder: Decoder, decoded: DecoderOutput, size: tuple[int, int]) -> Tensor | None:
-    if decoder.space != "pixels":
-        return None
-    recon = decoded.recon.float().flatten(0, 1)
-    if tuple(recon.shape[-2:]) != size:
-        recon = F.interpolate(recon, size=size, mode="bilinear", align_corners=False)
-    return recon.clamp(0.0, 1.0).unflatten(0, decoded.recon.shape[:2])
+def _fitted(pictures: Tensor, size: tuple[int, int]) -> Tensor:
+    """Pictures (B,T,C,h,w) in [0,1] and of another size."""
+    flat = pictures.float().flatten(0, 1)
+    if tuple(flat.shape[-2:]) != size:
+        flat = F.interpolate(flat, size=size, mode="bilinear", align_corners=False)
+    return flat.clamp(0.0, 1.0).unflatten(0, pictures.shape[:2])
 
 
 class _Tally:

@@ -49,6 +49,39 @@ class Backbone(nn.Module, ABC):
         """
 
 
+class Tokenizer(nn.Module, ABC):
+    """Frames to tokens of a finite vocabulary, and back.
+
+    Attributes:
+        vocabulary_size: V, tokens are in 0 ... V - 1.
+        image_size: (H, W) of the frames it takes.
+        grid: (h, w) tokens; N = h * w.
+    """
+
+    vocabulary_size: int
+    image_size: tuple[int, int]
+    grid: tuple[int, int]
+
+    @abstractmethod
+    def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokenize frames, and give them back as the tokenizer saw them.
+
+        Args:
+            frames: (B,C,H,W) float in [0,1].
+
+        Returns:
+            Tokens (B,N) int64, drawn in training and the likeliest in `eval()`; and frames
+            (B,C,H,W), through which the tokenizer learns.
+
+        Raises:
+            ValueError: if the frames have another size than `image_size`.
+        """
+
+    @abstractmethod
+    def decode(self, tokens: Tensor) -> Tensor:
+        """The frames (B,C,H,W) of tokens (B,N)."""
+
+
 class Initializer(nn.Module, ABC):
     """The queries that the first binding starts from."""
 
@@ -256,6 +289,13 @@ class Decoder(nn.Module, ABC):
             target: (B,T,C,H,W) the frames, for decoders that read what they reconstruct.
             attn: (B,T,K,N) where the encoder saw each slot, for decoders that draw there.
         """
+
+    def depict(self, slots: Tensor, *, attn: Tensor | None = None) -> Tensor | None:
+        """Pictures (B,T,C,H,W) of slots (B,T,K,D) alone, from a decoder whose `recon` is none.
+
+        None, as here, if it can not draw; decoders of pixels need not define it.
+        """
+        return None
 
 
 class Objective(nn.Module, ABC):

@@ -16,17 +16,39 @@ from torch import Tensor, nn
 from ocrl.types import Camera, Clip
 
 
-def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module, rates: Mapping[str, Mapping[str, Any]] | None = None
+) -> list[dict[str, Any]]:
     """Parameters that learn: those with two or more axes, then the others without weight decay.
 
     Biases, gains of norms and learned scalars are not pulled to zero.
+
+    Args:
+        model: has the parameters.
+        rates: entries of the groups of a part by its name, `decoder.target`; of several names that
+            fit a parameter the longest counts.
+
+    Raises:
+        ValueError: if there is nothing to train, or a name fits no parameter.
     """
     learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not learning:
         raise ValueError("expected a model with parameters to train, got none")
-    matrices = [p for p in learning.values() if p.ndim >= 2]
-    others = [p for p in learning.values() if p.ndim < 2]
-    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
+    parts = {"": {}, **(rates or {})}
+    members: dict[str, list[nn.Parameter]] = {part: [] for part in parts}
+    for name, parameter in learning.items():
+        fitting = [part for part in parts if not part or name.startswith(f"{part}.")]
+        members[max(fitting, key=len)].append(parameter)
+    groups: list[dict[str, Any]] = []
+    for part, entries in parts.items():
+        if part and not members[part]:
+            raise ValueError(
+                f"expected rates of parts with parameters of their own that learn, got {part!r}"
+            )
+        matrices = [p for p in members[part] if p.ndim >= 2]
+        others = [p for p in members[part] if p.ndim < 2]
+        groups.append({"params": matrices, **entries})
+        groups.append({"params": others, "weight_decay": 0.0, **entries})
     return [group for group in groups if group["params"]]
 
 

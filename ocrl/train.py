@@ -117,6 +117,7 @@ class Trainer:
         schedule: Schedule,
         warmup_steps: int,
         final_fraction: float,
+        rates: Mapping[str, Mapping[str, Any]],
         average_decay: float | None,
         log_every: int,
         evaluate_every: int,
@@ -140,6 +141,8 @@ class Trainer:
             schedule: of the learning rate after the warm-up.
             warmup_steps: steps of linear warm-up.
             final_fraction: of the learning rate at the end of the schedule.
+            rates: by the name of a part of the model, such as `decoder.target`, the `factor` on
+                its learning rate, and whether it `is_constant`, without warm-up and schedule.
             average_decay: of the weights' moving average, which is then what is evaluated and
                 saved; None for none.
             log_every: steps between lines of figures.
@@ -158,6 +161,8 @@ class Trainer:
         _check("clip_kind", clip_kind, float(clip_kind) in (2.0, math.inf), "2 or inf")
         _check("clip_norm", clip_norm, clip_norm is None or clip_norm > 0, "above 0, or null")
         _check("max_minutes", max_minutes, max_minutes is None or max_minutes > 0, "above 0")
+        are_rates = all(set(rate) == {"factor", "is_constant"} for rate in rates.values())
+        _check("rates", rates, are_rates, "a factor and is_constant for each part")
         for name, every in (("log_every", log_every), ("checkpoint_every", checkpoint_every)):
             _check(name, every, isinstance(every, int) and every >= 1, "from 1 on")
         self.max_steps, self.max_minutes = max_steps, max_minutes
@@ -166,6 +171,7 @@ class Trainer:
         self.clip_norm, self.clip_kind = clip_norm, float(clip_kind)
         self.schedule, self.warmup_steps = schedule, warmup_steps
         self.final_fraction, self.average_decay = final_fraction, average_decay
+        self.rates = rates
         self.log_every, self.evaluate_every = log_every, evaluate_every
         self.checkpoint_every = checkpoint_every
 
@@ -227,8 +233,10 @@ class _Fit:
             torch.compile(self.parallel) if settings.compile else self.parallel
         )
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = optimizer(parameter_groups(self.model))
-        self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.optimizer = optimizer(parameter_groups(self.model, settings.rates))
+        groups = self.optimizer.param_groups
+        self.base_rates = [group["lr"] * group.get("factor", 1.0) for group in groups]
+        self.are_constant = [group.get("is_constant", False) for group in groups]
         self.average: MovingAverage | None = None
         if settings.average_decay is not None:
             self.average = MovingAverage(self.model, decay=settings.average_decay)
@@ -354,8 +362,9 @@ class _Fit:
             warmup_steps=settings.warmup_steps,
             final_fraction=settings.final_fraction,
         )
-        for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
-            group["lr"] = rate * factor
+        groups = self.optimizer.param_groups
+        for group, rate, fixed in zip(groups, self.base_rates, self.are_constant, strict=True):
+            group["lr"] = rate if fixed else rate * factor
         for module in self.model.modules():
             if isinstance(module, ScheduledModule):
                 module.set_progress(self.progress)

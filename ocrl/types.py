@@ -1,7 +1,8 @@
 """The central types, and the letters that every shape in the library is written in.
 
 B batch, T frames, V views (cameras), K slots, D slot size, N tokens of a frame, F token
-features, C H W image, A action size, P points or rays, G code groups.
+features, C H W image, A action size, P points or rays, G code groups, V also the vocabulary of
+tokens, where there are no views.
 """
 
 from __future__ import annotations
@@ -152,14 +153,17 @@ class DecoderOutput:
     """What a decoder gives.
 
     Attributes:
-        recon: (B,T,C,H,W) pixels or (B,T,N,F) features.
+        recon: (B,T,C,H,W) pixels, (B,T,N,F) features or (B,T,N,V) logits of tokens.
         masks: (B,T,K,h,w), sums to 1 over K; (h,w) is the decoder's own resolution.
         parts: (B,T,K,...) the reconstruction of each slot, where the decoder makes one.
-        log_prob: (B,T,h,w) nats, the log density of what was decoded for, where the decoder is a
-            distribution over frames and was given one.
+        aux: named tensors that an objective may read. A decoder that reads what it reconstructs
+            gives that as `target`, (B,T,N) tokens or (B,T,N,F) features, and one that trains a
+            tokenizer gives the frames as the tokenizer saw them as `tokenized`, (B,T,C,H,W). One
+            that is a distribution over frames gives the log density of each pixel of the frames
+            it was given as `log_prob`, (B,T,H,W) in nats.
     """
 
     recon: Tensor
     masks: Tensor
     parts: Tensor | None = None
-    log_prob: Tensor | None = None
+    aux: Mapping[str, Tensor] = field(default_factory=dict)

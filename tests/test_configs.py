@@ -15,7 +15,7 @@ from torch import nn
 
 import ocrl
 from ocrl import checkpoint, interfaces
-from ocrl.interfaces import Backbone, Decoder, Initializer, Objective, SlotEncoder
+from ocrl.interfaces import Backbone, Decoder, Initializer, Objective, SlotEncoder, Tokenizer
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
@@ -28,11 +28,10 @@ GROUPS = {
     "objective": ("ocrl.objectives", Objective),
     "backbone": ("ocrl.backbones", Backbone),
     "initializer": ("ocrl.initializers", Initializer),
+    "tokenizer": ("ocrl.tokenizers", Tokenizer),
 }
 CONSTANTS = {"eps"}
 """Have a default in Python and no line."""
-FOREIGN_WEIGHTS = {"vit"}
-"""Need a folder of weights from elsewhere to be built."""
 
 
 def name_of(path):
@@ -145,37 +144,44 @@ def small(*overrides):
 
 
 @pytest.mark.parametrize("name", [path.stem for path in (CONFIGS / "encoder").glob("*.yaml")])
-def test_every_encoder_builds_in_the_main_job(name):
-    model = built_model(small(f"encoder={name}"))
+def test_every_encoder_builds_in_the_main_job(name, small_vit):
+    model = built_model(small(f"encoder={name}", f"vit={small_vit}"))
     assert (model.encoder.num_slots, model.encoder.slot_dim) == (3, 64)
 
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "decoder").glob("*.yaml")), ids=name_of)
-def test_every_decoder_builds_in_the_main_job(path):
-    assert isinstance(built_model(small(f"decoder={path.stem}")).decoder, Decoder)
+def test_every_decoder_builds_in_the_main_job(path, small_vit):
+    model = built_model(small(f"decoder={path.stem}", f"vit={small_vit}"))
+    assert isinstance(model.decoder, Decoder)
 
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "objective").glob("*.yaml")), ids=name_of)
-def test_every_objective_can_join_the_main_job(path):
-    model = built_model(small(f"+objective@objectives.extra={path.stem}", "+weights.extra=0.5"))
+def test_every_objective_can_join_the_main_job(path, small_vit):
+    added = (f"+objective@objectives.extra={path.stem}", "+weights.extra=0.5")
+    model = built_model(small(*added, f"vit={small_vit}"))
     assert isinstance(model.objectives["extra"], Objective) and model.weights["extra"] == 0.5
 
 
 @pytest.mark.parametrize("group", ["backbone", "initializer"])
-def test_every_part_of_an_encoder_can_be_chosen(group):
+def test_every_part_of_an_encoder_can_be_chosen(group, small_vit):
     for path in sorted((CONFIGS / group).glob("*.yaml")):
-        if path.stem not in FOREIGN_WEIGHTS:
-            model = built_model(small(f"{group}@encoder.{group}={path.stem}"))
-            assert isinstance(getattr(model.encoder, group), target_of(path))
+        model = built_model(small(f"{group}@encoder.{group}={path.stem}", f"vit={small_vit}"))
+        assert isinstance(getattr(model.encoder, group), target_of(path))
+
+
+def test_every_tokenizer_can_be_chosen():
+    for path in sorted((CONFIGS / "tokenizer").glob("*.yaml")):
+        model = built_model(small("decoder=slate", f"tokenizer@decoder.target={path.stem}"))
+        assert model.decoder.space == "tokens"
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=name_of)
-def test_every_recipe_composes_and_builds(path):
+def test_every_recipe_composes_and_builds(path, small_vit):
     name = yaml.safe_load(path.read_text()).get("env", path.stem)
     overrides = [f"experiment={path.stem}"]
     if (CONFIGS / "env" / f"{name}.yaml").is_file():
         overrides.append(f"env={name}")
-    config = composed("pretrain", *overrides)
+    config = composed("pretrain", *overrides, f"vit={small_vit}")
     assert isinstance(built_model(config), nn.Module)
     instantiate(config.trainer, _convert_="all")
 

@@ -20,9 +20,9 @@ def _names(group: str) -> list[str]:
     return names
 
 
-def _build_twins(group: str, name: str) -> list[torch.nn.Module]:
+def _build_twins(group: str, name: str, vit: str) -> list[torch.nn.Module]:
     with initialize_config_dir(str(CONFIGS), version_base=None):
-        config = compose(overrides=[f"+{group}={name}", *SIZES])
+        config = compose(overrides=[f"+{group}={name}", f"+vit={vit}", *SIZES])
     twins = []
     for seed in range(2):
         torch.manual_seed(seed)
@@ -31,14 +31,14 @@ def _build_twins(group: str, name: str) -> list[torch.nn.Module]:
 
 
 @pytest.mark.parametrize("name", _names("encoder"))
-def test_encoder(name: str) -> None:
-    encoder, twin = _build_twins("encoder", name)
+def test_encoder(name: str, small_vit: str) -> None:
+    encoder, twin = _build_twins("encoder", name, small_vit)
     check_slot_encoder(encoder, twin=twin)
 
 
 @pytest.mark.parametrize("name", _names("decoder"))
-def test_decoder(name: str) -> None:
-    decoder, twin = _build_twins("decoder", name)
+def test_decoder(name: str, small_vit: str) -> None:
+    decoder, twin = _build_twins("decoder", name, small_vit)
     target = torch.rand(3, 5, 3, 32, 32)
     # Decoders that draw where the encoder saw a slot do so on their own grid.
     tokens = math.prod(decoder.grid)

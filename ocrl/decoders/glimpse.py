@@ -33,7 +33,7 @@ class GlimpseDecoder(Decoder):
 
     Softmax of the logits over slots is the prior share m_k(x) of slot k at pixel x, and a pixel is
     drawn from N(colour_k, deviation^2) with that share. `recon` is the mean, the sum of m_k times
-    colour_k. Given the frame (`target`), `log_prob` is its log density, and `masks` are the
+    colour_k. Given the frame (`target`), `aux["log_prob"]` is its log density, and `masks` are the
     posterior shares: who painted this pixel, given its colour (the responsibilities of IODINE,
     Greff et al. 2019, arXiv 1903.00450, equation 1). A rough shape thereby has sharp masks. The
     mean of a mixture can be right with every pixel half of two slots; its density can not.
@@ -133,7 +133,7 @@ class GlimpseDecoder(Decoder):
         cells = (slots.shape[2], self.num_cells, self.num_cells)
         glimpses = self.draw(slots).to(attn.dtype).reshape(-1, *cells)
         colours = self.colour(slots).to(attn.dtype).sigmoid().flatten(0, 1)
-        log_prob = None
+        aux = {}
         with torch.autocast(slots.device.type, enabled=False):
             prior = self._prior(glimpses, attn)
             shares = prior.exp()
@@ -141,10 +141,10 @@ class GlimpseDecoder(Decoder):
             if target is not None:
                 frames = target.to(attn.dtype).flatten(0, 1).flatten(2)
                 joint = self._joint(prior, colours, frames)
-                log_prob = joint.logsumexp(dim=1).view(*lead, *self.grid)
+                aux["log_prob"] = joint.logsumexp(dim=1).view(*lead, *self.grid)
                 shares = joint.softmax(dim=1)
             masks = shares.view(*lead, -1, *self.grid)
-        return DecoderOutput(recon, masks, log_prob=log_prob)
+        return DecoderOutput(recon, masks, aux=aux)
 
     def _check(self, attn: Tensor | None) -> Tensor:
         height, width = self.grid

@@ -39,9 +39,10 @@ class Likelihood(Objective):
         Raises:
             ValueError: if the decoder gives no density.
         """
-        if decoded.log_prob is None:
+        log_prob = decoded.aux.get("log_prob")
+        if log_prob is None:
             raise ValueError(
                 "expected the log density of the frames, got none: this objective needs a decoder "
                 "that is a distribution over frames, such as glimpse; else use reconstruction"
             )
-        return -cut(decoded.log_prob, self.region).mean() / clip.video.shape[-3]
+        return -cut(log_prob, self.region).mean() / clip.video.shape[-3]

@@ -71,6 +71,11 @@ class OracleDecoder(nn.Module):
         assert target.shape[:2] == slots.shape[:2]
         return DecoderOutput(target, masks)
 
+    def depict(self, slots, *, attn=None):
+        if self.space != "tokens":
+            return None
+        return torch.full((*slots.shape[:2], 3, 8, 8), 1.5)
+
 
 def test_a_perfect_model_scores_one_and_beats_the_baselines():
     result = evaluate_discovery(Oracle(), [moving_squares(), moving_squares()])
@@ -132,6 +137,13 @@ def test_features_are_no_pictures():
     result = evaluate_discovery(Oracle(space="features"), [moving_squares()])
     assert result.pictures == {}
     assert result.examples[0].recon is None
+
+
+def test_tokens_are_depicted_from_the_slots_and_not_scored():
+    result = evaluate_discovery(Oracle(space="tokens"), [moving_squares()], num_examples=1)
+    assert result.pictures == {}
+    assert torch.equal(result.examples[0].recon, torch.ones(4, 3, 16, 16))
+    assert len(result.examples) == 1 and result.examples[0].parts is None
 
 
 def test_presets_that_are_missing_are_left_out_and_baselines_can_be():

@@ -20,6 +20,22 @@ def test_a_model_with_nothing_to_train_is_refused():
         parameter_groups(nn.Identity())
 
 
+def test_the_longest_name_of_a_part_decides_on_its_rate():
+    model = nn.Sequential(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4)), nn.Linear(4, 1))
+    groups = parameter_groups(model, {"0": {"factor": 2.0}, "0.1": {"factor": 3.0}})
+    found = [(group.get("factor"), [tuple(p.shape) for p in group["params"]]) for group in groups]
+    assert found == [
+        (None, [(1, 4)]),
+        (None, [(1,)]),
+        (2.0, [(3, 2)]),
+        (2.0, [(3,)]),
+        (3.0, [(4, 3)]),
+        (3.0, [(4,)]),
+    ]
+    with pytest.raises(ValueError, match="of their own that learn, got 'decoder'"):
+        parameter_groups(model, {"decoder": {"factor": 2.0}})
+
+
 def draw(seed, step, rank):
     seed_step(seed, step=step, rank=rank)
     return torch.rand(4)

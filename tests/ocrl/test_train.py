@@ -104,6 +104,7 @@ def trainer_of(**changes):
         "schedule": "cosine",
         "warmup_steps": 3,
         "final_fraction": 0.1,
+        "rates": {},
         "average_decay": 0.9,
         "log_every": 2,
         "evaluate_every": 0,
@@ -239,6 +240,26 @@ def test_gradients_are_clipped_in_the_norm_asked_for(tmp_path, kind, order):
         world=ALONE,
     )
     assert norms == pytest.approx([1e-3] * 12, rel=1e-2)
+
+
+def test_parts_learn_at_rates_of_their_own(tmp_path):
+    seen = []
+
+    class Watching(torch.optim.SGD):
+        def step(self, closure=None):
+            seen.append([group["lr"] for group in self.param_groups])
+
+    trainer_of(
+        rates={"last": {"factor": 3.0, "is_constant": True}}, schedule="constant", max_steps=4
+    ).fit(
+        Model(),
+        optimizer=partial(Watching, lr=1.0),
+        batches=batches,
+        run=Run(tmp_path, CONFIG),
+        world=ALONE,
+    )
+    assert [rates[0] for rates in seen] == pytest.approx([1 / 3, 2 / 3, 1.0, 1.0])
+    assert [rates[-1] for rates in seen] == [3.0] * 4
 
 
 def test_logs_losses_rate_norm_and_speed(tmp_path):
@@ -379,6 +400,7 @@ def test_minutes_end_a_run_and_drive_its_schedule(tmp_path, monkeypatch):
         {"schedule": "linear"},
         {"accumulation": 0},
         {"clip_kind": 1},
+        {"rates": {"last": {"factor": 2.0}}},
         {"clip_norm": 0.0},
         {"max_minutes": -1},
         {"log_every": 0},

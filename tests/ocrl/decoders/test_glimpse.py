@@ -28,7 +28,7 @@ def test_equal_to_pictures_drawn_one_by_one() -> None:
     attn[:, :, 0] += 1.0  # a clear ground
     frames = torch.rand(2, 1, 3, 16, 24, dtype=torch.float64)
     prior, output = decoder(slots, attn=attn), decoder(slots, frames, attn=attn)
-    assert prior.log_prob is None and output.log_prob is not None
+    assert not prior.aux
     glimpses, colours = decoder.draw(slots), decoder.colour(slots).sigmoid()
     for b in range(2):
         logits = torch.full((3, 16, 24), OUTSIDE, dtype=torch.float64)
@@ -55,7 +55,7 @@ def test_equal_to_pictures_drawn_one_by_one() -> None:
         torch.testing.assert_close(output.recon[b, 0], recon)
         normal = torch.distributions.Normal(colours[b, 0, :, :, None, None], 0.2)
         joint = normal.log_prob(frames[b, 0]).sum(1).exp() * shares
-        torch.testing.assert_close(output.log_prob[b, 0], joint.sum(0).log())
+        torch.testing.assert_close(output.aux["log_prob"][b, 0], joint.sum(0).log())
         torch.testing.assert_close(output.masks[b, 0], joint / joint.sum(0), atol=1e-6, rtol=1e-6)
 
 
@@ -100,8 +100,7 @@ def test_the_error_moves_the_attention_to_the_thing(is_density: bool) -> None:
     frame = torch.zeros(1, 1, 3, 16, 24)
     frame[..., 2:10, 4:12] = 1.0  # two pixels to the right of what the slot sees
     if is_density:
-        log_prob = decoder(slots, frame, attn=logits.softmax(2)).log_prob
-        assert log_prob is not None
+        log_prob = decoder(slots, frame, attn=logits.softmax(2)).aux["log_prob"]
         (-log_prob).sum().backward()
     else:
         recon = decoder(slots, attn=logits.softmax(2)).recon

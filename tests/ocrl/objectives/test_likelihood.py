@@ -13,7 +13,7 @@ def clip() -> Clip:
 
 def test_mean_over_frames_pixels_and_colours_in_the_region() -> None:
     log_prob = torch.arange(64.0).view(2, 1, 4, 8)
-    decoded = DecoderOutput(clip().video, torch.ones(2, 1, 3, 4, 8) / 3, log_prob=log_prob)
+    decoded = DecoderOutput(clip().video, torch.ones(2, 1, 3, 4, 8) / 3, aux={"log_prob": log_prob})
     whole = Likelihood(None)(clip(), SLOTS, decoded)
     assert whole.item() == pytest.approx(-31.5 / 3)
     upper = Likelihood([0.0, 0.0, 0.5, 1.0])(clip(), SLOTS, decoded)

@@ -11,6 +11,8 @@ from ocrl.objectives.mixture import Mixture
 from ocrl.objectives.preheat import Preheat
 from ocrl.objectives.quantization import Quantization
 from ocrl.objectives.reconstruction import Reconstruction
+from ocrl.objectives.tokenizer import TokenizerReconstruction
+from ocrl.objectives.tokens import TokenCrossEntropy
 from ocrl.types import Clip, DecoderOutput, SlotOutput
 
 
@@ -26,8 +28,8 @@ def encoded(slots, **aux):
     return SlotOutput(slots, torch.ones(*slots.shape[:3], 1) / slots.shape[2], aux=aux)
 
 
-def decoded(recon):
-    return DecoderOutput(recon, torch.ones(*recon.shape[:2], 1, 1, 1))
+def decoded(recon, **aux):
+    return DecoderOutput(recon, torch.ones(*recon.shape[:2], 1, 1, 1), aux=aux)
 
 
 SLOTS = torch.randn(2, 2, 3, 5)
@@ -82,7 +84,7 @@ def test_features_normalised_per_token():
     objective = FeatureReconstruction(MeanColour(), is_normalised=True)
     clip = make_clip()
     clip.video[:, :, 0] = 1.0
-    target = objective.features(clip)
+    target = objective.features(clip, decoded(SLOTS))
     torch.testing.assert_close(target.mean(-1), torch.zeros(2, 2, 2), atol=1e-6, rtol=0)
     torch.testing.assert_close(
         target.var(-1, unbiased=False), torch.ones(2, 2, 2), atol=1e-3, rtol=0
@@ -278,3 +280,43 @@ def test_coherence_counts_its_region_only():
         clip.video[..., :2, :].uniform_()
         torch.testing.assert_close(lower(clip, output, decoded(SLOTS)), rest)
         assert (rest < 1e-6) == (weight == 0.0)
+
+
+def test_features_that_the_decoder_has_read():
+    objective = FeatureReconstruction(None, is_normalised=False).train()
+    target, recon = torch.randn(2, 2, 4, 3), torch.randn(2, 2, 4, 3)
+    loss = objective(make_clip(), encoded(SLOTS), decoded(recon, target=target))
+    torch.testing.assert_close(loss, (recon - target).square().mean())
+    for aux in ({}, {"target": torch.zeros(2, 2, 4, dtype=torch.long)}):
+        with pytest.raises(ValueError, match="or a decoder that reads features"):
+            objective(make_clip(), encoded(SLOTS), decoded(recon, **aux))
+
+
+def test_cross_entropy_is_summed_over_the_tokens_of_a_frame():
+    logits = torch.randn(2, 2, 4, 7)
+    tokens = torch.randint(7, (2, 2, 4))
+    loss = TokenCrossEntropy()(make_clip(), encoded(SLOTS), decoded(logits, target=tokens))
+    likely = logits.log_softmax(-1).gather(-1, tokens[..., None])
+    torch.testing.assert_close(loss, -likely.sum() / 4)
+    half = TokenCrossEntropy()(
+        make_clip(), encoded(SLOTS), decoded(logits.bfloat16(), target=tokens)
+    )
+    assert half.dtype == torch.float32
+
+
+def test_the_tokenizer_error_is_summed_over_the_pixels_of_a_frame():
+    tokenized = torch.full((2, 2, 3, 4, 6), 0.5)
+    recon = torch.zeros(2, 2, 4, 7)
+    loss = TokenizerReconstruction()(
+        make_clip(), encoded(SLOTS), decoded(recon, tokenized=tokenized)
+    )
+    assert loss == 0.25 * 3 * 4 * 6
+
+
+def test_token_objectives_say_which_decoder_they_need():
+    features = decoded(torch.zeros(2, 2, 4, 7), target=torch.zeros(2, 2, 4, 7))
+    for output in (decoded(torch.zeros(2, 2, 3, 4, 6)), features):
+        with pytest.raises(ValueError, match="choose decoder=slate or steve"):
+            TokenCrossEntropy()(make_clip(), encoded(SLOTS), output)
+        with pytest.raises(ValueError, match="choose decoder=slate or steve"):
+            TokenizerReconstruction()(make_clip(), encoded(SLOTS), output)

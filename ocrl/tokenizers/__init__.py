@@ -1,0 +1,1 @@
+"""Frames to tokens of a finite vocabulary and back, one file per kind."""
