@@ -1,9 +1,10 @@
 """Train several encoders with the same budget and set their scores beside the baselines'.
 
-    python scripts/compare_encoders.py --envs sprites crafter --encoders psb savi smooth_sa
+    python scripts/compare_encoders.py --envs sprites crafter --encoders psb savi
 
 Every run is `pretrain_slots.py` with the recipe of its environment; what stands after `--` goes to
-all of them. Runs that are finished are not repeated: the table can be asked for again.
+all of them. An encoder may bring options of its own, after commas: smooth_sa,weights.x=1. Runs
+that are finished are not repeated: the table can be asked for again.
 """
 
 from __future__ import annotations
@@ -19,13 +20,15 @@ from typing import Any
 
 _METRICS = {"video_fg_ari": "video FG-ARI", "video_mbo_i": "video mBO"}
 _BASELINES = ("grid", "k-means")
+_PREHEAT = "+objective@objectives.preheat=preheat,+weights.preheat=1.0"
+_ENCODERS = ("psb", "savi", f"smooth_sa,{_PREHEAT}")
 
 
 def main() -> None:
     """Train what is missing, then print the table and write it beside the runs."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--envs", nargs="+", default=["sprites", "crafter"])
-    parser.add_argument("--encoders", nargs="+", default=["psb", "savi", "smooth_sa"])
+    parser.add_argument("--encoders", nargs="+", default=list(_ENCODERS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--output", type=Path, default=Path("outputs/compare_encoders"))
     parser.add_argument("overrides", nargs="*", help="for every run, after --")
@@ -33,11 +36,13 @@ def main() -> None:
     rows: list[str] = []
     for env in arguments.envs:
         episodes: Path | None = None
-        for encoder in arguments.encoders:
+        for option in arguments.encoders:
+            encoder, *own = option.split(",")
+            overrides = [*own, *arguments.overrides]
             results = []
             for seed in arguments.seeds:
                 run = arguments.output / f"{env}-{encoder}-{seed}"
-                train(run, env, encoder, seed, episodes, arguments.overrides)
+                train(run, env, encoder, seed, episodes, overrides)
                 episodes = episodes or run / "episodes"
                 results.append(json.loads((run / "metrics.json").read_text())["table"])
             rows += table_rows(env, encoder, results)

@@ -44,13 +44,17 @@ def test_runs_share_episodes_and_finished_ones_are_not_repeated(
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(module.subprocess, "run", pretend)
-    arguments = ["x", "--envs", "sprites", "--encoders", "psb", "savi", "--output", str(tmp_path)]
+    encoders = ["psb", "savi,weights.contrast=2,+data.x=1"]
+    arguments = ["x", "--envs", "sprites", "--encoders", *encoders, "--output", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", [*arguments, "--", "trainer.max_steps=3"])
     module.main()
     assert len(commands) == 2
     assert not any(a.startswith("data.path=") for a in commands[0])
     assert f"data.path={(tmp_path / 'sprites-psb-0' / 'episodes').as_posix()}" in commands[1]
     assert all("trainer.max_steps=3" in command for command in commands)
+    assert "encoder=savi" in commands[1]
+    for own in ("weights.contrast=2", "+data.x=1"):
+        assert own in commands[1] and own not in commands[0]
     table = (tmp_path / "table.md").read_text()
     assert table.count("\n") == 6
     module.main()
