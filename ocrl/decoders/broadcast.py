@@ -28,7 +28,8 @@ class SpatialBroadcastDecoder(Decoder):
 
     What differs: the first convolution sees slot + position only, so by linearity it is applied
     to the D basis vectors of a slot and to the position once, and every slot's result is one
-    matrix product. This is exact, borders included.
+    matrix product. A slot's part is the same everywhere but near the borders, so it is computed
+    on the smallest grid that has them all, and repeated. This is exact.
 
     Args:
         slot_dim: D.
@@ -98,30 +99,54 @@ class SpatialBroadcastDecoder(Decoder):
         """The first layer on the broadcast slots (M,D), factored where that is less work."""
         first = self.layers[0]
         assert isinstance(first, nn.ConvTranspose2d) and first.bias is not None
-        height, width = self.grid
         position = self._grid(self.position.embedding()[None])
         num_slots, slot_dim = slots.shape
-        if num_slots <= slot_dim:
+        small = [min(size, sum(_borders(first)) + 1) for size in self.grid]
+        if num_slots * math.prod(self.grid) <= slot_dim * math.prod(small):
             return first(slots[:, :, None, None] + position)
         basis = torch.eye(slot_dim, device=slots.device, dtype=slots.dtype)
-        fields = basis[:, :, None, None].expand(-1, -1, height, width)
-        response = first(fields) - first.bias[:, None, None]
-        shape = response.shape[1:]
-        mixed = slots @ response.permute(0, 2, 3, 1).reshape(slot_dim, -1).to(slots.dtype)
-        mixed = mixed.view(num_slots, shape[1], shape[2], shape[0]).permute(0, 3, 1, 2)
-        return mixed + first(position)
+        response = first(basis[:, :, None, None].expand(-1, -1, *small))
+        response = rearrange(response - first.bias[:, None, None], "d c h w -> d (h w c)")
+        mixed = (slots @ response.to(slots.dtype)).view(
+            num_slots, small[0] * first.stride[0], small[1] * first.stride[1], -1
+        )
+        for axis in (1, 2):
+            mixed = _repeat_middle(mixed, first, axis=axis, num_cells=self.grid[axis - 1])
+        return rearrange(mixed, "m h w c -> m c h w").add_(first(position))
 
     def forward(
         self, slots: Tensor, target: Tensor | None = None, *, attn: Tensor | None = None
     ) -> DecoderOutput:
         """Paint (B,T,3,H,W); masks are at full resolution, parts are (B,T,K,3,H,W)."""
         batch_size, num_frames, num_slots = slots.shape[:3]
-        hidden = self._first(self.norm(slots).flatten(0, 2)).relu()
+        # In place: the backward pass reads what comes out of a layer after the activation only.
+        hidden = self._first(self.norm(slots).flatten(0, 2)).relu_()
         for layer in self.layers[1:]:
-            hidden = layer(hidden).relu()
-        painted = nn.functional.pixel_shuffle(self.output(hidden), self.patch_size)
+            hidden = layer(hidden).relu_()
+        painted = self.output(hidden)
+        if self.patch_size > 1:
+            painted = nn.functional.pixel_shuffle(painted, self.patch_size)
         painted = painted.unflatten(0, (batch_size, num_frames, num_slots))
         parts, alpha = painted.split([NUM_COLOURS, 1], dim=3)
         masks = alpha.float().softmax(dim=2)
         recon = (masks * parts.float()).sum(dim=2)
         return DecoderOutput(recon, masks.squeeze(3), parts)
+
+
+def _borders(layer: nn.ConvTranspose2d) -> tuple[int, int]:
+    """Cells at the start and the end of an axis whose outputs lack some of the kernel's taps."""
+    padding, stride = int(layer.padding[0]), layer.stride[0]
+    return -(-padding // stride), -(-(stride + padding - 1) // stride)
+
+
+def _repeat_middle(
+    outputs: Tensor, layer: nn.ConvTranspose2d, *, axis: int, num_cells: int
+) -> Tensor:
+    """Widen an axis of a layer's outputs on a constant to those of `num_cells` cells."""
+    stride = layer.stride[0]
+    missing = num_cells - outputs.shape[axis] // stride
+    if not missing:
+        return outputs
+    start, end = (stride * border for border in _borders(layer))
+    left, middle, right = outputs.split([start, stride, end], dim=axis)
+    return torch.cat([left, *[middle] * (missing + 1), right], dim=axis)

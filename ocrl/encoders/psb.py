@@ -161,8 +161,11 @@ class PSB(SlotEncoder):
         segments = segments_of(is_first)
         visible = visible_frames(segments, self.bottom_up_window)
         slots = self.norm_init(queries)
-        for block in self.blocks:
-            slots, attn = block(slots, tokens, visible=visible, segments=segments)
+        last = len(self.blocks) - 1
+        for number, block in enumerate(self.blocks):
+            slots, attn = block(
+                slots, tokens, visible=visible, segments=segments, needs_map=number == last
+            )
         return SlotOutput(slots, attn, queries)
 
     def step(
@@ -249,10 +252,16 @@ class _Block(nn.Module):
         _reset_mlp(self.mlp, gain)
 
     def forward(
-        self, slots: Tensor, tokens: Tensor, *, visible: Tensor, segments: Tensor
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        slots: Tensor,
+        tokens: Tensor,
+        *,
+        visible: Tensor,
+        segments: Tensor,
+        needs_map: bool,
+    ) -> tuple[Tensor, Tensor | None]:
         """Refine slots (B,T,K,D); returns them and the map (B,T,K,N) of the present frames."""
-        update, attn = self.bottom_up(self.norm_slots(slots), tokens, visible)
+        update, attn = self.bottom_up(self.norm_slots(slots), tokens, visible, needs_map=needs_map)
         slots = slots + update
         slots = slots + self.time_mixer(self.norm_time(slots), segments)
         return self._interact(slots), attn

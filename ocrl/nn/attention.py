@@ -40,43 +40,60 @@ class _Standardize(torch.autograd.Function):
     """LayerNorm without weights that keeps its output, which attention keeps too, not its input."""
 
     @staticmethod
-    def forward(ctx: Any, tokens: Tensor, dtype: torch.dtype) -> Tensor:
+    def forward(ctx: Any, tokens: Tensor, dtype: torch.dtype, padding: int) -> Tensor:
         wide = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
         normal, _, scale = torch.native_layer_norm(wide, wide.shape[-1:], None, None, NORM_EPS)
-        normal = normal.to(dtype)
+        normal = _append_one(normal, dtype, padding)
         ctx.save_for_backward(normal, scale)
-        ctx.dtype = tokens.dtype
+        ctx.dtype, ctx.padding = tokens.dtype, padding
         return normal
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         normal, scale = ctx.saved_tensors
+        size = normal.shape[-1] - ctx.padding
         # The kernel's own backward, told that its input had mean 0 and deviation 1.
         grad, _, _ = torch.ops.aten.native_layer_norm_backward(
-            grad.to(scale.dtype),
-            normal.to(scale.dtype),
-            normal.shape[-1:],
+            grad[..., :size].to(scale.dtype),
+            normal[..., :size].to(scale.dtype),
+            (size,),
             torch.zeros_like(scale),
             torch.ones_like(scale),
             None,
             None,
             (True, False, False),
         )
-        return grad.mul_(scale).to(ctx.dtype), None
+        return grad.mul_(scale).to(ctx.dtype), None, None
 
 
-def standardize(tokens: Tensor) -> Tensor:
+def _append_one(features: Tensor, dtype: torch.dtype, padding: int) -> Tensor:
+    if not padding:
+        return features.to(dtype)
+    padded = functional.pad(features.to(dtype), (0, padding))
+    padded[..., features.shape[-1]] = 1
+    return padded
+
+
+def standardize(tokens: Tensor, *, padding: int = 0) -> Tensor:
     """Zero mean and unit deviation over the last axis: LayerNorm without weight and bias.
 
     Computed in float32; the result is in the autocast dtype where autocast is on.
+
+    Args:
+        tokens: (...,F).
+        padding: columns to append: a one, then zeros.
+
+    Returns:
+        (...,F + padding).
     """
     dtype = compute_dtype(tokens)
     with torch.autocast(tokens.device.type, enabled=False):
         if torch.compiler.is_compiling():
             wide = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
-            return functional.layer_norm(wide, wide.shape[-1:], eps=NORM_EPS).to(dtype)
-        return _Standardize.apply(tokens, dtype)
+            normal = functional.layer_norm(wide, wide.shape[-1:], eps=NORM_EPS)
+            return _append_one(normal, dtype, padding)
+        return _Standardize.apply(tokens, dtype, padding)
 
 
 def _compete(queries: Tensor, tokens: Tensor, bias: Tensor | None) -> Tensor:

@@ -14,7 +14,7 @@ from einops import einsum, rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ocrl.nn.attention import competition, competitive_read, compute_dtype
+from ocrl.nn.attention import competition, competitive_read, standardize
 from ocrl.nn.competition import competition_over_time
 
 TimeBias = Literal["recency", "logits", "none"]
@@ -77,10 +77,7 @@ def normalized_tokens(tokens: Tensor) -> Tensor:
     Returns:
         (...,N,E) with E = F + `PADDING`, in the autocast dtype where autocast is on.
     """
-    wide = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
-    with torch.autocast(tokens.device.type, enabled=False):
-        normalized = functional.layer_norm(wide, wide.shape[-1:])
-    return _append_one(normalized.to(compute_dtype(tokens)))
+    return standardize(tokens, padding=PADDING)
 
 
 class RelativeTimeBias(nn.Module):
@@ -208,13 +205,16 @@ class CompetitiveCrossAttention(nn.Module):
             nn.init.xavier_uniform_(layer.weight)
         nn.init.xavier_uniform_(self.to_out.weight, gain=gain)
 
-    def forward(self, slots: Tensor, tokens: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, slots: Tensor, tokens: Tensor, visible: Tensor, *, needs_map: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
         """Read tokens with normalised slots.
 
         Args:
             slots: (B,T,K,D).
             tokens: (B,S,N,E) from `normalized_tokens`; their last frame is the slots' last.
             visible: (B,T,S) bool; pairs of frames beyond `window` are not read anyway.
+            needs_map: whether the map is asked for where it is not made anyway.
 
         Returns:
             Updates (B,T,K,D), and the competition's map (B,T,K,N) over the tokens of the present
@@ -236,7 +236,9 @@ class CompetitiveCrossAttention(nn.Module):
             read = self._read_absorbed(token_query, tokens, bias, recency, visible)
         else:
             read = self._read_projected(query, tokens, bias, recency, visible)
-        attn = self._present_map(token_query, tokens[:, -slots.shape[1] :], bias)
+        attn = None
+        if needs_map:
+            attn = self._present_map(token_query, tokens[:, -slots.shape[1] :], bias)
         return self.to_out(read), attn
 
     def _time_terms(self, num_queries: int, num_keys: int) -> tuple[Tensor | None, Tensor | None]:

@@ -5,8 +5,11 @@ interleaved, the best of each kept:
 - binding: forward and backward from given tokens to slots, three blocks or two iterations.
   `psb textbook` is the reference of the tests, with whole maps over pairs of frames; the speed
   and the share of memory of the others are against it. `psb` is the same maths; `recency` adds the
-  weights after the competition; `current` reads the present frame only.
-- streaming: a forward pass over the clip without gradient, in parallel and frame by frame.
+  weights after the competition; `current` reads the present frame only. `savi textbook` makes keys
+  and values, of all frames first as STEVE does, or frame by frame as SOLD does; its maths is
+  `savi`'s.
+- streaming: a forward pass over the clip without gradient, in parallel and frame by frame; memory
+  is the state carried from frame to frame.
 - training: a whole step of the configured encoder with its backbone, a mixer decoder,
   reconstruction and AdamW, on 64 px frames.
 
@@ -14,7 +17,7 @@ On the CPU memory is what autograd keeps for the backward pass, every storage co
 parameters left out; on a CUDA device it is the peak above what was allocated before.
 
     python tests/benchmarks/bench_video_encoders.py [--quick] [--json PATH] [--device cuda]
-        [--dtype bfloat16] [--tables binding streaming training]
+        [--dtype bfloat16] [--compile] [--tables binding streaming training]
 """
 
 import argparse
@@ -29,6 +32,7 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from ocrl.checkpoint import build
 from ocrl.interfaces import Backbone, SlotEncoder
@@ -38,6 +42,7 @@ from ocrl.types import Camera, Clip
 
 ROOT = Path(__file__).parents[2]
 TEXTBOOK = runpy.run_path(str(ROOT / "tests/ocrl/encoders/textbook_psb.py"))["encode"]
+TEXTBOOK_SAVI = runpy.run_path(str(ROOT / "tests/ocrl/encoders/textbook_savi.py"))["encode"]
 SIZES = ((2, 256, 64, 7), (1, 1024, 192, 11), (1, 4096, 64, 7))
 """B, N, F = D, K."""
 LENGTHS = (6, 12, 24, 48)
@@ -126,14 +131,24 @@ def autocast(options: argparse.Namespace) -> Any:
     return torch.autocast(options.device, dtype=getattr(torch, options.dtype))
 
 
-def token_encoders(size: tuple[int, int, int, int], num_frames: int, device: str) -> dict[str, Any]:
+def state_bytes(state: Any) -> int:
+    """Memory of the tensors in a state."""
+    leaves = tree_leaves(state)
+    return sum(leaf.nbytes for leaf in leaves if isinstance(leaf, Tensor))
+
+
+def token_encoders(
+    size: tuple[int, int, int, int], num_frames: int, options: argparse.Namespace
+) -> dict[str, Any]:
     """Encoders on given tokens, by name."""
     _, num_tokens, dim, num_slots = size
     encoders = {}
     for name in ENCODERS:
         encoder = make_encoder(name, num_slots, dim, num_frames)
         encoder.backbone = Tokens(num_tokens, dim)
-        encoders[name] = encoder.to(device)
+        encoders[name] = encoder.to(options.device)
+        if options.compile:
+            encoder.compile()
     return encoders
 
 
@@ -146,7 +161,7 @@ def measure_binding(
         batch_size, num_frames, num_tokens, dim, device=options.device, requires_grad=True
     )
     is_first = torch.zeros(batch_size, num_frames, dtype=torch.bool, device=options.device)
-    encoders = token_encoders(size, num_frames, options.device)
+    encoders = token_encoders(size, num_frames, options)
     forwards: dict[str, Run] = {}
 
     def loss(slots: Tensor) -> Tensor:
@@ -166,7 +181,15 @@ def measure_binding(
                 return loss(encoder(tokens, is_first).slots)
 
         forwards[name] = forward
-    modules = {"psb textbook": encoders["psb"], **encoders}
+    for layout in ("frames first", "frame by frame"):
+
+        def textbook_savi(layout: str = layout) -> Tensor:
+            with autocast(options):
+                return loss(TEXTBOOK_SAVI(encoders["savi"], tokens, layout=layout))
+
+        forwards[f"savi textbook, {layout}"] = textbook_savi
+    modules = dict.fromkeys(forwards, encoders["savi"]) | encoders
+    modules["psb textbook"] = encoders["psb"]
     runs = {
         name: lambda forward=forward: forward().backward() for name, forward in forwards.items()
     }
@@ -186,7 +209,8 @@ def measure_streaming(
     tokens = torch.randn(batch_size, num_frames, num_tokens, dim, device=options.device)
     is_first = torch.zeros(batch_size, num_frames, dtype=torch.bool, device=options.device)
     runs: dict[str, Run] = {}
-    for name, encoder in token_encoders(size, num_frames, options.device).items():
+    carried: dict[str, float] = {}
+    for name, encoder in token_encoders(size, num_frames, options).items():
         encoder.eval()
 
         def parallel(encoder: SlotEncoder = encoder) -> None:
@@ -200,8 +224,12 @@ def measure_streaming(
                     _, state = encoder.step(frame, state, first)
 
         runs[f"{name}, whole clip"], runs[f"{name}, streamed"] = parallel, stream
+        carried[f"{name}, streamed"] = state_bytes(encoder.initial_state(batch_size)) / 1e6
     best = best_times(runs, 2 if options.quick else 5, options.device)
-    return [{"encoder": name, "ms": value, "megabytes": None} for name, value in best.items()]
+    return [
+        {"encoder": name, "ms": value, "megabytes": carried.get(name)}
+        for name, value in best.items()
+    ]
 
 
 def measure_training(num_frames: int, options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -225,6 +253,8 @@ def measure_training(num_frames: int, options: argparse.Namespace) -> list[dict[
             weights={"reconstruction": 1.0},
             is_conditioned=False,
         ).to(options.device)
+        if options.compile:
+            model.compile()
         optimizer = torch.optim.AdamW(
             [parameter for parameter in model.parameters() if parameter.requires_grad], lr=1e-4
         )
@@ -258,10 +288,12 @@ def show(table: str, size: tuple[int, ...], num_frames: int, rows: list[dict[str
         row["speed"] = rows[0]["ms"] / row["ms"]
         memory = "      -      -"
         if row["megabytes"] is not None:
+            memory = f"{row['megabytes']:7.1f}      -"
+        if row["megabytes"] is not None and rows[0]["megabytes"]:
             row["share"] = row["megabytes"] / rows[0]["megabytes"]
             memory = f"{row['megabytes']:7.1f} {row['share']:6.2f}"
         print(
-            f"{table:10} {' '.join(map(str, size)):>14} {num_frames:3}  {row['encoder']:24} "
+            f"{table:10} {' '.join(map(str, size)):>14} {num_frames:3}  {row['encoder']:30} "
             f"{row['ms']:8.1f} {row['frames_per_second']:8.0f} {row['speed']:6.2f}x {memory}",
             flush=True,
         )
@@ -277,11 +309,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the rows here")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--compile", action="store_true", help="torch.compile what is measured")
     parser.add_argument("--tables", nargs="+", default=tables, choices=tables)
     options = parser.parse_args()
     sizes, lengths = (SIZES[:1], LENGTHS[::2]) if options.quick else (SIZES, LENGTHS)
     print(
-        f"{'table':10} {'B N D K':>14}   T  {'encoder':24} {'ms':>8} {'frames/s':>8} "
+        f"{'table':10} {'B N D K':>14}   T  {'encoder':30} {'ms':>8} {'frames/s':>8} "
         f"{'speed':>7} {'MB':>7} {'share':>6}"
     )
     rows = []

@@ -1,5 +1,6 @@
 import itertools
 import os
+import socket
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -453,16 +454,31 @@ def together(tmp_path, directory, *, parallel, num_processes, steps=8):
     if num_processes == 1:
         share_in(directory, parallel, steps)
         return saved_states(directory), losses_of(directory)
+    options = ["--standalone", f"--nproc-per-node={num_processes}"]
+    launch(tmp_path, [options], directory, parallel, steps)
+    return saved_states(directory), losses_of(directory)
+
+
+def launch(tmp_path, machines, directory, parallel, steps):
+    """Run `share_in` under one torchrun for each machine, with its options, and wait for all."""
     program = tmp_path / "together.py"
     program.write_text(TOGETHER)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    launcher += [f"--nproc-per-node={num_processes}"]
-    command = [*launcher, str(program), __file__, str(directory), parallel, str(steps)]
     root = str(Path(checkpoint.__file__).parents[1])
     environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return saved_states(directory), losses_of(directory)
+    launched = []
+    try:
+        for options in machines:
+            command = [sys.executable, "-m", "torch.distributed.run", *options]
+            command += [str(program), __file__, str(directory), parallel, str(steps)]
+            launched.append(
+                subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+            )
+        for process in launched:
+            _, errors = process.communicate(timeout=300)
+            assert process.returncode == 0, errors
+    finally:
+        for process in launched:
+            process.kill()
 
 
 def losses_of(directory):
@@ -488,6 +504,30 @@ def test_two_processes_give_the_loss_and_weights_of_one(tmp_path, parallel):
     assert_close_states(weights, weights2)
     assert_close_states(resume["model"], resume2["model"])
     assert checkpoint.read_meta(tmp_path / "two")["step"] == 8
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_machines_give_the_loss_and_weights_of_one(tmp_path, parallel):
+    # Two launches that meet over TCP, as on two machines that share a disk.
+    meeting = ["--nproc-per-node=1", "--nnodes=2", "--master-addr=127.0.0.1"]
+    meeting += [f"--master-port={free_port()}"]
+    machines = [[*meeting, f"--node-rank={rank}"] for rank in (0, 1)]
+    launch(tmp_path, machines, tmp_path / "two", parallel, 8)
+    (weights, resume), losses = together(
+        tmp_path, tmp_path / "one", parallel=parallel, num_processes=1
+    )
+    (weights2, resume2), losses2 = saved_states(tmp_path / "two"), losses_of(tmp_path / "two")
+    assert losses2 == pytest.approx(losses, rel=1e-5) and len(losses) == 4
+    assert_close_states(weights, weights2)
+    assert_close_states(resume["model"], resume2["model"])
+    assert checkpoint.read_meta(tmp_path / "two")["metrics"] == {"rank": 0.0}
 
 
 @pytest.mark.slow

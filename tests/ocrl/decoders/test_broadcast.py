@@ -25,11 +25,13 @@ def plain_forward(decoder, slots):
     return (masks[:, :, :, None] * painted[:, :, :, :3]).sum(2), masks
 
 
-@pytest.mark.parametrize("num_slots", [2, 7])
-@pytest.mark.parametrize("strides", [[2, 2], [1, 2], [4, 1]])
-def test_factored_first_layer_equals_the_plain_form(num_slots, strides):
-    # 2 * 2 * 2 slots are fewer than slot_dim (plain path), 2 * 2 * 7 are more (factored path).
-    decoder = make(strides=strides).double()
+@pytest.mark.parametrize("num_slots", [1, 7])
+@pytest.mark.parametrize("strides", [[2, 2], [1, 2], [4, 1], [3, 1], [1, 1]])
+@pytest.mark.parametrize("kernel_size", [1, 3, 5, 7])
+def test_factored_first_layer_equals_the_plain_form(num_slots, strides, kernel_size):
+    # 2 * 2 * 1 slots may cost less than the factored form, 2 * 2 * 7 never do.
+    image_size = [24, 36] if strides[0] == 3 else [16, 24]
+    decoder = make(strides=strides, kernel_size=kernel_size, image_size=image_size).double()
     slots = torch.randn(2, 2, num_slots, 10, dtype=torch.float64)
     output = decoder(slots)
     recon, masks = plain_forward(decoder, slots)

@@ -1,3 +1,5 @@
+import runpy
+from pathlib import Path
 from unittest.mock import patch
 
 import pytest
@@ -141,3 +143,23 @@ def test_predictors_with_a_history_are_refused() -> None:
     predictor = RandomPairPredictor(8, slot_dim=8, window=3, num_heads=2, mlp_dim=8, dropout=0.0)
     with pytest.raises(ValueError, match="got window 3"):
         make(predictor=predictor)
+
+
+@pytest.mark.parametrize("layout", ["frames first", "frame by frame"])
+@pytest.mark.parametrize("mlp_dim", [None, 16])
+def test_equals_the_textbook_forms_with_gradients(layout, mlp_dim):
+    path = Path(__file__).with_name("textbook_savi.py")
+    encoder = make(mlp_dim=mlp_dim).double()
+    video = torch.rand(2, 4, 3, 8, 8, dtype=torch.float64)
+    is_first = torch.zeros(2, 4, dtype=torch.bool)
+    tokens = encoder.backbone(video.flatten(0, 1)).unflatten(0, (2, 4))
+    slots = runpy.run_path(str(path))["encode"](encoder, tokens, layout=layout)
+    ours = encoder(video, is_first).slots
+    torch.testing.assert_close(ours, slots)
+    weights = list(encoder.parameters())
+    for got, expected in zip(
+        torch.autograd.grad(ours.square().sum(), weights),
+        torch.autograd.grad(slots.square().sum(), weights),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, expected)

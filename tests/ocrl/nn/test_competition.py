@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -76,6 +78,65 @@ def test_cut_into_runs_of_tokens(monkeypatch) -> None:
     torch.testing.assert_close(torch.autograd.grad(cut.square().sum(), inputs), expected)
 
 
+@pytest.mark.parametrize("window", [9, 20])
+@pytest.mark.parametrize("max_kept", [0, 2000, 2**22])
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_blocks_of_several_frames_and_kept_maps(window, max_kept, is_shared, monkeypatch) -> None:
+    query, keys, values, visible, recency = make_inputs(num_frames=20, window=window)
+    monkeypatch.setattr(module, "_MAX_KEPT", max_kept)
+    blocks = list(module._blocks(query, keys, window))
+    assert max(block.frames.stop - block.frames.start for block in blocks) > 1
+    given_values = None if is_shared else values
+    inputs = [query, keys, recency, *([] if is_shared else [values])]
+    terms = {"visible": visible, "recency": recency}
+    ours = competition_over_time(query, keys, given_values, window=window, **terms)
+    theirs = plain(query, keys, keys if is_shared else values, **terms)
+    torch.testing.assert_close(ours, theirs)
+    weight = torch.randn(ours.shape, dtype=torch.float64)
+    for got, expected in zip(
+        torch.autograd.grad((ours * weight).sum(), inputs),
+        torch.autograd.grad((theirs * weight).sum(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("window", [1, 8, 24])
+@pytest.mark.parametrize("num_tokens", [7, 150])
+def test_blocks_cover_the_band_once_and_little_more(window, num_tokens, monkeypatch) -> None:
+    query, keys, *_ = make_inputs(num_frames=24, num_tokens=num_tokens, window=window)
+    if num_tokens > 64:
+        monkeypatch.setitem(module._MAX_ENTRIES, True, 1)
+    rows = query.shape[3]
+    covered = torch.zeros(24, 24, num_tokens, dtype=torch.int64)
+    for block in module._blocks(query, keys, window):
+        frames = slice(block.rows.start // rows, block.rows.stop // rows)
+        covered[frames, block.frames, block.tokens] += 1
+    distance = torch.arange(24)[:, None] - torch.arange(24)
+    band = ((distance >= 0) & (distance < window))[..., None].expand(covered.shape)
+    assert (covered[band] == 1).all() and covered.max() == 1
+    assert covered[~band].sum() <= module._MAX_WASTE * band.sum()
+
+
+def test_maps_are_kept_within_their_budget_and_only_for_a_gradient() -> None:
+    def kept(query: Tensor, keys: Tensor) -> int:
+        sizes: dict[int, int] = {}
+
+        def pack(saved: Tensor) -> Tensor:
+            sizes[saved.untyped_storage().data_ptr()] = saved.numel()
+            return saved
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
+            sums = competition_over_time(query, keys, visible=visible, window=20)
+        del sums
+        return sum(sizes.values())
+
+    query, keys, _, visible, _ = make_inputs(num_rows=1, num_frames=20, window=20)
+    inputs = query.numel() + keys.numel() + visible.numel()
+    assert inputs < kept(query, keys) <= inputs + keys.numel()
+    assert kept(query.detach(), keys.detach()) == 0
+
+
 def test_gradients_by_finite_differences() -> None:
     query, keys, values, visible, bias = make_inputs(2, 2, 3, 3)
 
@@ -107,10 +168,16 @@ def test_mass_is_shared_out_whole(num_groups, num_rows, num_frames, window, seed
     torch.testing.assert_close(mass, visible.sum(-1).double() * 7)
 
 
-def test_competition_sums_to_one_over_heads_and_slots() -> None:
+@pytest.mark.parametrize("is_binary", [True, False])
+def test_competition_sums_to_one_over_heads_and_slots(is_binary) -> None:
     for num_groups in (1, 3):
-        attn = compete(1e3 * torch.randn(2, num_groups, 3, 4, 5))
-        torch.testing.assert_close(attn.sum((1, 3)), torch.ones(2, 3, 5))
+        logits = 1e2 * torch.randn(2, num_groups, 3, 4, 5, dtype=torch.float64)
+        joined = logits.transpose(1, 2).flatten(2, 3)
+        expected = joined.softmax(2).view(2, 3, num_groups, 4, 5).transpose(1, 2)
+        scaled = logits / math.log(2) if is_binary else logits
+        attn = compete(scaled, is_binary=is_binary)
+        torch.testing.assert_close(attn, expected)
+        torch.testing.assert_close(attn.sum((1, 3)), torch.ones(2, 3, 5, dtype=torch.float64))
 
 
 def test_tokens_without_gradient_get_none() -> None:
