@@ -256,7 +256,7 @@ class WorldCache:
         if not self.folder.is_dir():
             raise FileNotFoundError(
                 f"expected a folder of pre-generated worlds, got {self.folder}: make it with "
-                "ocrl.envs.crafter_world.pregenerate"
+                "scripts/pregenerate_worlds.py"
             )
 
     def file(self, seed: int, area: tuple[int, int]) -> pathlib.Path:
