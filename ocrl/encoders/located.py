@@ -26,7 +26,8 @@ class LocatedSlots(RecurrentSlotEncoder):
     its log density is added to the logits of the competition, and each round moves it to the mean
     and the spread of what it won, as in a mixture of Gaussians. Slots thus slide to the nearest
     thing and follow it. The first `num_grounds` slots have no place: for them all of the picture
-    is equally likely, so they hold the ground.
+    is equally likely, so they hold the ground. A priori they own half of it, and the others share
+    the other half; where all are equal at first, things and ground would be told apart by chance.
 
     Ours. Places and scales of slots that follow the attention are those of Invariant Slot
     Attention (Biza et al. 2023, arXiv 2302.04973, section 3.2), which gives keys and values
@@ -98,6 +99,7 @@ class LocatedSlots(RecurrentSlotEncoder):
             eps_placement=eps_placement,
         )
         num_places = num_slots - num_grounds
+        self.log_odds = math.log(num_places / max(num_grounds, 1))
         self.places = nn.Parameter(spread_places(num_places))
         self.log_scales = nn.Parameter(torch.full((num_places, 1), -0.5 * math.log(4 * num_places)))
         self.register_buffer("coordinates", cell_centres(backbone.grid), persistent=False)
@@ -142,7 +144,8 @@ class LocatedSlots(RecurrentSlotEncoder):
         slots, places, log_scales = state["slots"], state["places"], state["log_scales"]
         is_located = state["is_located"]
         for _ in range(num_iterations):
-            bias = is_located * log_density(places, log_scales, self.coordinates)
+            density = log_density(places, log_scales, self.coordinates)
+            bias = is_located * (density - self.log_odds)
             slots, attn = self.corrector.iterate(slots, tokens, bias=bias)
             places, variances = follow(
                 attn,

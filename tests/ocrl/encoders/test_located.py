@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -56,7 +58,7 @@ def test_two_rounds_written_out() -> None:
     for _ in range(2):
         queries = attention.to_q(corrector.norm_slots(slots)) / 8**0.5
         logits = queries @ attention.to_k(inputs).mT
-        logits[:, 1:] += log_density(places, log_scales, coordinates)[:, 1:]
+        logits[:, 1:] += log_density(places, log_scales, coordinates)[:, 1:] - math.log(3)
         attn = logits.softmax(dim=1)
         weights = attn + 1e-8
         update = weights / weights.sum(-1, keepdim=True) @ attention.to_v(inputs)
@@ -120,6 +122,16 @@ def test_slots_slide_to_two_things_of_one_look_and_follow_them() -> None:
 class _Keep(nn.Module):
     def forward(self, update, slots):
         return slots
+
+
+def test_grounds_own_half_of_a_picture_of_one_look() -> None:
+    encoder = make(num_slots=9, initializer=LearnedInitializer(9, slot_dim=8))
+    with torch.no_grad():
+        encoder.corrector.attention.to_q.weight.zero_()
+    output = encoder(torch.zeros(1, 1, 3, 16, 16), torch.ones(1, 1, dtype=torch.bool))
+    share = output.attn[0, 0].mean(-1)
+    assert 0.35 < share[0] < 0.65
+    assert share[1:].max() < share[0] / 3
 
 
 def test_bad_arguments_and_views_are_named() -> None:
