@@ -37,6 +37,14 @@ SMALL = {
         "decoder.mlp_dim=32",
         "decoder.num_layers=2",
     ),
+    "smooth_sa": (
+        "image_size=[32,32]",
+        "decoder.dim=16",
+        "decoder.mlp_dim=32",
+        "decoder.num_layers=2",
+        "encoder.initializer.mlp_dim=32",
+        "encoder.predictor.mlp_dim=32",
+    ),
 }
 TRAINER = (
     "trainer.max_steps=4",
