@@ -33,17 +33,18 @@ class Agreement(Objective, ScheduledModule):
         """Mean over (B,T,N), nats.
 
         Raises:
-            ValueError: if the attention is on no grid that tiles the masks.
+            ValueError: if the attention is on no grid of the masks' shape.
         """
         masks = decoded.masks.detach().float()
         height, width = masks.shape[-2:]
         num_tokens = encoded.attn.shape[-1]
-        size = round((height * width / num_tokens) ** 0.5)
-        if size < 1 or height % size or width % size or height * width != num_tokens * size**2:
+        rows = max(1, round((num_tokens * height / width) ** 0.5))
+        columns = num_tokens // rows
+        if rows * columns != num_tokens or rows * width != columns * height:
             raise ValueError(
-                f"expected attention over square patches of masks of {height} x {width}, "
+                f"expected attention over a grid of the shape of the masks, {height} x {width}, "
                 f"got {num_tokens} tokens"
             )
-        teacher = functional.avg_pool2d(masks.flatten(0, 1), size).flatten(2)
+        teacher = functional.adaptive_avg_pool2d(masks.flatten(0, 1), (rows, columns)).flatten(2)
         logarithm = encoded.attn.float().clamp_min(1e-6).log().flatten(0, 1)
         return -self.progress * (teacher * logarithm).sum(dim=1).mean()

@@ -29,6 +29,15 @@ def test_equal_to_the_formula_by_hand() -> None:
     assert run(attn, masks, progress=0.25).item() == pytest.approx(expected / 4, rel=1e-5)
 
 
+def test_coarse_masks_count_for_all_tokens_of_a_cell() -> None:
+    left_half = torch.tensor([[1.0, 0.0]])
+    masks = torch.stack([left_half, 1 - left_half])[None, None]
+    attn = torch.rand(1, 1, 2, 8).softmax(2)  # 2 x 4 tokens
+    left, right = attn[0, 0, 0].view(2, 4)[:, :2], attn[0, 0, 1].view(2, 4)[:, 2:]
+    expected = -(left.log().sum() + right.log().sum()) / 8
+    torch.testing.assert_close(run(attn, masks), expected)
+
+
 def test_teaches_the_attention_and_not_the_masks() -> None:
     masks = torch.rand(2, 3, 4, 8, 8, requires_grad=True)
     logits = torch.randn(2, 3, 4, 16, requires_grad=True)
@@ -38,5 +47,5 @@ def test_teaches_the_attention_and_not_the_masks() -> None:
 
 
 def test_attention_on_another_grid_is_named() -> None:
-    with pytest.raises(ValueError, match="patches of masks of 8 x 8, got 15 tokens"):
+    with pytest.raises(ValueError, match="shape of the masks, 8 x 8, got 15 tokens"):
         run(torch.rand(1, 1, 2, 15), torch.rand(1, 1, 2, 8, 8))
