@@ -27,7 +27,7 @@ class LocatedSlots(RecurrentSlotEncoder):
     and the spread of what it won, as in a mixture of Gaussians. Slots thus slide to the nearest
     thing and follow it. The first `num_grounds` slots have no place: for them all of the picture
     is equally likely, so they hold the ground. A priori they own half of it, and the others share
-    the other half; where all are equal at first, things and ground would be told apart by chance.
+    the other half, and queries start at zero: else things and ground are told apart by chance.
 
     Ours. Places and scales of slots that follow the attention are those of Invariant Slot
     Attention (Biza et al. 2023, arXiv 2302.04973, section 3.2), which gives keys and values
@@ -98,6 +98,8 @@ class LocatedSlots(RecurrentSlotEncoder):
             gradient="full",
             eps_placement=eps_placement,
         )
+        # At first places alone count: looks drawn at random would choose which slot is the ground.
+        nn.init.zeros_(self.corrector.attention.to_q.weight)
         num_places = num_slots - num_grounds
         self.log_odds = math.log(num_places / max(num_grounds, 1))
         self.places = nn.Parameter(spread_places(num_places))
