@@ -159,6 +159,45 @@ class SlotEncoder(nn.Module, ABC):
         """
 
 
+class FrameSlotEncoder(SlotEncoder):
+    """An encoder without memory: every frame by itself, all frames of a clip at once."""
+
+    @abstractmethod
+    def encode(self, frames: Tensor, *, condition: Tensor | None) -> SlotOutput:
+        """Encode frames (B,[V,]C,H,W), with a condition for each; the result has T = 1."""
+
+    def initial_state(self, batch_size: int) -> State:
+        """Nothing: no frame depends on an earlier one."""
+        return {}
+
+    def forward(
+        self,
+        video: Tensor,
+        is_first: Tensor,
+        *,
+        action: Tensor | None = None,
+        condition: Tensor | None = None,
+    ) -> SlotOutput:
+        """Encode a clip, see `SlotEncoder.forward`. A condition (B,K,4) holds for every frame."""
+        shape = video.shape[:2]
+        if condition is not None:
+            condition = condition.repeat_interleave(shape[1], dim=0)
+        output = self.encode(video.flatten(0, 1), condition=condition)
+        return output.map(lambda value: value.flatten(0, 1).unflatten(0, shape))
+
+    def step(
+        self,
+        frame: Tensor,
+        state: State,
+        is_first: Tensor,
+        *,
+        action: Tensor | None = None,
+        condition: Tensor | None = None,
+    ) -> tuple[SlotOutput, State]:
+        """Encode one frame, see `SlotEncoder.step`."""
+        return self.encode(frame, condition=condition), state
+
+
 class RecurrentSlotEncoder(SlotEncoder):
     """An encoder that is a scan: one `bind` per frame over tokens made for all frames at once."""
 

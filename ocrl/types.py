@@ -7,7 +7,7 @@ tokens, where there are no views.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 
 import torch
@@ -146,6 +146,15 @@ class SlotOutput:
     queries: Tensor | None = None
     codes: Tensor | None = None
     aux: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> SlotOutput:
+        """Change every tensor, those of `aux` too."""
+        values = {
+            entry.name: value if value is None else function(value)
+            for entry in fields(self)
+            if not isinstance(value := getattr(self, entry.name), Mapping)
+        }
+        return SlotOutput(**values, aux={name: function(value) for name, value in self.aux.items()})
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ocrl.interfaces import Decoder, Space
 from ocrl.nn.location import cell_centres, moments
 from ocrl.nn.mlp import MLP
+from ocrl.nn.position import grid_like
 from ocrl.types import DecoderOutput
 
 NUM_COLOURS = 3
@@ -105,7 +106,8 @@ class GlimpseDecoder(Decoder):
 
     def _prior(self, glimpses: Tensor, attn: Tensor) -> Tensor:
         """Logarithm of the prior shares (M,K,H*W) of glimpses (M,K,S,S) under attn (M,K,N)."""
-        centres, _ = moments(attn, cell_centres(self._token_grid(attn)).to(attn))
+        tokens = grid_like(attn.shape[-1], shape=self.grid, what="a frame")
+        centres, _ = moments(attn, cell_centres(tokens).to(attn))
         rows = self._weights(centres[..., 0], self.grid[0])
         columns = self._weights(centres[..., 1], self.grid[1])
         logits = rows @ (glimpses - OUTSIDE) @ columns.mT + OUTSIDE
@@ -126,10 +128,15 @@ class GlimpseDecoder(Decoder):
         """Draw (B,T,3,H,W); masks are at full resolution, and prior shares without `target`.
 
         Raises:
-            ValueError: if there is no `attn`, or its tokens are no square patches of the frame.
+            ValueError: if there is no `attn`, or its tokens are on no grid like the frame's.
         """
+        if attn is None:
+            raise ValueError(
+                "a glimpse decoder expected the encoder's attention, got none: it draws a slot "
+                "where the encoder saw it"
+            )
         lead = slots.shape[:2]
-        attn = self._check(attn).flatten(0, 1)
+        attn = attn.to(torch.promote_types(attn.dtype, torch.float32)).flatten(0, 1)
         cells = (slots.shape[2], self.num_cells, self.num_cells)
         glimpses = self.draw(slots).to(attn.dtype).reshape(-1, *cells)
         colours = self.colour(slots).to(attn.dtype).sigmoid().flatten(0, 1)
@@ -145,24 +152,3 @@ class GlimpseDecoder(Decoder):
                 shares = joint.softmax(dim=1)
             masks = shares.view(*lead, -1, *self.grid)
         return DecoderOutput(recon, masks, aux=aux)
-
-    def _check(self, attn: Tensor | None) -> Tensor:
-        height, width = self.grid
-        if attn is None:
-            raise ValueError(
-                "a glimpse decoder expected the encoder's attention, got none: it draws a slot "
-                "where the encoder saw it"
-            )
-        num_tokens = attn.shape[-1]
-        rows, columns = self._token_grid(attn)
-        if rows * columns != num_tokens or height * columns != width * rows:
-            raise ValueError(
-                f"expected attention over square patches of a {height} x {width} frame, "
-                f"got {num_tokens} tokens"
-            )
-        return attn.to(torch.promote_types(attn.dtype, torch.float32))
-
-    def _token_grid(self, attn: Tensor) -> tuple[int, int]:
-        height, width = self.grid
-        rows = round((attn.shape[-1] * height / width) ** 0.5)
-        return rows, attn.shape[-1] // max(rows, 1)

@@ -1,21 +1,20 @@
 """Slot Attention, frame by frame without memory.
 
-B batch, T frames, K slots, D slot size, N tokens, F token features.
+B batch, K slots, D slot size, N tokens, F token features.
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ocrl.initializers import preheat_aux, start_queries
-from ocrl.interfaces import Backbone, Initializer, SlotEncoder, State
+from ocrl.interfaces import Backbone, FrameSlotEncoder, Initializer
 from ocrl.nn.attention import EpsPlacement
 from ocrl.nn.slot_attention import Corrector, Gradient
 from ocrl.types import SlotOutput
 
 
-class SlotAttention(SlotEncoder):
+class SlotAttention(FrameSlotEncoder):
     """The image encoder of Locatello et al. (2020, arXiv 2006.15055), applied to every frame.
 
     Differs from the paper in what is an argument here; the paper's choice is a learned Gaussian
@@ -59,51 +58,10 @@ class SlotAttention(SlotEncoder):
             eps_placement=eps_placement,
         )
 
-    def initial_state(self, batch_size: int) -> State:
-        """Nothing: no frame depends on an earlier one."""
-        return {}
-
-    def forward(
-        self,
-        video: Tensor,
-        is_first: Tensor,
-        *,
-        action: Tensor | None = None,
-        condition: Tensor | None = None,
-    ) -> SlotOutput:
-        """Encode all frames of a clip at once, see `SlotEncoder.forward`.
-
-        A condition (B,M,4) holds for every frame.
-        """
-        batch_size, num_frames = video.shape[:2]
-        if condition is not None:
-            condition = condition.repeat_interleave(num_frames, dim=0)
-        return self._encode(video.flatten(0, 1), condition, (batch_size, num_frames))
-
-    def step(
-        self,
-        frame: Tensor,
-        state: State,
-        is_first: Tensor,
-        *,
-        action: Tensor | None = None,
-        condition: Tensor | None = None,
-    ) -> tuple[SlotOutput, State]:
-        """Encode one frame, see `SlotEncoder.step`."""
-        return self._encode(frame, condition, (len(frame), 1)), state
-
-    def _encode(
-        self, frames: Tensor, condition: Tensor | None, shape: tuple[int, int]
-    ) -> SlotOutput:
+    def encode(self, frames: Tensor, *, condition: Tensor | None) -> SlotOutput:
+        """Encode frames, see `FrameSlotEncoder.encode`."""
         tokens = self.backbone(frames)
         queries, preheated = start_queries(self.initializer, tokens, condition=condition)
         slots, attn = self.corrector(queries, tokens, num_iterations=self.num_iterations)
         aux = preheat_aux(self.initializer, preheated, slots, True)
-        return SlotOutput(
-            slots=slots.unflatten(0, shape),
-            attn=attn.unflatten(0, shape),
-            queries=queries.unflatten(0, shape),
-            aux={
-                name: torch.flatten(value, 0, 1).unflatten(0, shape) for name, value in aux.items()
-            },
-        )
+        return SlotOutput(slots[:, None], attn[:, None], queries[:, None], aux=aux)

@@ -8,14 +8,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ocrl.interfaces import Backbone, Initializer, RecurrentSlotEncoder, SlotEncoder, State
+from ocrl.interfaces import Backbone, FrameSlotEncoder, Initializer, RecurrentSlotEncoder, State
 from ocrl.nn.mixture import MixtureCorrector
 from ocrl.nn.predictor import Predictor
 from ocrl.nn.slot_attention import Gradient, correct_frame, resolve_start
 from ocrl.types import SlotOutput
 
 
-class SlotMixture(SlotEncoder):
+class SlotMixture(FrameSlotEncoder):
     """The image encoder of Kirilenko et al. (2024, arXiv 2311.04640), applied to every frame.
 
     What differs from the paper stands in `ocrl.nn.mixture.MixtureCorrector`. Slots of different
@@ -64,46 +64,12 @@ class SlotMixture(SlotEncoder):
             gradient=gradient,
         )
 
-    def initial_state(self, batch_size: int) -> State:
-        """Nothing: no frame depends on an earlier one."""
-        return {}
-
-    def forward(
-        self,
-        video: Tensor,
-        is_first: Tensor,
-        *,
-        action: Tensor | None = None,
-        condition: Tensor | None = None,
-    ) -> SlotOutput:
-        """Encode all frames of a clip at once, see `SlotEncoder.forward`.
-
-        A condition (B,M,4) holds for every frame.
-        """
-        batch_size, num_frames = video.shape[:2]
-        if condition is not None:
-            condition = condition.repeat_interleave(num_frames, dim=0)
-        return self._encode(video.flatten(0, 1), condition, (batch_size, num_frames))
-
-    def step(
-        self,
-        frame: Tensor,
-        state: State,
-        is_first: Tensor,
-        *,
-        action: Tensor | None = None,
-        condition: Tensor | None = None,
-    ) -> tuple[SlotOutput, State]:
-        """Encode one frame, see `SlotEncoder.step`."""
-        return self._encode(frame, condition, (len(frame), 1)), state
-
-    def _encode(
-        self, frames: Tensor, condition: Tensor | None, shape: tuple[int, int]
-    ) -> SlotOutput:
+    def encode(self, frames: Tensor, *, condition: Tensor | None) -> SlotOutput:
+        """Encode frames, see `FrameSlotEncoder.encode`."""
         tokens = self.backbone(frames)
         start = self.corrector.start(self.initializer(tokens, condition=condition))
         components, attn = self.corrector(start, tokens, num_iterations=self.num_iterations)
-        return _output(self.corrector, components, attn, start, shape)
+        return _output(self.corrector, components, attn, start)
 
 
 class SlotMixtureVideo(RecurrentSlotEncoder):
@@ -202,7 +168,7 @@ class SlotMixtureVideo(RecurrentSlotEncoder):
             num_iterations_first=self.num_iterations_first,
             num_iterations_rest=self.num_iterations_rest,
         )
-        output = _output(self.corrector, components, attn, start, (len(tokens), 1))
+        output = _output(self.corrector, components, attn, start)
         return output, {
             "components": components,
             "is_fresh": torch.zeros_like(state["is_fresh"]),
@@ -210,17 +176,13 @@ class SlotMixtureVideo(RecurrentSlotEncoder):
 
 
 def _output(
-    corrector: MixtureCorrector,
-    components: Tensor,
-    attn: Tensor,
-    start: Tensor,
-    shape: tuple[int, int],
+    corrector: MixtureCorrector, components: Tensor, attn: Tensor, start: Tensor
 ) -> SlotOutput:
-    """What frames (B*T) were bound to, as (B,T)."""
+    """What a frame was bound to, with T = 1."""
     _, _, log_weight = corrector.unpack(components)
     return SlotOutput(
-        slots=corrector.slots(components).unflatten(0, shape),
-        attn=attn.unflatten(0, shape),
-        queries=corrector.unpack(start)[0].unflatten(0, shape),
-        aux={"mixture_weights": log_weight.exp().squeeze(-1).unflatten(0, shape)},
+        slots=corrector.slots(components)[:, None],
+        attn=attn[:, None],
+        queries=corrector.unpack(start)[0][:, None],
+        aux={"mixture_weights": log_weight.exp().squeeze(-1)[:, None]},
     )

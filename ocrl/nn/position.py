@@ -14,6 +14,28 @@ from torch import Tensor, nn
 Coordinates = Literal["four", "two"]
 
 
+def grid_like(num_tokens: int, *, shape: tuple[int, int], what: str) -> tuple[int, int]:
+    """The grid (h, w) of tokens that has the proportions of a map.
+
+    Args:
+        num_tokens: N.
+        shape: (H, W) of the map.
+        what: of which the map is, for the error.
+
+    Raises:
+        ValueError: if no grid of N tokens has these proportions.
+    """
+    height, width = shape
+    rows = max(1, round((num_tokens * height / width) ** 0.5))
+    columns = num_tokens // rows
+    if rows * columns != num_tokens or rows * width != columns * height:
+        raise ValueError(
+            f"expected tokens on a grid with the proportions of {what} of {height} x {width}, "
+            f"got {num_tokens} tokens"
+        )
+    return rows, columns
+
+
 def grid_coordinates(grid: tuple[int, int], *, coordinates: Coordinates) -> Tensor:
     """Coordinates of the cells of a grid, first and last cell on the borders.
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ocrl.interfaces import Objective, ScheduledModule
+from ocrl.nn.position import grid_like
 from ocrl.types import Clip, DecoderOutput, SlotOutput
 
 
@@ -36,15 +37,7 @@ class Agreement(Objective, ScheduledModule):
             ValueError: if the attention is on no grid of the masks' shape.
         """
         masks = decoded.masks.detach().float()
-        height, width = masks.shape[-2:]
-        num_tokens = encoded.attn.shape[-1]
-        rows = max(1, round((num_tokens * height / width) ** 0.5))
-        columns = num_tokens // rows
-        if rows * columns != num_tokens or rows * width != columns * height:
-            raise ValueError(
-                f"expected attention over a grid of the shape of the masks, {height} x {width}, "
-                f"got {num_tokens} tokens"
-            )
-        teacher = functional.adaptive_avg_pool2d(masks.flatten(0, 1), (rows, columns)).flatten(2)
+        grid = grid_like(encoded.attn.shape[-1], shape=tuple(masks.shape[-2:]), what="masks")
+        teacher = functional.adaptive_avg_pool2d(masks.flatten(0, 1), grid).flatten(2)
         logarithm = encoded.attn.float().clamp_min(1e-6).log().flatten(0, 1)
         return -self.progress * (teacher * logarithm).sum(dim=1).mean()

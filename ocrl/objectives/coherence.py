@@ -13,7 +13,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ocrl.interfaces import Objective, ScheduledModule
-from ocrl.nn.position import grid_coordinates
+from ocrl.nn.position import grid_coordinates, grid_like
 from ocrl.nn.region import check_region, cut
 from ocrl.types import Clip, DecoderOutput, SlotOutput
 
@@ -64,14 +64,13 @@ class Coherence(Objective, ScheduledModule):
             ValueError: if the tokens are no square patches of the frame.
         """
         height, width = clip.video.shape[-2:]
-        num_tokens = encoded.attn.shape[-1]
-        size = round((height * width / num_tokens) ** 0.5)
-        if height % size or width % size or height * width != num_tokens * size**2:
+        grid = grid_like(encoded.attn.shape[-1], shape=(height, width), what="a frame")
+        size = height // grid[0]
+        if height % grid[0]:
             raise ValueError(
-                f"expected tokens of square patches of a {height} x {width} frame, "
-                f"got {num_tokens} tokens"
+                f"expected tokens of whole patches of a {height} x {width} frame, got {grid[0]} x "
+                f"{grid[1]} tokens"
             )
-        grid = (height // size, width // size)
         attn = self._tokens(encoded.attn.float().unflatten(-1, grid))
         pattern = "b t c (h p) (w q) -> b t c p q h w"
         patches = rearrange(clip.video.float(), pattern, p=size, q=size)

@@ -126,5 +126,5 @@ def test_bad_input_is_named() -> None:
         make(deviation=0)
     with pytest.raises(ValueError, match="expected the encoder's attention, got none"):
         make()(torch.randn(1, 1, 2, 10))
-    with pytest.raises(ValueError, match="patches of a 16 x 24 frame, got 25 tokens"):
+    with pytest.raises(ValueError, match="proportions of a frame of 16 x 24, got 25 tokens"):
         make()(torch.randn(1, 1, 2, 10), attn=torch.ones(1, 1, 2, 25))

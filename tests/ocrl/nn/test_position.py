@@ -3,7 +3,13 @@ import math
 import pytest
 import torch
 
-from ocrl.nn.position import LearnedPosition, LinearPosition, grid_coordinates, sinusoidal
+from ocrl.nn.position import (
+    LearnedPosition,
+    LinearPosition,
+    grid_coordinates,
+    grid_like,
+    sinusoidal,
+)
 
 
 def test_coordinates_by_hand() -> None:
@@ -60,3 +66,12 @@ def test_sinusoidal_distance_depends_on_the_difference_only() -> None:
 def test_sinusoidal_needs_an_even_size() -> None:
     with pytest.raises(ValueError, match="got 3"):
         sinusoidal(torch.arange(2), dim=3)
+
+
+def test_the_grid_of_tokens_has_the_proportions_of_the_map() -> None:
+    assert grid_like(256, shape=(64, 64), what="a frame") == (16, 16)
+    assert grid_like(24, shape=(16, 24), what="a frame") == (4, 6)
+    assert grid_like(1, shape=(8, 8), what="masks") == (1, 1)
+    for num_tokens in (0, 2, 15, 25):
+        with pytest.raises(ValueError, match=f"masks of 16 x 24, got {num_tokens} tokens"):
+            grid_like(num_tokens, shape=(16, 24), what="masks")

@@ -47,5 +47,5 @@ def test_teaches_the_attention_and_not_the_masks() -> None:
 
 
 def test_attention_on_another_grid_is_named() -> None:
-    with pytest.raises(ValueError, match="shape of the masks, 8 x 8, got 15 tokens"):
+    with pytest.raises(ValueError, match="proportions of masks of 8 x 8, got 15 tokens"):
         run(torch.rand(1, 1, 2, 15), torch.rand(1, 1, 2, 8, 8))
