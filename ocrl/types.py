@@ -149,12 +149,13 @@ class SlotOutput:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> SlotOutput:
         """Change every tensor, those of `aux` too."""
-        values = {
-            entry.name: value if value is None else function(value)
-            for entry in fields(self)
-            if not isinstance(value := getattr(self, entry.name), Mapping)
-        }
-        return SlotOutput(**values, aux={name: function(value) for name, value in self.aux.items()})
+        return SlotOutput(
+            slots=function(self.slots),
+            attn=function(self.attn),
+            queries=None if self.queries is None else function(self.queries),
+            codes=None if self.codes is None else function(self.codes),
+            aux={name: function(value) for name, value in self.aux.items()},
+        )
 
 
 @dataclass(frozen=True)

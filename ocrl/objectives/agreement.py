@@ -37,7 +37,8 @@ class Agreement(Objective, ScheduledModule):
             ValueError: if the attention is on no grid of the masks' shape.
         """
         masks = decoded.masks.detach().float()
-        grid = grid_like(encoded.attn.shape[-1], shape=tuple(masks.shape[-2:]), what="masks")
+        height, width = masks.shape[-2:]
+        grid = grid_like(encoded.attn.shape[-1], shape=(height, width), what="masks")
         teacher = functional.adaptive_avg_pool2d(masks.flatten(0, 1), grid).flatten(2)
         logarithm = encoded.attn.float().clamp_min(1e-6).log().flatten(0, 1)
         return -self.progress * (teacher * logarithm).sum(dim=1).mean()
