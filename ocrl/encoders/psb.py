@@ -164,7 +164,12 @@ class PSB(SlotEncoder):
         last = len(self.blocks) - 1
         for number, block in enumerate(self.blocks):
             slots, attn = block(
-                slots, tokens, visible=visible, segments=segments, needs_map=number == last
+                slots,
+                tokens,
+                visible=visible,
+                segments=segments,
+                needs_map=number == last,
+                are_alike=number == 0,
             )
         return SlotOutput(slots, attn, queries)
 
@@ -259,9 +264,12 @@ class _Block(nn.Module):
         visible: Tensor,
         segments: Tensor,
         needs_map: bool,
+        are_alike: bool,
     ) -> tuple[Tensor, Tensor | None]:
         """Refine slots (B,T,K,D); returns them and the map (B,T,K,N) of the present frames."""
-        update, attn = self.bottom_up(self.norm_slots(slots), tokens, visible, needs_map=needs_map)
+        update, attn = self.bottom_up(
+            self.norm_slots(slots), tokens, visible, needs_map=needs_map, are_alike=are_alike
+        )
         slots = slots + update
         slots = slots + self.time_mixer(self.norm_time(slots), segments)
         return self._interact(slots), attn

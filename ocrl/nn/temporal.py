@@ -206,7 +206,13 @@ class CompetitiveCrossAttention(nn.Module):
         nn.init.xavier_uniform_(self.to_out.weight, gain=gain)
 
     def forward(
-        self, slots: Tensor, tokens: Tensor, visible: Tensor, *, needs_map: bool = True
+        self,
+        slots: Tensor,
+        tokens: Tensor,
+        visible: Tensor,
+        *,
+        needs_map: bool = True,
+        are_alike: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Read tokens with normalised slots.
 
@@ -215,6 +221,8 @@ class CompetitiveCrossAttention(nn.Module):
             tokens: (B,S,N,E) from `normalized_tokens`; their last frame is the slots' last.
             visible: (B,T,S) bool; pairs of frames beyond `window` are not read anyway.
             needs_map: whether the map is asked for where it is not made anyway.
+            are_alike: whether frames that see each other have equal slots, as before the first
+                block: then a frame's tokens are bound once and not for each frame that sees them.
 
         Returns:
             Updates (B,T,K,D), and the competition's map (B,T,K,N) over the tokens of the present
@@ -232,6 +240,8 @@ class CompetitiveCrossAttention(nn.Module):
             return self._read_present(token_query, tokens, bias)
         elif slots.shape[1] == 1:
             return self._read_cache(token_query, tokens, bias, recency, visible)
+        elif are_alike and (bias is None or self.num_heads == 1):
+            read = self._read_once(token_query, tokens, bias, recency, visible)
         elif self._is_absorbed(slots, tokens):
             read = self._read_absorbed(token_query, tokens, bias, recency, visible)
         else:
@@ -349,6 +359,30 @@ class CompetitiveCrossAttention(nn.Module):
         return self._project_mean(
             rearrange(pooled[:, 0], "b t (h k) e -> b t h k e", h=self.num_heads)
         )
+
+    def _read_once(
+        self,
+        query: Tensor,
+        tokens: Tensor,
+        bias: Tensor | None,
+        recency: Tensor | None,
+        visible: Tensor,
+    ) -> Tensor:
+        """Bind each frame with its own slots, which are those of all frames that see it."""
+        query = self._with_present_bias(query, bias)
+        pooled = competition_over_time(
+            rearrange(query, "b t h k e -> (b t) 1 1 (h k) e"),
+            rearrange(tokens, "b t n e -> (b t) 1 1 n e"),
+            visible=visible.new_ones(len(tokens) * tokens.shape[1], 1, 1),
+            window=1,
+        ).view(query.shape)
+        weights = visible.tril().triu(1 - self.window)[..., None].to(pooled.dtype)
+        if recency is not None:
+            weights = weights * recency.exp()
+        weights = weights.expand(-1, -1, -1, self.num_heads)
+        with torch.autocast(query.device.type, enabled=False):
+            pooled = einsum(weights, pooled, "b t s h, b s h k e -> b t h k e")
+        return self._project_mean(pooled)
 
     def _keys_and_values(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values (B,H,S,N,d)."""

@@ -138,3 +138,35 @@ def test_recency_weighs_frames_after_the_competition() -> None:
     present.load_state_dict(attention.state_dict(), strict=False)
     torch.nn.init.constant_(attention.slope, -1e4)
     torch.testing.assert_close(attention(*inputs()), present(*inputs()))
+
+
+@pytest.mark.parametrize(
+    ("heads", "time_bias"), [(1, "logits"), (1, "recency"), (2, "recency"), (2, "none")]
+)
+def test_slots_that_are_alike_bind_each_frame_once_with_the_same_result(
+    heads: int, time_bias: str, monkeypatch
+) -> None:
+    attention = make_attention(num_heads=heads, time_bias=time_bias, window=3)
+    slots, tokens, _ = inputs(num_frames=6)
+    segments = torch.tensor([[0, 0, 0, 0, 0, 0], [0, 0, 1, 1, 1, 1]])
+    slots = torch.where(segments[..., None, None] == 0, slots[:, :1], slots[:, -1:])
+    slots.requires_grad_()
+    visible = visible_frames(segments, 9)
+    expected = attention(slots, tokens, visible)
+    gradients = torch.autograd.grad(expected[0].square().sum(), [slots, attention.to_k.weight])
+    monkeypatch.setattr(CompetitiveCrossAttention, "_read_absorbed", None)
+    monkeypatch.setattr(CompetitiveCrossAttention, "_read_projected", None)
+    result = attention(slots, tokens, visible, are_alike=True)
+    torch.testing.assert_close(result, expected)
+    own = torch.autograd.grad(result[0].square().sum(), [slots, attention.to_k.weight])
+    # Which of two equal slots a gradient goes to does not matter, their sum does.
+    torch.testing.assert_close(own[0].sum(1), gradients[0].sum(1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(own[1], gradients[1], rtol=1e-4, atol=1e-5)
+
+
+def test_heads_that_the_time_bias_sets_against_each_other_are_bound_for_each_pair() -> None:
+    attention = make_attention(num_heads=2, time_bias="logits")
+    slots, tokens, visible = inputs()
+    slots = slots[:, :1].expand_as(slots)
+    expected = attention(slots, tokens, visible)
+    torch.testing.assert_close(attention(slots, tokens, visible, are_alike=True), expected)
