@@ -96,14 +96,15 @@ def standardize(tokens: Tensor, *, padding: int = 0) -> Tensor:
         return _Standardize.apply(tokens, dtype, padding)
 
 
-def _compete(queries: Tensor, tokens: Tensor, bias: Tensor | None) -> Tensor:
+def compete(queries: Tensor, tokens: Tensor, bias: Tensor | None) -> Tensor:
+    """The softmax over slots (B,K,N) of queries (B,K,F) and tokens (B,N,F), plus a bias."""
     logits = queries @ tokens.mT
     if bias is not None:
         logits = logits + bias
     return competition(logits)
 
 
-def _gather(
+def gather(
     attn: Tensor, tokens: Tensor, eps: float, placement: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Mean of tokens (B,K,F), sum of its weights (B,K,1) and its denominator, as `attn`'s dtype."""
@@ -113,6 +114,65 @@ def _gather(
     return (weights @ tokens).to(attn.dtype) / below, total / below, below
 
 
+def gather_backward(
+    queries: Tensor,
+    tokens: Tensor,
+    bias: Tensor | None,
+    read: Tensor,
+    share: Tensor,
+    below: Tensor,
+    *,
+    grad_read: Tensor | None,
+    grad_share: Tensor | None,
+    grad_attn: Tensor | None,
+    eps: float,
+    needs_tokens: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Gradients of queries, tokens and bias through `compete` and `gather`.
+
+    The map (B,K,N) is made again.
+
+    Args:
+        queries: (B,K,F).
+        tokens: (B,N,F).
+        bias: (B,K,N) or (B,K,1).
+        read: what `gather` gave first.
+        share: what it gave second.
+        below: what it gave third.
+        grad_read: the gradient of `read`.
+        grad_share: the gradient of `share`.
+        grad_attn: the gradient of the map itself.
+        eps: what `gather` added to every weight.
+        needs_tokens: whether the gradient of the tokens is asked for.
+    """
+    num_slots = queries.shape[1]
+    if grad_read is None:
+        grad_read = torch.zeros_like(read)
+    grad_sum = (grad_read / below).to(tokens.dtype)
+    # One product over the tokens gives the logits and the gradient of the weights at once,
+    # and one more the two terms of the gradient of the tokens.
+    both = torch.cat([queries, grad_sum], dim=1)
+    logits, grad_weights = (both @ tokens.mT).split(num_slots, dim=1)
+    attn = competition(logits if bias is None else logits + bias)
+    level = (grad_read * read).sum(-1, keepdim=True)
+    if grad_share is not None:
+        level = level - grad_share * (1 - share)
+    grad_weights = grad_weights - level / below
+    if grad_attn is not None:
+        grad_weights = grad_weights + grad_attn
+    grad_logits = attn * grad_weights
+    grad_logits = torch.addcmul(grad_logits, attn, grad_logits.sum(1, keepdim=True), value=-1)
+    grad_bias = None
+    if bias is not None:
+        grad_bias = grad_logits.sum(-1, keepdim=True) if bias.shape[-1] == 1 else grad_logits
+    grad_logits = grad_logits.to(tokens.dtype)
+    grad_tokens = None
+    if needs_tokens:
+        weights = (attn + eps if eps else attn).to(tokens.dtype)
+        grad_tokens = torch.cat([grad_logits, weights], dim=1).mT @ both
+    return grad_logits @ tokens, grad_tokens, grad_bias
+
+
 class _CompetitiveRead(torch.autograd.Function):
     """`_read` that keeps no (B,K,N) map: the backward makes it again."""
 
@@ -120,8 +180,8 @@ class _CompetitiveRead(torch.autograd.Function):
     def forward(
         ctx: Any, queries: Tensor, tokens: Tensor, bias: Tensor | None, eps: float, placement: str
     ) -> tuple[Tensor, Tensor, Tensor]:
-        attn = _compete(queries, tokens, bias)
-        read, share, below = _gather(attn, tokens, eps, placement)
+        attn = compete(queries, tokens, bias)
+        read, share, below = gather(attn, tokens, eps, placement)
         ctx.save_for_backward(queries, tokens, bias, read, share, below)
         ctx.eps = eps if placement == "attn" else 0.0
         ctx.set_materialize_grads(False)
@@ -132,34 +192,15 @@ class _CompetitiveRead(torch.autograd.Function):
     def backward(
         ctx: Any, grad_read: Tensor | None, grad_share: Tensor | None, grad_attn: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        queries, tokens, bias, read, share, below = ctx.saved_tensors
-        num_slots = queries.shape[1]
-        if grad_read is None:
-            grad_read = torch.zeros_like(read)
-        grad_sum = (grad_read / below).to(tokens.dtype)
-        # One product over the tokens gives the logits and the gradient of the weights at once,
-        # and one more the two terms of the gradient of the tokens.
-        both = torch.cat([queries, grad_sum], dim=1)
-        logits, grad_weights = (both @ tokens.mT).split(num_slots, dim=1)
-        attn = competition(logits if bias is None else logits + bias)
-        level = (grad_read * read).sum(-1, keepdim=True)
-        if grad_share is not None:
-            level = level - grad_share * (1 - share)
-        grad_weights = grad_weights - level / below
-        if grad_attn is not None:
-            grad_weights = grad_weights + grad_attn
-        grad_logits = attn * grad_weights
-        grad_logits = grad_logits - attn * grad_logits.sum(1, keepdim=True)
-        grad_bias = None
-        if bias is not None:
-            is_level = bias.shape[-1] == 1
-            grad_bias = grad_logits.sum(-1, keepdim=True) if is_level else grad_logits
-        grad_logits = grad_logits.to(tokens.dtype)
-        grad_tokens = None
-        if ctx.needs_input_grad[1]:
-            weights = (attn + ctx.eps).to(tokens.dtype)
-            grad_tokens = torch.cat([grad_logits, weights], dim=1).mT @ both
-        return grad_logits @ tokens, grad_tokens, grad_bias, None, None
+        gradients = gather_backward(
+            *ctx.saved_tensors,
+            grad_read=grad_read,
+            grad_share=grad_share,
+            grad_attn=grad_attn,
+            eps=ctx.eps,
+            needs_tokens=ctx.needs_input_grad[1],
+        )
+        return *gradients, None, None
 
 
 def _read(
@@ -174,8 +215,8 @@ def _read(
     with torch.autocast(tokens.device.type, enabled=False):
         if not torch.compiler.is_compiling():
             return _CompetitiveRead.apply(queries, tokens, bias, eps, eps_placement)
-        attn = _compete(queries, tokens, bias)
-        read, share, _ = _gather(attn, tokens, eps, eps_placement)
+        attn = compete(queries, tokens, bias)
+        read, share, _ = gather(attn, tokens, eps, eps_placement)
         return read, share, attn
 
 

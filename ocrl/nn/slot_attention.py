@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ocrl.nn.attention import CompetitiveAttention, EpsPlacement, standardize
 from ocrl.nn.mlp import MLP
+from ocrl.nn.slot_round import slot_round
 
 Gradient = Literal["bilevel", "full", "truncated"]
 
@@ -88,10 +89,20 @@ class Corrector(nn.Module):
         Returns:
             Slots (B,K,D), and the softmax over slots (B,K,N).
         """
-        updates, attn = self.attention(self.norm_slots(slots), tokens, bias=bias)
-        with torch.autocast(slots.device.type, enabled=False):
-            hidden = self.gru(updates.to(slots.dtype).flatten(0, 1), slots.flatten(0, 1))
-        slots = hidden.view_as(slots)
+        if torch.compiler.is_compiling():
+            updates, attn = self.attention(self.norm_slots(slots), tokens, bias=bias)
+            with torch.autocast(slots.device.type, enabled=False):
+                hidden = self.gru(updates.to(slots.dtype).flatten(0, 1), slots.flatten(0, 1))
+            slots = hidden.view_as(slots)
+        else:
+            slots, attn = slot_round(
+                slots,
+                tokens,
+                norm=self.norm_slots,
+                attention=self.attention,
+                gru=self.gru,
+                bias=bias,
+            )
         if self.mlp is not None:
             slots = slots + self.mlp(slots)
         return slots, attn
