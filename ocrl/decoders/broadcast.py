@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ocrl.interfaces import Decoder, Space
 from ocrl.nn.position import LinearPosition
@@ -96,14 +97,14 @@ class SpatialBroadcastDecoder(Decoder):
         return rearrange(vectors, "b (h w) d -> b d h w", h=height, w=width)
 
     def _first(self, slots: Tensor) -> Tensor:
-        """The first layer on the broadcast slots (M,D), factored where that is less work."""
+        """The first layer on the broadcast slots (M,D), activated; factored where it saves work."""
         first = self.layers[0]
         assert isinstance(first, nn.ConvTranspose2d) and first.bias is not None
         position = self._grid(self.position.embedding()[None])
         num_slots, slot_dim = slots.shape
         small = [min(size, sum(_borders(first)) + 1) for size in self.grid]
         if num_slots * math.prod(self.grid) <= slot_dim * math.prod(small):
-            return first(slots[:, :, None, None] + position)
+            return first(slots[:, :, None, None] + position).relu_()
         basis = torch.eye(slot_dim, device=slots.device, dtype=slots.dtype)
         response = first(basis[:, :, None, None].expand(-1, -1, *small))
         response = rearrange(response - first.bias[:, None, None], "d c h w -> d (h w c)")
@@ -112,18 +113,37 @@ class SpatialBroadcastDecoder(Decoder):
         )
         for axis in (1, 2):
             mixed = _repeat_middle(mixed, first, axis=axis, num_cells=self.grid[axis - 1])
-        return rearrange(mixed, "m h w c -> m c h w").add_(first(position))
+        # In place on the tensor and not on the view of it that the next layer gets: the backward
+        # pass of a change to a view copies all of it.
+        mixed = mixed + rearrange(first(position), "1 c h w -> h w c")
+        return rearrange(mixed.relu_(), "m h w c -> m c h w")
+
+    def _start(self, slots: Tensor) -> Tensor:
+        """The first two layers on slots (M,D).
+
+        What comes out of the first is as large as any layer's output and cheap to make, so the
+        backward pass makes it again.
+        """
+        second = self.layers[1] if len(self.layers) > 1 else self.output
+
+        # In place: the backward pass reads what comes out of a layer after the activation only.
+        def run(slots: Tensor) -> Tensor:
+            hidden: Tensor = second(self._first(slots))
+            return hidden
+
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return run(slots)
+        hidden: Tensor = checkpoint(run, slots, use_reentrant=False, preserve_rng_state=False)
+        return hidden
 
     def forward(
         self, slots: Tensor, target: Tensor | None = None, *, attn: Tensor | None = None
     ) -> DecoderOutput:
         """Paint (B,T,3,H,W); masks are at full resolution, parts are (B,T,K,3,H,W)."""
         batch_size, num_frames, num_slots = slots.shape[:3]
-        # In place: the backward pass reads what comes out of a layer after the activation only.
-        hidden = self._first(self.norm(slots).flatten(0, 2)).relu_()
-        for layer in self.layers[1:]:
-            hidden = layer(hidden).relu_()
-        painted = self.output(hidden)
+        painted = self._start(self.norm(slots).flatten(0, 2))
+        for layer in [*self.layers[1:], self.output][1:]:
+            painted = layer(painted.relu_())
         if self.patch_size > 1:
             painted = nn.functional.pixel_shuffle(painted, self.patch_size)
         painted = painted.unflatten(0, (batch_size, num_frames, num_slots))

@@ -4,13 +4,14 @@ Float32, rounds interleaved, the best of each kept. Three tables:
 - model: forward and backward of Slot Attention's auto-encoder for small images (four layers of 32
   channels at full resolution, 7 slots, a full-resolution broadcast decoder of 32 channels) and
   its twin in the textbook's form with the same weights, each in a process of its own in turns;
-  memory is the peak of the process above what it held before the first step.
+  memory is the peak of what torch holds during a step above what it held before it, and in
+  brackets the peak of the process, libraries and fragments included.
 - decoders: a step of the default encoder with each decoder, and the decoder's share of it.
 - recipe: the trained frames per second of `env=crafter` as `scripts/pretrain_slots.py` composes
   it, on frames of noise, with the settings of memory and threads that the scripts make and with
   others, alone and beside a process that wants a core.
 
-    python tests/benchmarks/bench_autoencoder.py [--quick] [--json PATH] [--batch-size 8]
+    python tests/benchmarks/bench_autoencoder.py [--quick] [--json PATH] [--batch-size 16]
         [--tables model decoders recipe]
 """
 
@@ -23,6 +24,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +80,19 @@ def peak_megabytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
+def peak_of_allocations(step: Run) -> float:
+    """The most memory, in megabytes, that torch holds during a step above what it held before."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        step()
+    result = recorded.profiler.kineto_results if recorded.profiler else None
+    assert result is not None
+    changes = [event for event in result.events() if event.name() == "[memory]"]
+    held = accumulate(event.nbytes() for event in sorted(changes, key=lambda e: e.start_ns()))
+    return max(held) / 1e6
+
+
 def step_of(kind: str, batch_size: int) -> Run:
     """One step of the model for small images, in our form or the textbook's."""
     model, optimizer, _ = make_model(SMALL_IMAGES)
@@ -99,14 +114,17 @@ def step_of(kind: str, batch_size: int) -> Run:
 
 
 def serve(kind: str, batch_size: int) -> None:
-    """Answer each line on the standard input with the seconds of one step and the peak memory."""
+    """Answer lines on the standard input: "step" with its seconds, "memory" with both peaks."""
     step = step_of(kind, batch_size)
     before = peak_megabytes()
-    for _ in sys.stdin:
+    for line in sys.stdin:
         start = time.perf_counter()
         step()
-        seconds = time.perf_counter() - start
-        sys.stdout.write(json.dumps([seconds, peak_megabytes() - before]) + "\n")
+        answer: Any = time.perf_counter() - start
+        if line.strip() == "memory":
+            process = peak_megabytes() - before
+            answer = [peak_of_allocations(step), process]
+        sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
 
 
@@ -121,25 +139,32 @@ def measure_model(options: argparse.Namespace) -> list[dict[str, Any]]:
         )
         for kind in ("textbook", "ours")
     }
-    answers: dict[str, list[list[float]]] = {kind: [] for kind in servers}
+    seconds: dict[str, list[float]] = {kind: [] for kind in servers}
     for _ in range(3 if options.quick else 7):
         for kind, server in servers.items():
-            assert server.stdin is not None and server.stdout is not None
-            server.stdin.write("step\n")
-            server.stdin.flush()
-            answers[kind].append(json.loads(server.stdout.readline()))
+            seconds[kind].append(ask(server, "step"))
+    memory = {kind: ask(server, "memory") for kind, server in servers.items()}
     for server in servers.values():
         server.communicate()
     return [
         {
             "table": "model",
             "row": kind,
-            "ms": 1e3 * min(seconds for seconds, _ in steps[1:]),
+            "ms": 1e3 * min(steps[1:]),
             "frames": options.batch_size,
-            "megabytes": max(megabytes for _, megabytes in steps),
+            "megabytes": memory[kind][0],
+            "process_megabytes": memory[kind][1],
         }
-        for kind, steps in answers.items()
+        for kind, steps in seconds.items()
     ]
+
+
+def ask(server: subprocess.Popen[str], question: str) -> Any:
+    """The answer of a process that runs `serve`."""
+    assert server.stdin is not None and server.stdout is not None
+    server.stdin.write(question + "\n")
+    server.stdin.flush()
+    return json.loads(server.stdout.readline())
 
 
 def measure_decoders(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -253,7 +278,11 @@ def show(rows: list[dict[str, Any]]) -> None:
         more = f"decoder {row['share']:4.0%}" if "share" in row else ""
         if "megabytes" in row:
             row["memory"] = row["megabytes"] / rows[0]["megabytes"]
-            more = f"{row['megabytes']:7.0f} MB {row['memory']:5.2f}"
+            row["process_memory"] = row["process_megabytes"] / rows[0]["process_megabytes"]
+            more = (
+                f"{row['megabytes']:6.0f} MB {row['memory']:4.2f} "
+                f"({row['process_megabytes']:.0f} MB {row['process_memory']:.2f})"
+            )
         sys.stdout.write(
             f"{row['table']:9} {row['row']:38} {row['ms']:8.1f} ms "
             f"{row['frames_per_second']:7.1f} frames/s {row['speed']:5.2f}x {more}\n"
@@ -269,7 +298,7 @@ def main() -> None:
     measures = {"model": measure_model, "decoders": measure_decoders, "recipe": measure_recipe}
     parser.add_argument("--quick", action="store_true", help="few rounds")
     parser.add_argument("--json", type=Path, help="write the rows here")
-    parser.add_argument("--batch-size", type=int, default=8, help="images of the first table")
+    parser.add_argument("--batch-size", type=int, default=16, help="images of the first table")
     parser.add_argument("--tables", nargs="+", default=list(measures), choices=list(measures))
     parser.add_argument("--serve", choices=("textbook", "ours"), help=argparse.SUPPRESS)
     parser.add_argument("--train", type=int, help=argparse.SUPPRESS)
