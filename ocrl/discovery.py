@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ocrl import metrics
 from ocrl.baselines import grid_segmentation, kmeans_segmentation
+from ocrl.health import describe_health, slot_health
 from ocrl.interfaces import Decoder, SlotEncoder
 from ocrl.types import BACKGROUND_ID, VOID_ID, Clip, DecoderOutput, SlotOutput
 
@@ -82,7 +83,7 @@ class DiscoveryResult:
         per_clip: method to preset to metric to the value of each clip (NaN without one).
         curves: method to preset to metric to its mean at each frame of a clip.
         pictures: `psnr`, `ssim`: mean over frames; empty if the decoder makes no pixels.
-        health: see `ocrl.metrics.slot_health`.
+        health: see `ocrl.health.slot_health`.
         examples: the first clips, for drawing.
         warnings: what a reader of the table has to know, in words.
     """
@@ -231,7 +232,7 @@ def _evaluate_clip(
         tally.add_pictures({"psnr": metrics.psnr(recon, video)})
         if min(frame_size) >= 11:
             tally.add_pictures({"ssim": metrics.ssim(recon, video)})
-    tally.add_health(metrics.slot_health(encoded.slots, masks))
+    tally.add_health(slot_health(encoded.slots, masks))
     tally.end_batch(clip, num_slots)
     for index in range(min(clip.batch_size, num_examples - len(tally.examples))):
         shown = {name: _nearest(ids, frame_size)[index] for name, ids in predictions.items()}
@@ -438,30 +439,3 @@ def _curve(values: Sequence[Tensor]) -> list[float]:
     padded = [F.pad(value, (0, longest - len(value)), value=math.nan) for value in values]
     mean: list[float] = torch.stack(padded).nanmean(0).tolist()
     return mean
-
-
-def describe_health(health: Mapping[str, float], *, num_slots: int) -> list[str]:
-    """Say in words when slots have collapsed, and what to try.
-
-    Args:
-        health: means of `ocrl.metrics.slot_health`.
-        num_slots: K.
-    """
-    findings = []
-    if num_slots > 1 and health["largest_share"] > 0.95:
-        findings.append(
-            f"Collapse: one slot holds {health['largest_share']:.0%} of the pixels of a frame. "
-            "Try another seed, a lower learning rate with a longer warm-up, more iterations in "
-            "the first frame, or feature targets instead of pixels."
-        )
-    elif num_slots > 2 and health["slots_in_use"] < num_slots / 3:
-        findings.append(
-            f"Only {health['slots_in_use']:.1f} of {num_slots} slots are in use. Try fewer slots, "
-            "or a decoder with less capacity for each slot."
-        )
-    if num_slots > 1 and health["slot_similarity"] > 0.95:
-        findings.append(
-            f"All slots look alike (mean cosine {health['slot_similarity']:.2f}). Try an "
-            "initializer with one learned query per slot, or a higher learning rate."
-        )
-    return findings

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from ocrl.discovery import MODEL, DiscoveryResult, Example, attention_masks, evaluate_discovery
+from ocrl.health import code_use
 from ocrl.log import TensorBoard
-from ocrl.metrics import code_use
 from ocrl.model import SlotModel
 from ocrl.types import Clip
 from ocrl.visualize import (

@@ -10,9 +10,12 @@ ROOT = Path(__file__).parents[1]
 PARTS = ("backbones", "encoders", "decoders", "objectives", "dynamics", "tokenizers")
 BASE = {"ocrl.types", "ocrl.interfaces"}
 TRAINING = {
-    *("baselines", "check", "checkpoint", "diagnose", "discovery", "distributed", "interrupt"),
-    *("log", "matching", "meter", "metrics", "model", "monitor", "report", "schedules", "step"),
-    *("train", "visualize"),
+    *("baselines", "charts", "check", "checkpoint", "diagnose", "discovery", "distributed"),
+    *("health", "interrupt", "log", "matching", "meter", "metrics", "model", "monitor", "report"),
+    *("schedules", "step", "train", "visualize"),
+}
+LEAVES = {
+    *("health", "interfaces", "interrupt", "log", "matching", "metrics", "schedules", "types"),
 }
 ONLY_IN = {
     "hydra": {"scripts/"},
@@ -64,7 +67,16 @@ def allowed(path):
         return BASE | {"ocrl.nn"}
     if part == "data":
         return BASE | {"ocrl.data"}
-    if part in ("types", "interfaces", "metrics", "matching", "log", "schedules", "interrupt"):
+    if part in (
+        "types",
+        "interfaces",
+        "metrics",
+        "health",
+        "matching",
+        "log",
+        "schedules",
+        "interrupt",
+    ):
         return BASE | {"ocrl.metrics", "ocrl.matching"}
     if part == "__init__":
         return {"ocrl.checkpoint"}

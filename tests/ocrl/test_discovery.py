@@ -10,7 +10,7 @@ from torch import nn
 
 from ocrl import metrics
 from ocrl.baselines import grid_segmentation
-from ocrl.discovery import MODEL, attention_masks, describe_health, evaluate_discovery, segment
+from ocrl.discovery import MODEL, attention_masks, evaluate_discovery, segment
 from ocrl.types import Clip, DecoderOutput, SlotOutput
 
 
@@ -242,11 +242,3 @@ def test_attention_of_several_views_is_refused():
     encoder.backbone.grid = (3, 2)
     with pytest.raises(ValueError, match="3 x 2 tokens of one view, got 12"):
         attention_masks(output, encoder)
-
-
-def test_health_in_words():
-    fine = {"largest_share": 0.5, "slots_in_use": 6.0, "slot_similarity": 0.2}
-    assert describe_health(fine, num_slots=8) == []
-    assert "99%" in describe_health({**fine, "largest_share": 0.99}, num_slots=8)[0]
-    assert "1.5 of 8" in describe_health({**fine, "slots_in_use": 1.5}, num_slots=8)[0]
-    assert "0.97" in describe_health({**fine, "slot_similarity": 0.97}, num_slots=8)[0]
