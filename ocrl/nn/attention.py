@@ -98,7 +98,8 @@ def standardize(tokens: Tensor, *, padding: int = 0) -> Tensor:
 
 def compete(queries: Tensor, tokens: Tensor, bias: Tensor | None) -> Tensor:
     """The softmax over slots (B,K,N) of queries (B,K,F) and tokens (B,N,F), plus a bias."""
-    logits = queries @ tokens.mT
+    # bmm and not @, here and below: with few slots the bookkeeping around a product counts.
+    logits = torch.bmm(queries, tokens.mT)
     if bias is not None:
         logits = logits + bias
     return competition(logits)
@@ -111,7 +112,7 @@ def gather(
     weights = (attn + eps if placement == "attn" else attn).to(tokens.dtype)
     total = weights.sum(dim=-1, keepdim=True, dtype=attn.dtype)
     below = total + eps if placement == "sum" else total
-    return (weights @ tokens).to(attn.dtype) / below, total / below, below
+    return torch.bmm(weights, tokens).to(attn.dtype) / below, total / below, below
 
 
 def gather_backward(
@@ -152,7 +153,7 @@ def gather_backward(
     # One product over the tokens gives the logits and the gradient of the weights at once,
     # and one more the two terms of the gradient of the tokens.
     both = torch.cat([queries, grad_sum], dim=1)
-    logits, grad_weights = (both @ tokens.mT).split(num_slots, dim=1)
+    logits, grad_weights = torch.bmm(both, tokens.mT).split(num_slots, dim=1)
     attn = competition(logits if bias is None else logits + bias)
     level = (grad_read * read).sum(-1, keepdim=True)
     if grad_share is not None:
@@ -169,8 +170,8 @@ def gather_backward(
     grad_tokens = None
     if needs_tokens:
         weights = (attn + eps if eps else attn).to(tokens.dtype)
-        grad_tokens = torch.cat([grad_logits, weights], dim=1).mT @ both
-    return grad_logits @ tokens, grad_tokens, grad_bias
+        grad_tokens = torch.bmm(torch.cat([grad_logits, weights], dim=1).mT, both)
+    return torch.bmm(grad_logits, tokens), grad_tokens, grad_bias
 
 
 class _CompetitiveRead(torch.autograd.Function):
