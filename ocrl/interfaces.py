@@ -308,6 +308,30 @@ class ScheduledModule(ABC):
         self.progress.fill_(fraction)
 
 
+class TaughtModule(ABC):
+    """A module that learns from a trained model beside the data; a mixin beside `nn.Module`.
+
+    The teacher comes after building: what is saved of the student can be loaded without it.
+
+    Attributes:
+        teacher_path: the teacher's checkpoint, or the directory of the run that wrote it.
+    """
+
+    teacher_path: str | None
+
+    @abstractmethod
+    def take_teacher(self, teacher: nn.Module, *, student: nn.Module) -> None:
+        """Learn from `teacher`, which is no part of this module: not trained, saved or copied.
+
+        Args:
+            teacher: a trained model.
+            student: the model that this module is a part of.
+
+        Raises:
+            ValueError: if the two do not fit.
+        """
+
+
 class Decoder(nn.Module, ABC):
     """Slots to something an objective compares with the clip.
 

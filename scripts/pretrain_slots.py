@@ -40,6 +40,7 @@ def main(config: DictConfig) -> None:
         model = checkpoint.build(model_config)
         if settings["start_from"] is not None:
             checkpoint.load_encoder(model.encoder, settings["start_from"])
+        checkpoint.load_teachers(model)
         store = find_episodes(
             env,
             arguments=settings["env"],
