@@ -179,6 +179,32 @@ def _read(
         return read, share, attn
 
 
+def _modulated_read(
+    queries: Tensor,
+    tokens: Tensor,
+    bias: Tensor,
+    eps_placement: str,
+    eps: float | None,
+    modulation: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`_read` whose weights are those of `_read` times the softmax to the power `modulation`.
+
+    Plain operations, whose backward keeps the map.
+    """
+    if eps is None:
+        eps = EPS[eps_placement]
+    dtype = compute_dtype(tokens)
+    queries, tokens = queries.to(dtype), tokens.to(dtype)
+    with torch.autocast(tokens.device.type, enabled=False):
+        attn = _compete(queries, tokens, bias)
+        weights = attn + eps if eps_placement == "attn" else attn
+        below = weights.sum(-1, keepdim=True) + (eps if eps_placement == "sum" else 0.0)
+        # One power of the product: that of the softmax alone has no slope at 0.
+        weights = weights.pow(1.0 + modulation) / below
+        read = (weights.to(dtype) @ tokens).to(attn.dtype)
+        return read, weights.sum(-1, keepdim=True), attn
+
+
 def check_eps_placement(eps_placement: str) -> None:
     """Refuse an unknown place for eps.
 
@@ -236,6 +262,13 @@ class CompetitiveAttention(nn.Module):
         slot_dim: D.
         eps_placement: see `competitive_read`.
         eps: see `competitive_read`.
+        modulation: renormalised weights are multiplied by the softmax over slots to this power,
+            and stay so, as competition-modulated aggregation (Tran et al. 2026, DSSA, arXiv
+            2606.12601, equation 5, where it is 0.5): a slot that wins little anywhere is updated
+            little, instead of as much as any other. 0 is slot attention.
+
+    Raises:
+        ValueError: if `eps_placement` is unknown, or `modulation` negative.
     """
 
     def __init__(
@@ -245,9 +278,13 @@ class CompetitiveAttention(nn.Module):
         slot_dim: int,
         eps_placement: EpsPlacement,
         eps: float | None = None,
+        modulation: float = 0.0,
     ) -> None:
         super().__init__()
         check_eps_placement(eps_placement)
+        if modulation < 0:
+            raise ValueError(f"modulation must be at least 0, got {modulation}")
+        self.modulation = modulation
         self.eps_placement = eps_placement
         self.eps = eps
         self.norm_inputs = nn.LayerNorm(token_dim, eps=NORM_EPS)
@@ -276,7 +313,11 @@ class CompetitiveAttention(nn.Module):
         level = (queries * shift).sum(-1, keepdim=True)
         if bias is not None:
             level = level + bias
-        read, share, attn = _read(queries * weight, tokens, level, self.eps_placement, self.eps)
+        queries, options = queries * weight, (self.eps_placement, self.eps)
+        if self.modulation:
+            read, share, attn = _modulated_read(queries, tokens, level, *options, self.modulation)
+            return self.to_v(torch.addcmul(share * shift, read, weight)), attn
+        read, share, attn = _read(queries, tokens, level, *options)
         # With eps on the weights their sum is exactly 1.
         offset = shift if self.eps_placement == "attn" else share * shift
         return self.to_v(torch.addcmul(offset, read, weight)), attn

@@ -34,9 +34,10 @@ class Corrector(nn.Module):
             `bilevel` likewise, and straight through from the last iteration to the queries
             (Jia et al. 2023, BO-QSA, arXiv 2210.08990).
         eps_placement: see `ocrl.nn.attention.competitive_read`.
+        modulation: see `ocrl.nn.attention.CompetitiveAttention`.
 
     Raises:
-        ValueError: if `gradient` is unknown.
+        ValueError: if `gradient` is unknown, or `modulation` negative.
     """
 
     def __init__(
@@ -47,12 +48,13 @@ class Corrector(nn.Module):
         mlp_dim: int | None,
         gradient: Gradient,
         eps_placement: EpsPlacement,
+        modulation: float = 0.0,
     ) -> None:
         super().__init__()
         self.gradient = check_gradient(gradient)
         self.norm_slots = nn.LayerNorm(slot_dim)
         self.attention = CompetitiveAttention(
-            token_dim, slot_dim=slot_dim, eps_placement=eps_placement
+            token_dim, slot_dim=slot_dim, eps_placement=eps_placement, modulation=modulation
         )
         self.gru = nn.GRUCell(slot_dim, slot_dim)
         self.mlp: MLP | None = None
