@@ -285,7 +285,7 @@ def _concatenate_frames(outputs: list[SlotOutput]) -> SlotOutput:
     slots, attn = joined("slots"), joined("attn")
     assert slots is not None and attn is not None
     aux = {name: torch.cat([out.aux[name] for out in outputs], dim=1) for name in first.aux}
-    return SlotOutput(slots, attn, joined("queries"), joined("codes"), aux)
+    return SlotOutput(slots, attn, joined("queries"), joined("codes"), aux, joined("slot_mask"))
 
 
 class ScheduledModule(ABC):

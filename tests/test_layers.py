@@ -11,7 +11,18 @@ PARTS = ("backbones", "encoders", "decoders", "objectives", "dynamics", "tokeniz
 BASE = {"ocrl.types", "ocrl.interfaces"}
 TRAINING = {
     *("baselines", "check", "checkpoint", "diagnose", "discovery", "distributed", "interrupt"),
-    *("log", "matching", "meter", "metrics", "model", "monitor", "report", "schedules", "step"),
+    *(
+        "log",
+        "matching",
+        "merging",
+        "meter",
+        "metrics",
+        "model",
+        "monitor",
+        "report",
+        "schedules",
+        "step",
+    ),
     *("train", "visualize"),
 }
 ONLY_IN = {
