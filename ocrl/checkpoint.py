@@ -303,24 +303,27 @@ def load_encoder(encoder: nn.Module, path: Path | str) -> None:
     )
 
 
-def load_teachers(model: nn.Module) -> None:
+def load_teachers(model: nn.Module) -> int:
     """Load the trained models that parts of a model learn from, if it has such parts.
 
     Args:
         model: each `ocrl.interfaces.TaughtModule` in it gets its teacher.
 
+    Returns:
+        How many such parts there are.
+
     Raises:
         FileNotFoundError: if there is no checkpoint at a part's `teacher_path`.
         ValueError: if no path is given, the checkpoint is damaged, or the teacher does not fit.
     """
-    for name, module in list(model.named_modules()):
-        if not isinstance(module, TaughtModule):
-            continue
-        if module.teacher_path is None:
+    parts = {n: part for n, part in model.named_modules() if isinstance(part, TaughtModule)}
+    for name, part in parts.items():
+        if part.teacher_path is None:
             raise ValueError(
                 f"expected teacher=PATH, a checkpoint for {name} to learn from, got none"
             )
-        module.take_teacher(load(module.teacher_path), student=model)
+        part.take_teacher(load(part.teacher_path), student=model)
+    return len(parts)
 
 
 def describe_difference(saved: Any, wanted: Any, where: str = "") -> str | None:

@@ -48,13 +48,13 @@ def run(directory: Path, *options: str) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
-def test_a_missing_teacher_ends_in_one_sentence(tmp_path: Path) -> None:
-    student = ("experiment=spot_student", *FROZEN_CNN)
+def test_a_teacher_that_is_missing_or_not_wanted_ends_in_one_sentence(tmp_path: Path) -> None:
     for options, words in (
-        ((), "expected teacher=PATH"),
-        (("teacher=nowhere",), "expected a checkpoint folder"),
+        (("experiment=spot_student",), "expected teacher=PATH"),
+        (("experiment=spot_student", "teacher=nowhere"), "expected a checkpoint folder"),
+        (("experiment=spot", "teacher=nowhere"), "expected an objective that learns from teacher"),
     ):
-        code, err = run(tmp_path, *student, *options)
+        code, err = run(tmp_path, *FROZEN_CNN, *options)
         assert code == 1 and words in err and err.count("\n") == 1, err
 
 
