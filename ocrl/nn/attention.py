@@ -104,12 +104,17 @@ def _compete(queries: Tensor, tokens: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _gather(
-    attn: Tensor, tokens: Tensor, eps: float, placement: str
+    attn: Tensor, tokens: Tensor, eps: float, placement: str, modulation: float = 0.0
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Mean of tokens (B,K,F), sum of its weights (B,K,1) and its denominator, as `attn`'s dtype."""
-    weights = (attn + eps if placement == "attn" else attn).to(tokens.dtype)
+    raised = attn + eps if placement == "attn" else attn
+    weights = raised.to(tokens.dtype)
     total = weights.sum(dim=-1, keepdim=True, dtype=attn.dtype)
     below = total + eps if placement == "sum" else total
+    if modulation:
+        # One power of the product: that of the softmax alone has an infinite slope at 0.
+        weights = raised.pow(1.0 + modulation).to(tokens.dtype)
+        total = weights.sum(dim=-1, keepdim=True, dtype=attn.dtype)
     return (weights @ tokens).to(attn.dtype) / below, total / below, below
 
 
@@ -163,46 +168,28 @@ class _CompetitiveRead(torch.autograd.Function):
 
 
 def _read(
-    queries: Tensor, tokens: Tensor, bias: Tensor | None, eps_placement: str, eps: float | None
+    queries: Tensor,
+    tokens: Tensor,
+    bias: Tensor | None,
+    eps_placement: str,
+    eps: float | None,
+    modulation: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`competitive_read`, and the sum of each slot's weights after renormalisation (B,K,1)."""
+    """`competitive_read`, and the sum of each slot's weights after renormalisation (B,K,1).
+
+    With `modulation` (see `CompetitiveAttention`) the map is kept for the backward pass.
+    """
     check_eps_placement(eps_placement)
     if eps is None:
         eps = EPS[eps_placement]
     dtype = compute_dtype(tokens)
     queries, tokens = queries.to(dtype), tokens.to(dtype)
     with torch.autocast(tokens.device.type, enabled=False):
-        if not torch.compiler.is_compiling():
+        if not modulation and not torch.compiler.is_compiling():
             return _CompetitiveRead.apply(queries, tokens, bias, eps, eps_placement)
         attn = _compete(queries, tokens, bias)
-        read, share, _ = _gather(attn, tokens, eps, eps_placement)
+        read, share, _ = _gather(attn, tokens, eps, eps_placement, modulation)
         return read, share, attn
-
-
-def _modulated_read(
-    queries: Tensor,
-    tokens: Tensor,
-    bias: Tensor,
-    eps_placement: str,
-    eps: float | None,
-    modulation: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`_read` whose weights are those of `_read` times the softmax to the power `modulation`.
-
-    Plain operations, whose backward keeps the map.
-    """
-    if eps is None:
-        eps = EPS[eps_placement]
-    dtype = compute_dtype(tokens)
-    queries, tokens = queries.to(dtype), tokens.to(dtype)
-    with torch.autocast(tokens.device.type, enabled=False):
-        attn = _compete(queries, tokens, bias)
-        weights = attn + eps if eps_placement == "attn" else attn
-        below = weights.sum(-1, keepdim=True) + (eps if eps_placement == "sum" else 0.0)
-        # One power of the product: that of the softmax alone has no slope at 0.
-        weights = weights.pow(1.0 + modulation) / below
-        read = (weights.to(dtype) @ tokens).to(attn.dtype)
-        return read, weights.sum(-1, keepdim=True), attn
 
 
 def check_eps_placement(eps_placement: str) -> None:
@@ -313,13 +300,12 @@ class CompetitiveAttention(nn.Module):
         level = (queries * shift).sum(-1, keepdim=True)
         if bias is not None:
             level = level + bias
-        queries, options = queries * weight, (self.eps_placement, self.eps)
-        if self.modulation:
-            read, share, attn = _modulated_read(queries, tokens, level, *options, self.modulation)
-            return self.to_v(torch.addcmul(share * shift, read, weight)), attn
-        read, share, attn = _read(queries, tokens, level, *options)
-        # With eps on the weights their sum is exactly 1.
-        offset = shift if self.eps_placement == "attn" else share * shift
+        read, share, attn = _read(
+            queries * weight, tokens, level, self.eps_placement, self.eps, self.modulation
+        )
+        # With eps on the weights their sum is exactly 1, unless they are modulated.
+        is_mean = self.eps_placement == "attn" and not self.modulation
+        offset = shift if is_mean else share * shift
         return self.to_v(torch.addcmul(offset, read, weight)), attn
 
 

@@ -13,7 +13,7 @@ from ocrl.nn.attention import (
     EPS,
     CompetitiveAttention,
     MultiHeadAttention,
-    _modulated_read,
+    _read,
     competition,
     competitive_read,
     standardize,
@@ -96,7 +96,7 @@ def test_modulated_weights_are_those_of_the_papers_figure() -> None:
     first = torch.tensor([0.95, 0.93, 0.90, 0.92, 0.91], dtype=torch.float64)
     logits = torch.stack([first, 1 - first])[None].log()
     tokens = torch.eye(5, dtype=torch.float64)[None]
-    read, share, attn = _modulated_read(logits, tokens, torch.zeros(1, 2, 1), "sum", None, 1.0)
+    read, share, attn = _read(logits, tokens, None, "sum", None, 1.0)
     figure = [[0.196, 0.188, 0.176, 0.184, 0.180], [0.006, 0.013, 0.026, 0.016, 0.021]]
     torch.testing.assert_close(read[0], torch.tensor(figure).double(), atol=6e-4, rtol=0)
     torch.testing.assert_close(share[0, :, 0], read[0].sum(-1))
