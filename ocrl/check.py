@@ -308,7 +308,7 @@ def _check_gradients(
 def _named(output: SlotOutput | DecoderOutput) -> list[tuple[str, Tensor]]:
     """The tensors of an output by name; all have B and T in front."""
     fields = (
-        ("slots", "attn", "queries", "codes")
+        ("slots", "attn", "queries", "codes", "slot_mask")
         if isinstance(output, SlotOutput)
         else ("recon", "masks", "parts")
     )
@@ -333,6 +333,7 @@ def _frames(output: SlotOutput, time: slice) -> SlotOutput:
         queries=cut.get("queries"),
         codes=cut.get("codes"),
         aux={name: value[:, time] for name, value in output.aux.items()},
+        slot_mask=cut.get("slot_mask"),
     )
 
 

@@ -29,6 +29,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from yaml import YAMLError
 
+from ocrl.interfaces import TaughtModule
+
 VERSION = 1
 """Of the folder's layout; a checkpoint of another one is refused."""
 ALLOWED_PACKAGES = ("ocrl.", "torch.nn.")
@@ -301,6 +303,29 @@ def load_encoder(encoder: nn.Module, path: Path | str) -> None:
     )
 
 
+def load_teachers(model: nn.Module) -> int:
+    """Load the trained models that parts of a model learn from, if it has such parts.
+
+    Args:
+        model: each `ocrl.interfaces.TaughtModule` in it gets its teacher.
+
+    Returns:
+        How many such parts there are.
+
+    Raises:
+        FileNotFoundError: if there is no checkpoint at a part's `teacher_path`.
+        ValueError: if no path is given, the checkpoint is damaged, or the teacher does not fit.
+    """
+    parts = {n: part for n, part in model.named_modules() if isinstance(part, TaughtModule)}
+    for name, part in parts.items():
+        if part.teacher_path is None:
+            raise ValueError(
+                f"expected teacher=PATH, a checkpoint for {name} to learn from, got none"
+            )
+        part.take_teacher(load(part.teacher_path), student=model)
+    return len(parts)
+
+
 def describe_difference(saved: Any, wanted: Any, where: str = "") -> str | None:
     """The first place where two configurations differ, in words; None if they are equal."""
     if isinstance(saved, dict) and isinstance(wanted, dict):
@@ -371,6 +396,7 @@ __all__: Sequence[str] = [
     "from_pretrained",
     "load",
     "load_encoder",
+    "load_teachers",
     "plain",
     "push_to_hub",
     "read_config",

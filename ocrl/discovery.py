@@ -18,6 +18,7 @@ from ocrl import metrics
 from ocrl.baselines import grid_segmentation, kmeans_segmentation
 from ocrl.health import describe_health, slot_health
 from ocrl.interfaces import Decoder, SlotEncoder
+from ocrl.merging import Likeness, holders_of, merge_masks
 from ocrl.types import BACKGROUND_ID, VOID_ID, Clip, DecoderOutput, SlotOutput
 
 MODEL = "model"
@@ -83,7 +84,7 @@ class DiscoveryResult:
         per_clip: method to preset to metric to the value of each clip (NaN without one).
         curves: method to preset to metric to its mean at each frame of a clip.
         pictures: `psnr`, `ssim`: mean over frames; empty if the decoder makes no pixels.
-        health: see `ocrl.health.slot_health`.
+        health: see `ocrl.health.slot_health`; and `slots_left` after merging, if there was any.
         examples: the first clips, for drawing.
         warnings: what a reader of the table has to know, in words.
     """
@@ -149,6 +150,8 @@ def evaluate_discovery(
     protocol: str | metrics.Protocol = "ocrl",
     presets: Sequence[str] = ("entities", "scene"),
     mask_source: MaskSource | None = None,
+    merge: float | None = None,
+    merge_by: Likeness = "attn",
     baselines: bool = True,
     device: torch.device | str = "cpu",
     num_examples: int = 3,
@@ -163,6 +166,9 @@ def evaluate_discovery(
         protocol: a preset of `ocrl.metrics.PROTOCOLS`, or one of your own.
         presets: the ground truths to score; those that the clips lack are left out.
         mask_source: the decoder's masks or the encoder's attention; None is the protocol's own.
+        merge: score masks of slots that are merged from this likeness on, see
+            `ocrl.merging.merge_slots`; the baselines keep as many segments. None for never.
+        merge_by: the likeness of the encoder's `attn` or of its `slots`.
         baselines: score a fixed grid and k-means too.
         device: where the model is.
         num_examples: clips kept for drawing.
@@ -182,7 +188,16 @@ def evaluate_discovery(
         with torch.inference_mode():
             for clip in clips:
                 _evaluate_clip(
-                    model, clip, tally, protocol, source, baselines, device, num_examples
+                    model,
+                    clip,
+                    tally,
+                    protocol,
+                    source,
+                    merge,
+                    merge_by,
+                    baselines,
+                    device,
+                    num_examples,
                 )
     finally:
         model.train(was_training)
@@ -197,6 +212,8 @@ def _evaluate_clip(
     tally: _Tally,
     protocol: metrics.Protocol,
     source: MaskSource,
+    merge: float | None,
+    merge_by: Likeness,
     baselines: bool,
     device: torch.device | str,
     num_examples: int,
@@ -210,6 +227,11 @@ def _evaluate_clip(
     if source == "attn":
         masks = attention_masks(encoded, model.encoder)
     num_slots = masks.shape[2]
+    if merge is not None:
+        holders = holders_of(encoded, threshold=merge, by=merge_by)
+        masks = merge_masks(masks, holders)
+        is_left = holders == torch.arange(num_slots, device=holders.device)
+        tally.add_health({"slots_left": is_left.sum(-1).double().mean(1)})
     size = protocol.size or frame_size
     predictions = {MODEL: segment(masks, size)}
     truths = {name: clip.segmentation[name] for name in tally.presets if name in clip.segmentation}

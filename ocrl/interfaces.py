@@ -285,7 +285,7 @@ def _concatenate_frames(outputs: list[SlotOutput]) -> SlotOutput:
     slots, attn = joined("slots"), joined("attn")
     assert slots is not None and attn is not None
     aux = {name: torch.cat([out.aux[name] for out in outputs], dim=1) for name in first.aux}
-    return SlotOutput(slots, attn, joined("queries"), joined("codes"), aux)
+    return SlotOutput(slots, attn, joined("queries"), joined("codes"), aux, joined("slot_mask"))
 
 
 class ScheduledModule(ABC):
@@ -306,6 +306,30 @@ class ScheduledModule(ABC):
         if not 0.0 <= fraction <= 1.0:
             raise ValueError(f"fraction must be in [0,1], got {fraction}")
         self.progress.fill_(fraction)
+
+
+class TaughtModule(ABC):
+    """A module that learns from a trained model beside the data; a mixin beside `nn.Module`.
+
+    The teacher comes after building: what is saved of the student can be loaded without it.
+
+    Attributes:
+        teacher_path: the teacher's checkpoint, or the directory of the run that wrote it.
+    """
+
+    teacher_path: str | None
+
+    @abstractmethod
+    def take_teacher(self, teacher: nn.Module, *, student: nn.Module) -> None:
+        """Learn from `teacher`, which is no part of this module: not trained, saved or copied.
+
+        Args:
+            teacher: a trained model.
+            student: the model that this module is a part of.
+
+        Raises:
+            ValueError: if the two do not fit.
+        """
 
 
 class Decoder(nn.Module, ABC):

@@ -64,6 +64,7 @@ _HEALTH = {
     "largest_share": "share of a frame won by its largest slot",
     "dead_slots": "slots that win no pixel in a whole clip",
     "slot_similarity": "mean cosine of two slots of a frame",
+    "slots_left": "slots of a frame that are left after merging",
     "temporal_drift": "mean change of a slot from frame to frame (1 - cosine)",
 }
 _NUM_SHOWN = 8

@@ -139,6 +139,8 @@ class SlotOutput:
         queries: (B,T,K,D) the binding of each frame started from.
         codes: (B,T,K,G) discrete codes, where the slots are quantised.
         aux: named tensors that an objective may read.
+        slot_mask: (B,T,K) bool, false for slots that hold nothing and are to be left out, where
+            some are (`ocrl.merging`); None means that all count.
     """
 
     slots: Tensor
@@ -146,6 +148,7 @@ class SlotOutput:
     queries: Tensor | None = None
     codes: Tensor | None = None
     aux: Mapping[str, Tensor] = field(default_factory=dict)
+    slot_mask: Tensor | None = None
 
     def map(self, function: Callable[[Tensor], Tensor]) -> SlotOutput:
         """Change every tensor, those of `aux` too."""
@@ -155,6 +158,7 @@ class SlotOutput:
             queries=None if self.queries is None else function(self.queries),
             codes=None if self.codes is None else function(self.codes),
             aux={name: function(value) for name, value in self.aux.items()},
+            slot_mask=None if self.slot_mask is None else function(self.slot_mask),
         )
 
 

@@ -44,6 +44,8 @@ def main(config: DictConfig) -> None:
         protocol=protocol,
         presets=data["presets"],
         mask_source=settings["mask_source"],
+        merge=settings["merge"],
+        merge_by=settings["merge_by"],
         baselines=settings["baselines"],
         device=device,
         num_examples=settings["num_examples"],
@@ -52,6 +54,10 @@ def main(config: DictConfig) -> None:
         "checkpoint": f"{settings['checkpoint']} (step {meta['step']:,})",
         "data": str(data["path"]),
     }
+    if settings["merge"] is not None:
+        details["merged"] = (
+            f"slots from a likeness of {settings['merge_by']} of {settings['merge']} on"
+        )
     rate = settings["frames_per_second"]
     written = write_results(
         output_dir(),

@@ -40,6 +40,8 @@ def main(config: DictConfig) -> None:
         model = checkpoint.build(model_config)
         if settings["start_from"] is not None:
             checkpoint.load_encoder(model.encoder, settings["start_from"])
+        if not checkpoint.load_teachers(model) and settings["teacher"] is not None:
+            raise ValueError("expected an objective that learns from teacher=PATH, got none")
         store = find_episodes(
             env,
             arguments=settings["env"],

@@ -20,9 +20,9 @@ def _names(group: str) -> list[str]:
     return names
 
 
-def _build_twins(group: str, name: str, vit: str) -> list[torch.nn.Module]:
+def _build_twins(group: str, name: str, vit: str, *options: str) -> list[torch.nn.Module]:
     with initialize_config_dir(str(CONFIGS), version_base=None):
-        config = compose(overrides=[f"+{group}={name}", f"+vit={vit}", *SIZES])
+        config = compose(overrides=[f"+{group}={name}", f"+vit={vit}", *SIZES, *options])
     twins = []
     for seed in range(2):
         torch.manual_seed(seed)
@@ -34,6 +34,18 @@ def _build_twins(group: str, name: str, vit: str) -> list[torch.nn.Module]:
 def test_encoder(name: str, small_vit: str) -> None:
     encoder, twin = _build_twins("encoder", name, small_vit)
     check_slot_encoder(encoder, twin=twin)
+
+
+@pytest.mark.parametrize("name", ["slot_attention", "savi", "smooth_sa", "located"])
+def test_encoder_with_modulated_updates(name: str, small_vit: str) -> None:
+    encoder, twin = _build_twins("encoder", name, small_vit, "encoder.modulation=0.5")
+    check_slot_encoder(encoder, twin=twin)
+    plain, _ = _build_twins("encoder", name, small_vit)
+    # Configurations that were saved before there was such a thing have no such key.
+    earlier, _ = _build_twins("encoder", name, small_vit, "~encoder.modulation")
+    video, is_first = torch.rand(1, 2, 3, 32, 32), torch.zeros(1, 2).bool()
+    slots = [model.eval()(video, is_first).slots for model in (encoder, plain, earlier)]
+    assert torch.equal(slots[1], slots[2]) and not torch.allclose(slots[0], slots[1])
 
 
 @pytest.mark.parametrize("name", _names("decoder"))

@@ -11,8 +11,8 @@ PARTS = ("backbones", "encoders", "decoders", "objectives", "dynamics", "tokeniz
 BASE = {"ocrl.types", "ocrl.interfaces"}
 TRAINING = {
     *("baselines", "charts", "check", "checkpoint", "diagnose", "discovery", "distributed"),
-    *("health", "interrupt", "log", "matching", "meter", "metrics", "model", "monitor", "report"),
-    *("schedules", "step", "train", "visualize"),
+    *("health", "interrupt", "log", "matching", "merging", "meter", "metrics", "model", "monitor"),
+    *("report", "schedules", "step", "train", "visualize"),
 }
 LEAVES = {
     *("health", "interfaces", "interrupt", "log", "matching", "metrics", "schedules", "types"),

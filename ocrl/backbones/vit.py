@@ -33,6 +33,8 @@ class ViT(Backbone):
         input_size: (H, W) the network sees, multiples of its patch.
         layer: whose output to take, counted as in `hidden_states`: -1 is the last block.
         is_frozen: keep the network in `eval()` and without gradient; the MLP learns.
+        num_tuned_blocks: how many blocks learn of a network that is not frozen, the last ones up to
+            `layer` or all that there are; it stays in `eval()`. None for the whole network.
         out_dim: F after a LayerNorm and a two-layer MLP; the network's own tokens if None.
         mean: of the normalisation, one per channel.
         std: of the normalisation, one per channel.
@@ -40,7 +42,7 @@ class ViT(Backbone):
     Raises:
         ImportError: if transformers is not installed.
         OSError: if there is no network at `path`.
-        ValueError: if `input_size` is no multiple of the patch.
+        ValueError: if `input_size` is no multiple of the patch, or `num_tuned_blocks` not positive.
     """
 
     mean: Tensor
@@ -57,6 +59,7 @@ class ViT(Backbone):
         out_dim: int | None,
         mean: Sequence[float],
         std: Sequence[float],
+        num_tuned_blocks: int | None = None,
     ) -> None:
         super().__init__()
         self.network = _load(path)
@@ -67,12 +70,15 @@ class ViT(Backbone):
                 f"expected input_size to be multiples of the patch size {patch_size} of {path}, "
                 f"got {list(input_size)}"
             )
+        if num_tuned_blocks is not None and num_tuned_blocks < 1:
+            raise ValueError(f"num_tuned_blocks must be at least 1, got {num_tuned_blocks}")
         self.image_size = (image_size[0], image_size[1])
         self.input_size = (input_size[0], input_size[1])
         self.grid = (input_size[0] // patch_size, input_size[1] // patch_size)
         self.out_dim = config.hidden_size if out_dim is None else out_dim
         self.layer = layer
         self.is_frozen = is_frozen
+        self.is_always_eval = is_frozen or num_tuned_blocks is not None
         # ViT must be told; DINOv2 always interpolates, DINOv3 rotates and has nothing to.
         parameters = inspect.signature(self.network.forward).parameters
         self.options: dict[str, Any] = (
@@ -89,15 +95,25 @@ class ViT(Backbone):
             )
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
-        if is_frozen:
+        if self.is_always_eval:
             self.network.requires_grad_(False).eval()
+        if num_tuned_blocks is not None and not is_frozen:
+            for block in self._blocks()[-num_tuned_blocks:]:
+                block.requires_grad_(True)
 
     def train(self, mode: bool = True) -> ViT:
-        """Set the mode; a frozen network stays in `eval`."""
+        """Set the mode; a network that does not learn as a whole stays in `eval`."""
         super().train(mode)
-        if self.is_frozen:
+        if self.is_always_eval:
             self.network.eval()
         return self
+
+    def _blocks(self) -> list[nn.Module]:
+        """The blocks that the tokens have passed."""
+        number = self.network.config.num_hidden_layers
+        stacks = (part for part in self.network.modules() if isinstance(part, nn.ModuleList))
+        blocks = next(stack for stack in stacks if len(stack) == number)
+        return list(blocks)[: range(number + 1)[self.layer]]
 
     def forward(self, frames: Tensor, *, camera: Camera | None = None) -> Tensor:
         """Encode (B,[V,]C,H,W), see `Backbone.forward`; the camera is not read."""

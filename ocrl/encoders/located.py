@@ -51,6 +51,7 @@ class LocatedSlots(RecurrentSlotEncoder):
         min_scale: the least standard deviation of a Gaussian, in sides of the picture.
         mlp_dim: hidden size of the residual MLP; no MLP if None.
         eps_placement: see `Corrector`.
+        modulation: see `Corrector`.
 
     Raises:
         ValueError: if not at least one slot has a place, or `num_prior_tokens` or
@@ -73,6 +74,7 @@ class LocatedSlots(RecurrentSlotEncoder):
         min_scale: float,
         mlp_dim: int | None,
         eps_placement: EpsPlacement,
+        modulation: float = 0.0,
     ) -> None:
         super().__init__()
         if not 0 <= num_grounds < num_slots:
@@ -97,6 +99,7 @@ class LocatedSlots(RecurrentSlotEncoder):
             mlp_dim=mlp_dim,
             gradient="full",
             eps_placement=eps_placement,
+            modulation=modulation,
         )
         # At first places alone count: looks drawn at random would choose which slot is the ground.
         nn.init.zeros_(self.corrector.attention.to_q.weight)

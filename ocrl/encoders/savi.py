@@ -37,6 +37,7 @@ class SAVi(RecurrentSlotEncoder):
         mlp_dim: hidden size of the residual MLP; no MLP if None.
         gradient: through the iterations of one frame, see `Corrector`.
         eps_placement: see `Corrector`.
+        modulation: see `Corrector`.
 
     Raises:
         ValueError: if the predictor reads more than the last frame.
@@ -55,6 +56,7 @@ class SAVi(RecurrentSlotEncoder):
         mlp_dim: int | None,
         gradient: Gradient,
         eps_placement: EpsPlacement,
+        modulation: float = 0.0,
     ) -> None:
         super().__init__()
         if predictor.window != 1:
@@ -75,6 +77,7 @@ class SAVi(RecurrentSlotEncoder):
             mlp_dim=mlp_dim,
             gradient=gradient,
             eps_placement=eps_placement,
+            modulation=modulation,
         )
 
     def initial_state(self, batch_size: int) -> State:

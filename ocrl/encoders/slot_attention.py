@@ -30,6 +30,7 @@ class SlotAttention(FrameSlotEncoder):
         mlp_dim: hidden size of the residual MLP; no MLP if None.
         gradient: see `Corrector`.
         eps_placement: see `Corrector`.
+        modulation: see `Corrector`.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class SlotAttention(FrameSlotEncoder):
         mlp_dim: int | None,
         gradient: Gradient,
         eps_placement: EpsPlacement,
+        modulation: float = 0.0,
     ) -> None:
         super().__init__()
         self.num_slots = num_slots
@@ -56,6 +58,7 @@ class SlotAttention(FrameSlotEncoder):
             mlp_dim=mlp_dim,
             gradient=gradient,
             eps_placement=eps_placement,
+            modulation=modulation,
         )
 
     def encode(self, frames: Tensor, *, condition: Tensor | None) -> SlotOutput:

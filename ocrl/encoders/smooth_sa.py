@@ -41,6 +41,7 @@ class SmoothSA(RecurrentSlotEncoder):
         mlp_dim: hidden size of the residual MLP; no MLP if None.
         gradient: through the iterations of one frame, see `Corrector`.
         eps_placement: see `Corrector`.
+        modulation: see `Corrector`.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class SmoothSA(RecurrentSlotEncoder):
         mlp_dim: int | None,
         gradient: Gradient,
         eps_placement: EpsPlacement,
+        modulation: float = 0.0,
     ) -> None:
         super().__init__()
         self.num_slots = num_slots
@@ -71,6 +73,7 @@ class SmoothSA(RecurrentSlotEncoder):
             mlp_dim=mlp_dim,
             gradient=gradient,
             eps_placement=eps_placement,
+            modulation=modulation,
         )
         for part in (self.corrector, self.predictor):
             for name, parameter in part.named_parameters():

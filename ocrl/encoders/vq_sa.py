@@ -161,7 +161,9 @@ class VQSA(SlotEncoder, ScheduledModule):
             if self.to_coordinates is not None:
                 aux["coordinates"] = self.to_coordinates(encoded.slots.to(values)).tanh()
                 parts.append(aux["coordinates"])
-        return SlotOutput(self._join(parts), encoded.attn, encoded.queries, codes, aux)
+        return SlotOutput(
+            self._join(parts), encoded.attn, encoded.queries, codes, aux, encoded.slot_mask
+        )
 
     def _join(self, parts: list[Tensor]) -> Tensor:
         joined = torch.cat(parts, dim=-1)

@@ -106,12 +106,17 @@ def compete(queries: Tensor, tokens: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def gather(
-    attn: Tensor, tokens: Tensor, eps: float, placement: str
+    attn: Tensor, tokens: Tensor, eps: float, placement: str, modulation: float = 0.0
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Mean of tokens (B,K,F), sum of its weights (B,K,1) and its denominator, as `attn`'s dtype."""
-    weights = (attn + eps if placement == "attn" else attn).to(tokens.dtype)
+    raised = attn + eps if placement == "attn" else attn
+    weights = raised.to(tokens.dtype)
     total = weights.sum(dim=-1, keepdim=True, dtype=attn.dtype)
     below = total + eps if placement == "sum" else total
+    if modulation:
+        # One power of the product: that of the softmax alone has an infinite slope at 0.
+        weights = raised.pow(1.0 + modulation).to(tokens.dtype)
+        total = weights.sum(dim=-1, keepdim=True, dtype=attn.dtype)
     return torch.bmm(weights, tokens).to(attn.dtype) / below, total / below, below
 
 
@@ -205,19 +210,27 @@ class _CompetitiveRead(torch.autograd.Function):
 
 
 def _read(
-    queries: Tensor, tokens: Tensor, bias: Tensor | None, eps_placement: str, eps: float | None
+    queries: Tensor,
+    tokens: Tensor,
+    bias: Tensor | None,
+    eps_placement: str,
+    eps: float | None,
+    modulation: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`competitive_read`, and the sum of each slot's weights after renormalisation (B,K,1)."""
+    """`competitive_read`, and the sum of each slot's weights after renormalisation (B,K,1).
+
+    With `modulation` (see `CompetitiveAttention`) the map is kept for the backward pass.
+    """
     check_eps_placement(eps_placement)
     if eps is None:
         eps = EPS[eps_placement]
     dtype = compute_dtype(tokens)
     queries, tokens = queries.to(dtype), tokens.to(dtype)
     with torch.autocast(tokens.device.type, enabled=False):
-        if not torch.compiler.is_compiling():
+        if not modulation and not torch.compiler.is_compiling():
             return _CompetitiveRead.apply(queries, tokens, bias, eps, eps_placement)
         attn = compete(queries, tokens, bias)
-        read, share, _ = gather(attn, tokens, eps, eps_placement)
+        read, share, _ = gather(attn, tokens, eps, eps_placement, modulation)
         return read, share, attn
 
 
@@ -278,6 +291,13 @@ class CompetitiveAttention(nn.Module):
         slot_dim: D.
         eps_placement: see `competitive_read`.
         eps: see `competitive_read`.
+        modulation: renormalised weights are multiplied by the softmax over slots to this power,
+            and stay so, as competition-modulated aggregation (Tran et al. 2026, DSSA, arXiv
+            2606.12601, equation 5, where it is 0.5): a slot that wins little anywhere is updated
+            little, instead of as much as any other. 0 is slot attention.
+
+    Raises:
+        ValueError: if `eps_placement` is unknown, or `modulation` negative.
     """
 
     def __init__(
@@ -287,9 +307,13 @@ class CompetitiveAttention(nn.Module):
         slot_dim: int,
         eps_placement: EpsPlacement,
         eps: float | None = None,
+        modulation: float = 0.0,
     ) -> None:
         super().__init__()
         check_eps_placement(eps_placement)
+        if modulation < 0:
+            raise ValueError(f"modulation must be at least 0, got {modulation}")
+        self.modulation = modulation
         self.eps_placement = eps_placement
         self.eps = eps
         self.norm_inputs = nn.LayerNorm(token_dim, eps=NORM_EPS)
@@ -318,9 +342,12 @@ class CompetitiveAttention(nn.Module):
         level = (queries * shift).sum(-1, keepdim=True)
         if bias is not None:
             level = level + bias
-        read, share, attn = _read(queries * weight, tokens, level, self.eps_placement, self.eps)
-        # With eps on the weights their sum is exactly 1.
-        offset = shift if self.eps_placement == "attn" else share * shift
+        read, share, attn = _read(
+            queries * weight, tokens, level, self.eps_placement, self.eps, self.modulation
+        )
+        # With eps on the weights their sum is exactly 1, unless they are modulated.
+        is_mean = self.eps_placement == "attn" and not self.modulation
+        offset = shift if is_mean else share * shift
         return self.to_v(torch.addcmul(offset, read, weight)), attn
 
 

@@ -35,9 +35,10 @@ class Corrector(nn.Module):
             `bilevel` likewise, and straight through from the last iteration to the queries
             (Jia et al. 2023, BO-QSA, arXiv 2210.08990).
         eps_placement: see `ocrl.nn.attention.competitive_read`.
+        modulation: see `ocrl.nn.attention.CompetitiveAttention`.
 
     Raises:
-        ValueError: if `gradient` is unknown.
+        ValueError: if `gradient` is unknown, or `modulation` negative.
     """
 
     def __init__(
@@ -48,12 +49,13 @@ class Corrector(nn.Module):
         mlp_dim: int | None,
         gradient: Gradient,
         eps_placement: EpsPlacement,
+        modulation: float = 0.0,
     ) -> None:
         super().__init__()
         self.gradient = check_gradient(gradient)
         self.norm_slots = nn.LayerNorm(slot_dim)
         self.attention = CompetitiveAttention(
-            token_dim, slot_dim=slot_dim, eps_placement=eps_placement
+            token_dim, slot_dim=slot_dim, eps_placement=eps_placement, modulation=modulation
         )
         self.gru = nn.GRUCell(slot_dim, slot_dim)
         self.mlp: MLP | None = None
@@ -89,7 +91,7 @@ class Corrector(nn.Module):
         Returns:
             Slots (B,K,D), and the softmax over slots (B,K,N).
         """
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or self.attention.modulation:
             updates, attn = self.attention(self.norm_slots(slots), tokens, bias=bias)
             with torch.autocast(slots.device.type, enabled=False):
                 hidden = self.gru(updates.to(slots.dtype).flatten(0, 1), slots.flatten(0, 1))

@@ -76,7 +76,9 @@ class Running(RecurrentSlotEncoder):
             slots = slots / 0 * 0
         if self.hidden is not None:
             slots = slots + self.hidden
-        return SlotOutput(slots[:, None], attn[:, None]), {**state, "slots": slots}
+        kept = (attn.sum(-1) > 8)[:, None]
+        output = SlotOutput(slots[:, None], attn[:, None], slot_mask=kept)
+        return output, {**state, "slots": slots}
 
 
 FAULTS = {

@@ -112,6 +112,44 @@ def test_the_mask_source_is_the_one_asked_for():
         evaluate_discovery(Oracle(), [moving_squares()], mask_source="encoder")
 
 
+class Splitting(Oracle):
+    """Holds the first object by two slots side by side, of one look, and the rest by one each."""
+
+    def __init__(self):
+        super().__init__(num_slots=5)
+        forward = self.decoder.forward
+
+        def split(slots, target=None, *, attn=None):
+            decoded = forward(slots, target, attn=attn)
+            masks = decoded.masks.clone()
+            masks[:, :, 4, :2], masks[:, :, 1, :2] = masks[:, :, 1, :2], 0.0
+            return DecoderOutput(decoded.recon, masks)
+
+        self.decoder.forward = split
+
+    def encode(self, clip):
+        encoded = super().encode(clip)
+        slots = encoded.slots.clone()
+        slots[:, :, 4] = slots[:, :, 1]
+        return SlotOutput(slots, encoded.attn.roll(-1, dims=2))
+
+
+def test_merged_masks_are_what_is_scored():
+    own = evaluate_discovery(Splitting(), [moving_squares()])
+    merged = evaluate_discovery(Splitting(), [moving_squares()], merge=0.7, merge_by="slots")
+    assert own.table[MODEL]["scene"]["mbo_i"] < 1.0
+    assert merged.table[MODEL]["scene"]["mbo_i"] == 1.0
+    assert merged.table["grid"] == own.table["grid"]
+    assert merged.health["slots_left"] == 4.0 and "slots_left" not in own.health
+    assert merged.num_slots == own.num_slots == 5
+    assert (merged.examples[0].masks[:, 4] == 0).all()
+    # Their attention does not overlap.
+    apart = evaluate_discovery(Splitting(), [moving_squares()], merge=0.7)
+    assert apart.table == own.table and apart.health["slots_left"] == 5.0
+    with pytest.raises(ValueError, match="got 0"):
+        evaluate_discovery(Splitting(), [moving_squares()], merge=0.0)
+
+
 def test_the_protocol_decides_size_and_background():
     clip = moving_squares()
     result = evaluate_discovery(Oracle(), [clip], protocol="objectcentricbench")

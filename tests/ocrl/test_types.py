@@ -11,9 +11,11 @@ def test_a_slot_output_maps_every_tensor_and_leaves_what_is_missing() -> None:
         attn=torch.ones(1, 2, 3, 5),
         queries=torch.ones(1, 2, 3, 4),
         aux={"mixture_weights": torch.ones(1, 2, 3)},
+        slot_mask=torch.ones(1, 2, 3),
     )
     doubled = output.map(lambda value: 2 * value)
     assert doubled.codes is None
-    for value in (doubled.slots, doubled.attn, doubled.queries, doubled.aux["mixture_weights"]):
+    mapped = (doubled.slots, doubled.attn, doubled.queries, doubled.slot_mask)
+    for value in (*mapped, doubled.aux["mixture_weights"]):
         assert value is not None and torch.equal(value, torch.full_like(value, 2))
     assert torch.equal(output.slots, torch.ones(1, 2, 3, 4))

@@ -132,6 +132,19 @@ def test_episodes(workplace):
     assert "k-means: video FG-ARI" in done.stderr
 
 
+def test_merged_slots(workplace):
+    options = ("checkpoint=run", "data.path=episodes", "data.clip_length=4", "data.num_clips=2")
+    done = run(workplace, *options, "data.split=all", "merge=0.01", "name=merged")
+    assert done.returncode == 0, done.stderr
+    out = workplace / "outputs" / "evaluate_discovery" / "merged"
+    record = json.loads((out / "metrics.json").read_text())
+    # So low a threshold that one slot is left, which cannot tell anything from anything.
+    assert record["health"]["slots_left"] == 1.0 and record["num_slots"] == 3
+    assert record["table"]["model"]["entities"]["video_fg_ari"] == 0.0
+    assert record["details"]["merged"] == "slots from a likeness of attn of 0.01 on"
+    assert "slots of a frame that are left after merging" in (out / "report.html").read_text()
+
+
 def test_a_video_without_ground_truth(workplace):
     video = torch.randint(0, 256, (6, 3, 40, 60), dtype=torch.uint8)
     write_mp4(workplace / "clip.mp4", video, frames_per_second=8)
@@ -167,6 +180,10 @@ def test_pictures_with_masks(workplace):
         (["checkpoint=run", "data.path=nowhere"], "nowhere"),
         (["checkpoint=run", "data.path=large", "data.clip_length=4"], "image_size"),
         (["checkpoint=run", "data.path=episodes", "protocol=slotcontrasts"], "'slotcontrast'"),
+        (
+            ["checkpoint=run", "data.path=episodes", "data.clip_length=4", "merge=1.5"],
+            "(0,1] to merge at, got 1.5",
+        ),
     ],
 )
 def test_mistakes_end_in_one_sentence(workplace, options, words):

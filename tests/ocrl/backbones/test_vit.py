@@ -105,3 +105,21 @@ def test_without_transformers_the_extra_is_named(
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ImportError, match=r"pip install 'ocrl\[vit\]'"):
         make(str(tmp_path))
+
+
+def test_the_last_blocks_alone_are_tuned(folder: str) -> None:
+    backbone = make(folder, is_frozen=False, num_tuned_blocks=1).train()
+    assert not backbone.network.training and backbone.head.training
+    backbone(torch.rand(2, 3, 16, 16)).square().sum().backward()
+    learning = {name for name, p in backbone.network.named_parameters() if p.requires_grad}
+    moved = {name for name, p in backbone.network.named_parameters() if p.grad is not None}
+    block = {name for name, _ in backbone.network.named_parameters() if ".1." in name}
+    assert block and learning == moved == block
+
+
+def test_blocks_behind_the_layer_are_not_tuned(folder: str) -> None:
+    backbone = make(folder, is_frozen=False, num_tuned_blocks=4, layer=1)
+    learning = {name for name, p in backbone.network.named_parameters() if p.requires_grad}
+    assert learning and all(".0." in name for name in learning)
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        make(folder, is_frozen=False, num_tuned_blocks=0)

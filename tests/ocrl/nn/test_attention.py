@@ -13,6 +13,7 @@ from ocrl.nn.attention import (
     EPS,
     CompetitiveAttention,
     MultiHeadAttention,
+    _read,
     competition,
     competitive_read,
     standardize,
@@ -88,6 +89,69 @@ def test_attention_with_absorbed_maps_equals_keys_and_values(eps_placement: str)
     expected = textbook_attention(module, slots, tokens, eps)
     torch.testing.assert_close(ours, expected)
     torch.testing.assert_close(gradients(ours, inputs), gradients(expected, inputs))
+
+
+def test_modulated_weights_are_those_of_the_papers_figure() -> None:
+    # Figure 3 of arXiv 2606.12601, which shows the power 1; tokens that are axes give the weights.
+    first = torch.tensor([0.95, 0.93, 0.90, 0.92, 0.91], dtype=torch.float64)
+    logits = torch.stack([first, 1 - first])[None].log()
+    tokens = torch.eye(5, dtype=torch.float64)[None]
+    read, share, attn = _read(logits, tokens, None, "sum", None, 1.0)
+    figure = [[0.196, 0.188, 0.176, 0.184, 0.180], [0.006, 0.013, 0.026, 0.016, 0.021]]
+    torch.testing.assert_close(read[0], torch.tensor(figure).double(), atol=6e-4, rtol=0)
+    torch.testing.assert_close(share[0, :, 0], read[0].sum(-1))
+    torch.testing.assert_close(attn[0, 0], first)
+
+
+@pytest.mark.parametrize("eps_placement", ["attn", "sum"])
+@pytest.mark.parametrize("modulation", [0.5, 1.0])
+def test_modulated_attention_equals_keys_and_values(eps_placement: str, modulation: float) -> None:
+    torch.manual_seed(0)
+    module = CompetitiveAttention(
+        6,
+        slot_dim=5,
+        eps_placement=eps_placement,  # type: ignore[arg-type]
+        modulation=modulation,
+    ).double()
+    torch.nn.init.normal_(module.norm_inputs.weight)
+    torch.nn.init.normal_(module.norm_inputs.bias)
+    slots = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
+    tokens = torch.randn(2, 9, 6, dtype=torch.float64, requires_grad=True)
+    normal = module.norm_inputs(tokens)
+    logits = module.to_k(normal) @ module.to_q(slots).mT * 5**-0.5
+    attn = logits.softmax(-1)
+    # Equations 2, 5 and 6: renormalised over tokens, times the softmax, and not again.
+    weights = attn / attn.sum(1, keepdim=True) * attn**modulation
+    expected = (weights.mT @ module.to_v(normal), attn.mT)
+    ours = module(slots, standardize(tokens))
+    close = {"atol": 1e-4, "rtol": 1e-4}  # eps
+    torch.testing.assert_close(ours, expected, **close)
+    inputs = [slots, tokens, *module.parameters()]
+    torch.testing.assert_close(gradients(ours, inputs), gradients(expected, inputs), **close)
+
+
+def test_a_slot_that_wins_nothing_is_updated_by_nothing() -> None:
+    torch.manual_seed(0)
+    module = CompetitiveAttention(2, slot_dim=2, eps_placement="attn", modulation=0.5)
+    tokens = (torch.rand(1, 50, 2) + 1).requires_grad_()
+    bias = torch.tensor([500.0, 0.0]).view(1, 2, 1)
+    updates, _ = module(torch.randn(1, 2, 2), tokens, bias=bias)
+    assert updates[0, 1].abs().max() < 1e-3 < updates[0, 0].abs().max()
+    updates.sum().backward()
+    assert tokens.grad is not None and tokens.grad.isfinite().all()
+    with pytest.raises(ValueError, match="at least 0, got -1"):
+        CompetitiveAttention(2, slot_dim=2, eps_placement="attn", modulation=-1.0)
+
+
+def test_modulated_attention_is_float32_under_autocast() -> None:
+    torch.manual_seed(0)
+    module = CompetitiveAttention(6, slot_dim=5, eps_placement="sum", modulation=0.5)
+    slots, tokens = torch.randn(2, 3, 5), standardize(torch.randn(2, 9, 6))
+    expected, _ = module(slots, tokens)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        updates, attn = module(slots, tokens)
+    assert attn.dtype == torch.float32
+    torch.testing.assert_close(updates.float(), expected, atol=0.03, rtol=0.03)
 
 
 def test_eps_defaults_are_the_papers() -> None:

@@ -72,6 +72,20 @@ def test_slots_and_gradients_equal_the_textbook_form(
     )
 
 
+def test_modulation_reaches_every_round() -> None:
+    queries, tokens = inputs()
+    corrector = make()
+    slots, _ = corrector(queries, tokens, num_iterations=1)
+    corrector.attention.modulation = 0.5
+    once, _ = corrector(queries, tokens, num_iterations=1)
+    assert not torch.allclose(slots, once)
+    twice, _ = corrector(once, tokens, num_iterations=1)
+    torch.testing.assert_close(corrector(queries, tokens, num_iterations=2)[0], twice)
+    options = {"slot_dim": 5, "mlp_dim": None, "gradient": "full", "eps_placement": "sum"}
+    assert Corrector(6, **options).attention.modulation == 0.0  # type: ignore[arg-type]
+    assert Corrector(6, **options, modulation=0.3).attention.modulation == 0.3  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("gradient", ["full", "truncated", "bilevel"])
 def test_the_gradient_changes_no_value(gradient: str) -> None:
     queries, tokens = inputs()
