@@ -101,7 +101,7 @@ def fit_softmax(
         value.backward()
         return value
 
-    optimizer.step(loss)  # type: ignore[arg-type]
+    optimizer.step(loss)
     return weight.detach(), bias.detach()
 
 

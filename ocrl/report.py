@@ -225,7 +225,12 @@ def write_report(
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Write a text file, which appears when it is whole.
+    """Write a text file, see `write_bytes`."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path | str, content: bytes) -> None:
+    """Write a file, which appears when it is whole.
 
     Raises:
         OSError: if it cannot be written; nothing is left behind.
@@ -233,7 +238,7 @@ def write_text(path: Path | str, text: str) -> None:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.writing")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

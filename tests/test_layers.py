@@ -13,7 +13,7 @@ TRAINING = {
     *("baselines", "check", "checkpoint", "diagnose", "discovery", "distributed", "interrupt"),
     *("log", "matching", "meter", "metrics", "model", "monitor", "report", "schedules", "step"),
     *("train", "visualize"),
-    *("data", "object_slots", "probe_report", "probes"),
+    *("data", "edit", "edit_strip", "explorer", "object_slots", "probe_report", "probes"),
 }
 ONLY_IN = {
     "hydra": {"scripts/"},

@@ -15,15 +15,17 @@ from ocrl.data.store import EpisodeWriter
 from ocrl.envs.collect import collect
 
 ROOT = Path(__file__).parents[2]
-SMALL = (
-    *("env=sprites", "decoder=broadcast", "num_slots=4", "slot_dim=8", "image_size=[32,32]"),
-    *("encoder.backbone.channels=[8]", "encoder.backbone.strides=[4]", "decoder.channels=[8]"),
-    *("decoder.strides=[4]", "env.size=32"),
+COMMON = (
+    *("env=sprites", "env.size=32", "num_slots=4", "slot_dim=8", "image_size=[32,32]"),
+    *("encoder.backbone.channels=[8]", "encoder.backbone.strides=[4]"),
 )
+BROADCAST = ("decoder=broadcast", "decoder.channels=[8]", "decoder.strides=[4]")
+CODES = ("encoder=vq_sa", "encoder.quantizer.sizes=[4,3]", "encoder.quantizer.code_dim=4")
 MODELS = {
-    "run": ("encoder=savi",),
-    "coded": ("encoder=vq_sa", "encoder.quantizer.sizes=[4,3]", "encoder.quantizer.code_dim=4"),
+    "run": ("encoder=savi", *BROADCAST),
+    "coded": (*CODES, *BROADCAST),
     "palette": ("encoder=savi", "decoder=palette", "decoder.patch_size=4"),
+    "features": ("encoder=savi", "decoder=mlp", "decoder.patch_size=4"),
 }
 
 
@@ -58,10 +60,7 @@ class Workplace:
 
 def save_model(folder, overrides):
     with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "configs")):
-        names = [
-            name for name in SMALL if "decoder" not in name or "decoder=palette" not in overrides
-        ]
-        config = compose("pretrain", overrides=[*names, *overrides])
+        config = compose("pretrain", overrides=[*COMMON, *overrides])
     model = {
         "_target_": "ocrl.model.SlotModel",
         **{name: checkpoint.plain(config[name]) for name in ("encoder", "decoder", "objectives")},
@@ -79,7 +78,7 @@ def workplace(tmp_path_factory):
     for name, overrides in MODELS.items():
         save_model(folder / name, overrides)
     with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "configs")):
-        env = checkpoint.plain(compose("pretrain", overrides=list(SMALL)).env)
+        env = checkpoint.plain(compose("pretrain", overrides=list(COMMON)).env)
     collect(
         "sprites",
         {name: value for name, value in env.items() if name != "_target_"},
