@@ -331,7 +331,16 @@ def draw(decoder: Decoder, scene: Scene, *, size: tuple[int, int]) -> tuple[Tens
     Raises:
         ValueError: if the decoder makes no pictures.
     """
-    slots, attn = scene.slots[None, None], scene.attn[None, None]
+    pictures, masks = draw_slots(
+        decoder, scene.slots[None, None], attn=scene.attn[None, None], size=size
+    )
+    return pictures[0, 0], masks[0, 0]
+
+
+def draw_slots(
+    decoder: Decoder, slots: Tensor, *, attn: Tensor, size: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """As `draw`, of slots (B,T,K,D) and attn (B,T,K,N): (B,T,3,H,W) and (B,T,K,h,w)."""
     decoded = decoder(slots, attn=attn)
     pictures = decoder.depict(slots, attn=attn) if decoder.space != "pixels" else decoded.recon
     if pictures is None:
@@ -339,5 +348,4 @@ def draw(decoder: Decoder, scene: Scene, *, size: tuple[int, int]) -> tuple[Tens
             f"expected a decoder that makes pictures, got {type(decoder).__name__}, which makes "
             f"{decoder.space}"
         )
-    picture = resize_masks(pictures[0].float(), size)[0].clamp(0, 1)
-    return picture, decoded.masks[0, 0].float()
+    return resize_masks(pictures.float(), size).clamp(0, 1), decoded.masks.float()

@@ -6,13 +6,15 @@ P objects in frames, H W image, h w the size of masks.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ocrl.data.clips import Split, evaluation_clips
+from ocrl.data.store import EpisodeStore
 from ocrl.discovery import DiscoveryModel, MaskSource, attention_masks, segment
 from ocrl.matching import hungarian
 from ocrl.types import Clip, SlotOutput
@@ -71,6 +73,38 @@ class ObjectSlots:
         )
 
 
+def split_reader(
+    store: EpisodeStore,
+    *,
+    holdout: float,
+    clip_length: int,
+    num_train_clips: int,
+    num_test_clips: int,
+    batch_size: int,
+    image_size: Sequence[int],
+) -> Callable[[Split], Iterator[Clip]]:
+    """What gives the clips of a split, "train" or "holdout", with object tables and masks.
+
+    The arguments are those of `ocrl.data.clips.evaluation_clips`.
+    """
+    has_masks = f"segmentation/{OBJECTS}" in store.arrays
+
+    def read(split: Split) -> Iterator[Clip]:
+        return evaluation_clips(
+            store,
+            clip_length=clip_length,
+            num_clips=num_train_clips if split == "train" else num_test_clips,
+            split=split,
+            holdout=holdout,
+            batch_size=batch_size,
+            image_size=image_size,
+            segmentation=[OBJECTS] if has_masks else [],
+            objects=True,
+        )
+
+    return read
+
+
 def label_clips(
     model: DiscoveryModel,
     clips: Iterable[Clip],
@@ -95,10 +129,15 @@ def label_clips(
     with torch.inference_mode():
         for clip in clips:
             clip = clip.to(device)
-            encoded = model.encode(clip)
-            masks = slot_masks(model, clip, encoded, source=mask_source)
-            segments = segment(masks, (clip.video.shape[-2], clip.video.shape[-1]))
-            labelled.extend(_label(clip, encoded, segments, masks.shape[2], attribute_names))
+            labelled.extend(
+                label_encoded(
+                    model,
+                    clip,
+                    model.encode(clip),
+                    attribute_names=attribute_names,
+                    mask_source=mask_source,
+                )
+            )
     if not any(bool(clip.is_seen.any()) for clip in labelled):
         raise ValueError("expected clips with at least one object in view, got none")
     return labelled
@@ -155,37 +194,45 @@ def object_factors(clip: Clip, attribute_names: Sequence[str]) -> dict[str, Tens
     return {**factors, **dict(columns)}
 
 
-def _label(
+def label_encoded(
+    model: DiscoveryModel,
     clip: Clip,
     encoded: SlotOutput,
-    segments: Tensor,
-    num_slots: int,
+    *,
     attribute_names: Sequence[str],
+    mask_source: MaskSource,
 ) -> Iterator[LabelledClip]:
+    """The samples of a batch with what the model made of them, see `label_clips`."""
     tables = object_factors(clip, attribute_names)
+    masks = slot_masks(model, clip, encoded, source=mask_source)
+    segments = segment(masks, (clip.video.shape[-2], clip.video.shape[-1]))
     for index in range(clip.batch_size):
         table_ids = clip.properties["id"][index].long()
-        ids = table_ids.unique()
-        ids = ids[ids > 0]
-        seen, overlap = overlaps(
-            clip.segmentation[OBJECTS][index], segments[index], ids=ids, num_slots=num_slots
+        ids = object_ids(table_ids)
+        area, overlap = overlaps(
+            clip.segmentation[OBJECTS][index], segments[index], ids=ids, num_slots=masks.shape[2]
         )
         # (T,M,M'): which row of the table is which object.
-        is_row = (table_ids[:, None, :] == ids[:, None]) & (table_ids[:, None, :] > 0)
-        is_seen = (seen > 0) & is_row.any(-1)
-        row = is_row.long().argmax(-1) if len(ids) else is_row.new_zeros(seen.shape).long()
+        is_row = table_ids[:, None, :] == ids[:, None]
+        is_seen = (area > 0) & is_row.any(-1)
+        row = is_row.long().argmax(-1)
         factors = {
             name: values[index].gather(1, row[..., None].expand(-1, -1, values.shape[-1])).cpu()
             for name, values in tables.items()
         }
-        codes = None if encoded.codes is None else encoded.codes[index].cpu()
         yield LabelledClip(
             encoded.slots[index].float().cpu(),
             (overlap * is_seen[..., None]).cpu(),
             is_seen.cpu(),
             factors,
-            codes,
+            None if encoded.codes is None else encoded.codes[index].cpu(),
         )
+
+
+def object_ids(table_ids: Tensor) -> Tensor:
+    """The objects (M,) of a clip, in the order of `LabelledClip`, from its tables' ids (T,M')."""
+    ids = table_ids.unique()
+    return ids[ids > 0]
 
 
 def overlaps(

@@ -8,20 +8,16 @@ from evaluate_discovery import find_device
 from launch import output_dir, script
 
 # isort: split
-from collections.abc import Iterator
-
 import torch
 from omegaconf import DictConfig
 from rich.console import Console
 
 import ocrl
 from ocrl import checkpoint
-from ocrl.data.clips import Split, evaluation_clips
 from ocrl.data.store import EpisodeStore
-from ocrl.object_slots import OBJECTS
+from ocrl.object_slots import split_reader
 from ocrl.probe_report import compare_probes, summary, write_probes
 from ocrl.probes import ProbeSettings
-from ocrl.types import Clip
 
 
 @script("probe")
@@ -40,26 +36,11 @@ def main(config: DictConfig) -> None:
         torch.manual_seed(settings["seed"] + number)
         untrained = checkpoint.build(checkpoint.read_config(settings["checkpoint"]))
         models[f"random {number + 1}"] = untrained.to(device).eval()
-    store = EpisodeStore(data["path"])
-    has_masks = f"segmentation/{OBJECTS}" in store.arrays
-
-    def read(split: Split) -> Iterator[Clip]:
-        return evaluation_clips(
-            store,
-            clip_length=data["clip_length"],
-            num_clips=data["num_train_clips" if split == "train" else "num_test_clips"],
-            split=split,
-            holdout=data["holdout"],
-            batch_size=data["batch_size"],
-            image_size=models["trained"].encoder.backbone.image_size,
-            segmentation=[OBJECTS] if has_masks else [],
-            objects=True,
-        )
-
+    store = EpisodeStore(data.pop("path"))
     with console.status("encoding and probing"):
         result = compare_probes(
             models,
-            read,
+            split_reader(store, **data, image_size=models["trained"].encoder.backbone.image_size),
             attribute_names=store.metadata.get("attribute_names", []),
             matchings=settings["matchings"],
             settings=ProbeSettings(
@@ -71,7 +52,7 @@ def main(config: DictConfig) -> None:
         )
     details = {
         "checkpoint": f"{settings['checkpoint']} (step {meta['step']:,})",
-        "data": str(data["path"]),
+        "data": str(store.path),
     }
     written = write_probes(
         output_dir(), result, title=f"Probes of slots: {meta['env']}", details=details

@@ -13,6 +13,7 @@ TRAINING = {
     *("baselines", "check", "checkpoint", "diagnose", "discovery", "distributed", "interrupt"),
     *("log", "matching", "meter", "metrics", "model", "monitor", "report", "schedules", "step"),
     *("train", "visualize"),
+    *("causal_edits", "disentanglement", "disentanglement_report"),
     *("data", "edit", "edit_strip", "explorer", "object_slots", "probe_report", "probes"),
 }
 ONLY_IN = {
