@@ -151,13 +151,8 @@ def write_results(
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     written = [directory / "metrics.json"]
-    temporary = directory / ".metrics.json.writing"
-    try:
-        record = {"details": dict(details), **result.to_json()}
-        temporary.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
-        os.replace(temporary, written[0])
-    finally:
-        temporary.unlink(missing_ok=True)
+    record = {"details": dict(details), **result.to_json()}
+    write_text(written[0], json.dumps(record, indent=2, allow_nan=False) + "\n")
     if result.examples:
         written.append(directory / "overlay.mp4")
         write_mp4(written[-1], overlay_video(result), frames_per_second=frames_per_second)
@@ -225,15 +220,27 @@ def write_report(
     Raises:
         OSError: if it cannot be written; nothing is left behind.
     """
+    write_text(
+        path,
+        render_report(result, title=title, details=details, frames_per_second=frames_per_second),
+    )
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Write a text file, see `write_bytes`."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path | str, content: bytes) -> None:
+    """Write a file, which appears when it is whole.
+
+    Raises:
+        OSError: if it cannot be written; nothing is left behind.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.writing")
     try:
-        temporary.write_text(
-            render_report(
-                result, title=title, details=details, frames_per_second=frames_per_second
-            ),
-            encoding="utf-8",
-        )
+        temporary.write_bytes(content)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -248,9 +255,6 @@ def render_report(
 ) -> str:
     """The report as text, see `write_report`."""
     body = [
-        f"<h1>{escape(title)}</h1>",
-        f"<div class='card'>{_pairs({**details, **_measured(result)})}</div>",
-        *(f"<p class='warning'>{escape(warning)}</p>" for warning in result.warnings),
         *_verdict(result),
         *_headlines(result),
         *_table(result),
@@ -259,12 +263,37 @@ def render_report(
         *_health(result),
         *_explanation(result),
     ]
+    details = {**details, **_measured(result)}
+    return page(title, details=details, warnings=result.warnings, body=body)
+
+
+def page(
+    title: str, *, details: Mapping[str, str], warnings: Sequence[str], body: Sequence[str]
+) -> str:
+    """A whole page in the reports' style: a heading, what was measured, warnings, HTML."""
     return (
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
         f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n<body><main>\n"
+        f"<h1>{escape(title)}</h1>\n<div class='card'>{_pairs(details)}</div>\n"
+        + "".join(f"<p class='warning'>{escape(warning)}</p>\n" for warning in warnings)
         + "\n".join(body)
         + "\n</main></body></html>\n"
+    )
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of HTML cells in a card; a row of one cell begins a group."""
+    lines = []
+    for row in rows:
+        if len(row) == 1:
+            lines.append(f"<tr class='group'><td colspan='{len(head)}'>{row[0]}</td></tr>")
+        else:
+            lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>")
+    names = "".join(f"<th>{name}</th>" for name in head)
+    return (
+        f"<div class='card wide'><table><thead><tr>{names}</tr></thead>"
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
 
 
