@@ -9,10 +9,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PARTS = ("backbones", "encoders", "decoders", "objectives", "dynamics", "tokenizers")
 BASE = {"ocrl.types", "ocrl.interfaces"}
+PROPERTIES = {"ocrl.properties"}
 TRAINING = {
     *("baselines", "check", "checkpoint", "diagnose", "discovery", "distributed", "interrupt"),
     *("log", "matching", "meter", "metrics", "model", "monitor", "report", "schedules", "step"),
-    *("train", "visualize"),
+    *("train", "visualize", "properties", "average_precision", "set_prediction"),
 }
 ONLY_IN = {
     "hydra": {"scripts/"},
@@ -59,11 +60,13 @@ def allowed(path):
     if part == "nn":
         return {"ocrl.nn"}
     if part in PARTS:
-        return BASE | {f"ocrl.{part}", "ocrl.nn", "ocrl.initializers", "ocrl.matching"}
+        return BASE | {f"ocrl.{part}", "ocrl.nn", "ocrl.initializers", "ocrl.matching"} | PROPERTIES
     if part == "initializers":
         return BASE | {"ocrl.nn"}
     if part == "data":
-        return BASE | {"ocrl.data"}
+        return BASE | {"ocrl.data"} | PROPERTIES
+    if part in ("properties", "average_precision"):
+        return BASE
     if part in ("types", "interfaces", "metrics", "matching", "log", "schedules", "interrupt"):
         return BASE | {"ocrl.metrics", "ocrl.matching"}
     if part == "__init__":
