@@ -91,7 +91,9 @@ def main(config: DictConfig) -> None:
                 evaluation_clips(store, num_clips=evaluation["num_clips"], **held_out),
                 device=world.device,
             )
-            write_result(directory, result, {"env": env, "encoder": choice("encoder")})
+            parameters = sum(parameter.numel() for parameter in model.parameters())
+            details = {"env": env, "encoder": choice("encoder"), "parameters": f"{parameters:,}"}
+            write_result(directory, result, details)
             say(result, directory, console)
 
 

@@ -289,6 +289,7 @@ def evaluation_clips(
     image_size: Sequence[int] | None = None,
     segmentation: Sequence[str] = (),
     objects: bool = False,
+    properties: PropertySpec | None = None,
 ) -> Iterator[Clip]:
     """Clips spread evenly over the episodes of a split, the same ones in the same order every time.
 
