@@ -13,11 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from compare_encoders import train
 
 _ITERATIONS = {
     "slot_attention": "encoder.num_iterations",
@@ -38,6 +39,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("outputs/compare_set_prediction"))
     parser.add_argument("overrides", nargs="*", help="for every run, after --")
     arguments = parser.parse_args()
+    spec = f"properties@decoder.spec={arguments.env.split('-')[0]}"
+    shared = ["experiment=set_prediction", spec]
     results: dict[str, list[Mapping[str, Any]]] = {}
     episodes: Path | None = None
     for option in arguments.methods:
@@ -48,7 +51,8 @@ def main() -> None:
         own += [] if where is None else [f"{where}={arguments.iterations}"]
         for seed in arguments.seeds:
             run = arguments.output / f"{arguments.env}-{method}-{seed}"
-            train(run, arguments.env, method, seed, episodes, [*own, *arguments.overrides])
+            overrides = [*shared, *own, *arguments.overrides]
+            train(run, arguments.env, method, seed, episodes, overrides, "train_properties")
             episodes = episodes or run / "episodes"
             record = json.loads((run / "metrics.json").read_text())
             results.setdefault(method, []).append(record)
@@ -58,29 +62,6 @@ def main() -> None:
     record = {"arguments": {n: str(v) for n, v in vars(arguments).items()}, "methods": figures}
     (arguments.output / "metrics.json").write_text(json.dumps(record, indent=2) + "\n")
     sys.stdout.write(text)
-
-
-def train(
-    run: Path, env: str, method: str, seed: int, episodes: Path | None, overrides: Sequence[str]
-) -> None:
-    """Run one training in its own process unless its metrics are there; leave if it fails."""
-    if (run / "metrics.json").is_file():
-        return
-    command = [
-        sys.executable,
-        str(Path(__file__).with_name("train_properties.py")),
-        f"env={env}",
-        "experiment=set_prediction",
-        f"encoder={method}",
-        f"properties@decoder.spec={env.split('-')[0]}",
-        f"trainer.seed={seed}",
-        f"hydra.run.dir={run.as_posix()}",
-        *([] if episodes is None else [f"data.path={episodes.as_posix()}"]),
-        *overrides,
-    ]
-    code = subprocess.run(command, check=False).returncode
-    if code != 0:
-        sys.exit(code)
 
 
 def spread(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
