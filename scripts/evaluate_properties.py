@@ -48,9 +48,7 @@ def main(config: DictConfig) -> None:
     say(result, output_dir(), console)
 
 
-def write_result(
-    directory: Path, result: SetPredictionResult, details: Mapping[str, str]
-) -> None:
+def write_result(directory: Path, result: SetPredictionResult, details: Mapping[str, str]) -> None:
     """Write metrics.json."""
     record = result.to_json() | {"details": dict(details)}
     (directory / "metrics.json").write_text(json.dumps(record, indent=2) + "\n")

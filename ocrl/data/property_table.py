@@ -106,6 +106,12 @@ class PropertyTable:
             values = torch.tensor([float(entry) for entry in classes])
             return lambda tables, is_there: self._nearest(name, column(tables), values, is_there)
         known = self._class_names(name)
+        if not known:
+            raise ValueError(
+                f"expected {self._store.path} to name the classes of factor {name!r}, as "
+                f"{list(classes)} are names, got none; give its values as numbers, or collect the "
+                "episodes again"
+            )
         for entry in classes:
             if entry not in known:
                 raise ValueError(

@@ -63,7 +63,11 @@ def random_sets(seed, num_frames, num_slots, num_rows, num_levels):
 
 @settings(deadline=None, max_examples=60)
 @given(
-    st.integers(0, 10**6), st.integers(1, 6), st.integers(1, 5), st.integers(1, 5), st.integers(1, 9)
+    st.integers(0, 10**6),
+    st.integers(1, 6),
+    st.integers(1, 5),
+    st.integers(1, 5),
+    st.integers(1, 9),
 )
 def test_it_equals_a_plain_loop_with_ties_too(seed, num_frames, num_slots, num_rows, num_levels):
     sets = random_sets(seed, num_frames, num_slots, num_rows, num_levels)

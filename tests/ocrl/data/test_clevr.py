@@ -51,7 +51,9 @@ def test_scenes_become_targets(tmp_path, is_flat):
     assert len(store) == 2 and store.arrays["frames"].shape == (16, 16, 3)
     assert str(store.episode(1)["name"]) == "CLEVR_val_000001.png"
     assert sum(spec().sizes.values()) == 19
-    clips = list(evaluation_clips(store, clip_length=1, num_clips=2, split="all", properties=spec()))
+    clips = list(
+        evaluation_clips(store, clip_length=1, num_clips=2, split="all", properties=spec())
+    )
     clip = next(clip for clip in clips if clip.properties["presence"].sum() == 2)
     targets = {name: value[0, 0] for name, value in clip.properties.items()}
     assert targets["factors/size"].tolist() == [0, 1]
