@@ -17,7 +17,7 @@ class PropertySpec(nn.Module):
     """The categorical factors of an object, its coordinates, and whether it is there.
 
     A target has `presence` (...,) bool, `factors/<name>` (...,) int64, the place in the factor's
-    classes, and `coordinates` (...,P), where [low, high] has become [0,1]; absent objects are zeros.
+    classes, and `coordinates` (...,P), where [low, high] has become [0,1]; what is absent is zero.
     A prediction has logits of presence (...,), logits `factors/<name>` (...,C) and coordinates
     (...,P) in [0,1]. It is a module without parameters so that a configuration may name it and a
     checkpoint keep it.

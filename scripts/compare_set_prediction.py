@@ -1,4 +1,4 @@
-"""Train encoders to tell the set of objects, under one harness, and set their precision side by side.
+"""Train encoders to tell the set of objects, under one harness, and compare their precision.
 
     python scripts/compare_set_prediction.py --env sprites --seeds 0 1 2 -- trainer.max_steps=5000
 

@@ -65,15 +65,15 @@ class SetPrediction(Objective):
     def costs(self, targets: Parts, predictions: Parts) -> Tensor:
         """The loss (B,T,K,K) of each object, or absence of one, with each slot."""
         is_there = targets[PRESENCE]
-        pairs = torch.broadcast_tensors(
+        given, wanted = torch.broadcast_tensors(
             predictions[COORDINATES][..., None, :, :], targets[COORDINATES][..., None, :]
         )
-        distance = F.smooth_l1_loss(*pairs, reduction="none", beta=self.huber_delta)
+        distance = F.smooth_l1_loss(given, wanted, reduction="none", beta=self.huber_delta)
         costs = self.coordinate_weight * distance.sum(-1)
         for name in _factors(predictions):
             log_probabilities = predictions[name].log_softmax(-1)
-            wanted = _one_hot(targets, predictions, name)
-            costs = costs - wanted @ log_probabilities.transpose(-2, -1)
+            classes = _one_hot(targets, predictions, name)
+            costs = costs - classes @ log_probabilities.transpose(-2, -1)
         logits = predictions[PRESENCE][..., None, :]
         presence = torch.where(is_there[..., None], F.softplus(-logits), F.softplus(logits))
         return costs * is_there[..., None] + self.presence_weight * presence

@@ -110,5 +110,5 @@ def test_a_model_is_evaluated_on_all_frames_of_all_clips():
 def test_a_model_of_something_else_is_refused():
     model = nn.Module()
     model.decoder = MLPDecoder(4, image_size=[8, 8], patch_size=4, out_dim=2, hidden_dims=[3])
-    with pytest.raises(ValueError, match="decoder=properties.*got MLPDecoder"):
+    with pytest.raises(ValueError, match=r"decoder=properties.*got MLPDecoder"):
         spec_of(model)

@@ -106,12 +106,12 @@ def test_a_spec_that_does_not_fit_is_refused_at_once(tmp_path, change, words):
 
 def test_values_that_are_no_class_are_refused(tmp_path):
     store = write(tmp_path / "store")
-    with pytest.raises(ValueError, match="factor 'weight' .* got 4"):
+    with pytest.raises(ValueError, match=r"factor 'weight' .* got 4"):
         most_objects(store, make(factors={"weight": [1.5, 3]}))
     wrong = write(tmp_path / "wrong", **{"objects/category": np.full(5, 9, np.uint8)})
-    with pytest.raises(ValueError, match="factor 'category' .* got 9"):
+    with pytest.raises(ValueError, match=r"factor 'category' .* got 9"):
         most_objects(wrong, make())
-    with pytest.raises(ValueError, match="3 coordinates in .* got 2"):
+    with pytest.raises(ValueError, match=r"3 coordinates in .* got 2"):
         most_objects(store, make(coordinates=["position"]))
 
 
