@@ -158,6 +158,7 @@ def _origin(env_name: str, env_kwargs: Mapping[str, Any], policy: str) -> dict[s
     return {
         "categories": env.categories,
         "attribute_names": env.attribute_names,
+        "attribute_classes": dict(env.attribute_classes),
         "action_space": str(env.action_space),
         "versions": {name: _version(name) for name in _PACKAGES},
         "git": _git_hash(),

@@ -6,6 +6,8 @@ H W image, M objects in view.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import gymnasium
@@ -43,12 +45,15 @@ class ObjectEnv(gymnasium.Env[NDArray[np.uint8], Any]):
     Attributes:
         categories: names of object categories; `category` in `objects()` indexes it.
         attribute_names: names of the columns of `attributes` in `objects()`.
+        attribute_classes: names of the classes of those attributes whose values are places in a
+            list; what set prediction may ask for by name.
         max_objects: no frame has more rows in `objects()` than this.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012  (as in gymnasium.Env)
     categories: tuple[str, ...]
     attribute_names: tuple[str, ...] = ()
+    attribute_classes: Mapping[str, tuple[str, ...]] = MappingProxyType({})
     max_objects: int
 
     @abstractmethod

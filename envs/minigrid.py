@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, cast
 
 import gymnasium
 import minigrid  # noqa: F401  registers the ids
 import numpy as np
-from minigrid.core.constants import COLOR_TO_IDX
+from minigrid.core.constants import COLOR_TO_IDX, STATE_TO_IDX
 from minigrid.core.world_object import WorldObj
 from minigrid.envs.babyai.core import roomgrid_level
 from minigrid.minigrid_env import MiniGridEnv as Game
@@ -69,6 +70,13 @@ class MiniGridEnv(ObjectEnv):
 
     categories = ("agent", "door", "key", "ball", "box")
     attribute_names = ("color", "state", "direction")
+    attribute_classes = MappingProxyType(
+        {
+            "color": tuple(sorted(COLOR_TO_IDX, key=COLOR_TO_IDX.__getitem__)),
+            "state": tuple(sorted(STATE_TO_IDX, key=STATE_TO_IDX.__getitem__)),
+            "direction": ("right", "down", "left", "up"),
+        }
+    )
     render_mode = "rgb_array"
 
     def __init__(

@@ -8,6 +8,7 @@ our own. H W image (H = W = size), M sprites (the agent is row 0).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import Any
 
 import gymnasium
@@ -57,6 +58,7 @@ class SpritesEnv(ObjectEnv):
 
     categories = ("agent", "object")
     attribute_names = ("shape", "color", "size", "is_target")
+    attribute_classes = MappingProxyType({"shape": tuple(SHAPES), "color": tuple(COLORS)})
     render_mode = "rgb_array"
 
     def __init__(

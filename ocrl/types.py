@@ -61,7 +61,8 @@ class Clip:
         segmentation: preset name to (B,T,[V,]H,W) ids in int32; 0 background, 65535 void. An id
             belongs to one object for a whole episode.
         boxes: (B,T,[V,]M,4) left, top, right, bottom in [0,1]; padding rows are -1.
-        properties: name to (B,T,M,...) object attributes.
+        properties: name to (B,T,M,...) object attributes; or the targets of set prediction, see
+            `ocrl.properties.PropertySpec`.
         camera: the cameras of posed views.
     """
 
@@ -167,7 +168,8 @@ class DecoderOutput:
     """What a decoder gives.
 
     Attributes:
-        recon: (B,T,C,H,W) pixels, (B,T,N,F) features or (B,T,N,V) logits of tokens.
+        recon: (B,T,C,H,W) pixels, (B,T,N,F) features, (B,T,N,V) logits of tokens, or the
+            properties (B,T,K,...) of a set.
         masks: (B,T,K,h,w), sums to 1 over K; (h,w) is the decoder's own resolution.
         parts: (B,T,K,...) the reconstruction of each slot, where the decoder makes one.
         aux: named tensors that an objective may read. A decoder that reads what it reconstructs

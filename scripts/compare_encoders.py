@@ -53,14 +53,20 @@ def main() -> None:
 
 
 def train(
-    run: Path, env: str, encoder: str, seed: int, episodes: Path | None, overrides: Sequence[str]
+    run: Path,
+    env: str,
+    encoder: str,
+    seed: int,
+    episodes: Path | None,
+    overrides: Sequence[str],
+    job: str = "pretrain_slots",
 ) -> None:
-    """Run the main job in its own process unless its metrics are there; leave if it fails."""
+    """Run a job in its own process unless its metrics are there; leave if it fails."""
     if (run / "metrics.json").is_file():
         return
     command = [
         sys.executable,
-        str(Path(__file__).with_name("pretrain_slots.py")),
+        str(Path(__file__).with_name(f"{job}.py")),
         f"env={env}",
         f"encoder={encoder}",
         f"trainer.seed={seed}",

@@ -4,6 +4,7 @@ python scripts/convert_episodes.py verify outputs/collect_rollouts/crafter/episo
 python scripts/convert_episodes.py pack STORE episodes.ocrl
 python scripts/convert_episodes.py unpack episodes.ocrl STORE
 python scripts/convert_episodes.py import DAVIS_OR_PICTURES_OR_VIDEO STORE --image-size 64 64
+python scripts/convert_episodes.py import-clevr CLEVR STORE --split val --image-size 128 128
 python scripts/convert_episodes.py import-minari DATASET_ID STORE
 python scripts/convert_episodes.py export-minari STORE DATASET_ID
 """
@@ -15,6 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from ocrl.data.archive import pack, unpack
+from ocrl.data.clevr import import_clevr
 from ocrl.data.folders import import_folder
 from ocrl.data.minari import export_minari, import_minari
 from ocrl.data.store import EpisodeStore
@@ -50,6 +52,9 @@ def run(options: argparse.Namespace) -> str:
         "pack": lambda: describe(EpisodeStore(pack(EpisodeStore(source), target))),
         "unpack": lambda: describe(EpisodeStore(unpack(source, target))),
         "import": lambda: describe(import_folder(source, target, image_size=options.image_size)),
+        "import-clevr": lambda: describe(
+            import_clevr(source, target, split=options.split, image_size=options.image_size)
+        ),
         "import-minari": lambda: describe(import_minari(source, target, frames=options.frames)),
     }
     return actions[options.command]()
@@ -61,12 +66,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("verify", "pack", "unpack", "import", "import-minari", "export-minari"):
+    imports = ("import", "import-clevr", "import-minari")
+    for name in ("verify", "pack", "unpack", *imports, "export-minari"):
         command = commands.add_parser(name)
         command.add_argument("source")
         if name != "verify":
             command.add_argument("target")
-        if name == "import":
+        if name == "import-clevr":
+            command.add_argument("--split", default="train")
+        if name in ("import", "import-clevr"):
             command.add_argument("--image-size", type=int, nargs=2, metavar=("H", "W"))
         if name == "import-minari":
             command.add_argument("--frames", help="the observation that holds the frames")

@@ -16,6 +16,7 @@ from torch import nn
 import ocrl
 from ocrl import checkpoint, interfaces
 from ocrl.interfaces import Backbone, Decoder, Initializer, Objective, SlotEncoder, Tokenizer
+from ocrl.properties import PropertySpec
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
@@ -29,6 +30,7 @@ GROUPS = {
     "backbone": ("ocrl.backbones", Backbone),
     "initializer": ("ocrl.initializers", Initializer),
     "tokenizer": ("ocrl.tokenizers", Tokenizer),
+    "properties": ("ocrl.properties", PropertySpec),
 }
 CONSTANTS = {"eps"}
 """Have a default in Python and no line."""

@@ -52,6 +52,6 @@ def test_encoder_with_modulated_updates(name: str, small_vit: str) -> None:
 def test_decoder(name: str, small_vit: str) -> None:
     decoder, twin = _build_twins("decoder", name, small_vit)
     target = torch.rand(3, 5, 3, 32, 32)
-    # Decoders that draw where the encoder saw a slot do so on their own grid.
-    tokens = math.prod(decoder.grid)
+    # Decoders that draw where the encoder saw a slot do so on their own grid; a set has none.
+    tokens = 64 if decoder.space == "set" else math.prod(decoder.grid)
     check_decoder(decoder, num_slots=4, slot_dim=16, twin=twin, target=target, num_tokens=tokens)

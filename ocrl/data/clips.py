@@ -19,7 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ocrl.data.property_table import PropertyTable
 from ocrl.data.store import EpisodeStore
+from ocrl.properties import PropertySpec
 from ocrl.types import Camera, Clip
 
 Split = Literal["train", "holdout", "all"]
@@ -74,6 +76,7 @@ class _ClipReader:
         image_size: Sequence[int] | None,
         segmentation: Sequence[str],
         objects: bool,
+        properties: PropertySpec | None,
     ) -> None:
         if clip_length < 1:
             raise ValueError(f"expected clip_length to be at least 1, got {clip_length}")
@@ -90,7 +93,13 @@ class _ClipReader:
         self.num_starts = self.num_starts[self.num_starts > 0]
         self._check_frames(image_size)
         self._segmentation = self._preset_names(segmentation)
-        self._objects = [name for name in store.arrays if objects and name.startswith("objects/")]
+        self._table = None if properties is None else PropertyTable(properties, store)
+        wanted = set() if self._table is None else self._table.arrays
+        self._objects = [
+            name
+            for name in store.arrays
+            if name in wanted or (objects and name.startswith("objects/"))
+        ]
         self._names = [name for name in (*_PER_STEP, *_CAMERA) if name in store.arrays]
 
     def _check_frames(self, image_size: Sequence[int] | None) -> None:
@@ -128,6 +137,8 @@ class _ClipReader:
         boxes = properties.pop("box", None)
         if boxes is not None:
             boxes[properties["id"] == 0] = -1.0
+        if self._table is not None:
+            properties = self._table(tensors)
         camera = None
         if all(name in tensors for name in _CAMERA):
             camera = Camera(tensors["intrinsics"], tensors["extrinsics"])
@@ -180,6 +191,7 @@ class ClipLoader:
         image_size: Sequence[int] | None = None,
         segmentation: Sequence[str] = (),
         objects: bool = False,
+        properties: PropertySpec | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -195,6 +207,7 @@ class ClipLoader:
             image_size: (H, W) that the frames must have; None for whatever they have.
             segmentation: presets whose masks are loaded.
             objects: whether boxes and properties are loaded.
+            properties: which targets of set prediction are loaded, in place of the tables' columns.
             rank: of this process.
             world_size: number of processes that share a batch.
 
@@ -216,6 +229,7 @@ class ClipLoader:
             image_size=image_size,
             segmentation=segmentation,
             objects=objects,
+            properties=properties,
         )
         self._ends = np.cumsum(self._reader.num_starts)
         self._batch_size = batch_size
@@ -275,6 +289,7 @@ def evaluation_clips(
     image_size: Sequence[int] | None = None,
     segmentation: Sequence[str] = (),
     objects: bool = False,
+    properties: PropertySpec | None = None,
 ) -> Iterator[Clip]:
     """Clips spread evenly over the episodes of a split, the same ones in the same order every time.
 
@@ -289,6 +304,7 @@ def evaluation_clips(
         image_size: (H, W) that the frames must have; None for whatever they have.
         segmentation: presets whose masks are loaded.
         objects: whether boxes and properties are loaded.
+        properties: which targets of set prediction are loaded, in place of the tables' columns.
 
     Raises:
         ValueError: as `ClipLoader`.
@@ -301,6 +317,7 @@ def evaluation_clips(
         image_size=image_size,
         segmentation=segmentation,
         objects=objects,
+        properties=properties,
     )
     if num_clips < 1:
         raise ValueError(f"expected num_clips to be at least 1, got {num_clips}")

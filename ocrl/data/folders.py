@@ -118,7 +118,7 @@ def read_mask(file: str | Path, *, image_size: Sequence[int] | None) -> NDArray[
     Raises:
         ValueError: if it is neither.
     """
-    with _open_picture(Path(file)) as picture:
+    with open_picture(Path(file)) as picture:
         if picture.mode not in ("P", "L", "1", "I", "I;16"):
             raise ValueError(
                 f"expected a mask with a palette or in grey levels in {file}, got {picture.mode}"
@@ -198,7 +198,12 @@ def _pictures(folder: Path) -> list[Path]:
     return [file for file in _sorted(folder) if file.suffix.lower() in IMAGE_SUFFIXES]
 
 
-def _open_picture(file: Path) -> Image.Image:
+def open_picture(file: Path) -> Image.Image:
+    """Open a picture, and read all of it.
+
+    Raises:
+        ValueError: if it is none that can be read.
+    """
     try:
         with file.open("rb") as content:
             picture = Image.open(content)
@@ -211,7 +216,7 @@ def _open_picture(file: Path) -> Image.Image:
 
 
 def _read_picture(file: Path, image_size: Sequence[int] | None) -> NDArray[np.uint8]:
-    with _open_picture(file) as picture:
+    with open_picture(file) as picture:
         return np.asarray(_fit(picture.convert("RGB"), image_size, Image.Resampling.BOX))
 
 

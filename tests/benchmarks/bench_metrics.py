@@ -12,6 +12,7 @@ import torch
 from sklearn.metrics import adjusted_rand_score
 
 from ocrl import metrics
+from ocrl.average_precision import PredictedSets, average_precision
 from ocrl.baselines import kmeans_segmentation
 
 
@@ -24,6 +25,23 @@ def make_masks(*shape, num_objects=12, num_slots=8):
     is_right = torch.rand(shape, generator=generator) < 0.7
     other = torch.randint(0, num_slots, shape, generator=generator)
     return truth, torch.where(is_right, grown % num_slots, other)
+
+
+def make_sets(num_frames, num_slots=10):
+    """Predictions of CLEVR's form that are half right."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (num_frames, num_slots)
+    classes = torch.randint(0, 2, (*shape, 4), generator=generator)
+    places = 6 * torch.rand(*shape, 3, generator=generator)
+    is_wrong = torch.rand(*shape, 4, generator=generator) < 0.15
+    return PredictedSets(
+        presence=torch.rand(shape, generator=generator),
+        classes=torch.where(is_wrong, 1 - classes, classes),
+        coordinates=places + 0.2 * torch.randn(*shape, 3, generator=generator),
+        is_object=torch.rand(shape, generator=generator) < 0.65,
+        true_classes=classes,
+        true_coordinates=places,
+    )
 
 
 def by_sklearn(truth, found):
@@ -61,7 +79,9 @@ def main():
     rows = [
         {"what": "FG-ARI, 64 images of 64 x 64", "ms": own * 1e3, "baseline": oracle * 1e3},
     ]
+    sets = make_sets(500)
     others = {
+        "AP, 500 images at 6 distances": lambda: average_precision(sets),
         "all metrics, 8 clips of 16 frames": lambda: metrics.discovery_metrics(clips, clip_masks),
         "SSIM, 64 frames": lambda: metrics.ssim(video, video.flip(-1)),
         "k-means, 4 clips of 16 frames": lambda: kmeans_segmentation(video, 8),

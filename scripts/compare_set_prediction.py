@@ -1,0 +1,106 @@
+"""Train encoders to tell the set of objects, under one harness, and compare their precision.
+
+    python scripts/compare_set_prediction.py --env sprites --seeds 0 1 2 -- trainer.max_steps=5000
+
+Backbone, iterations, heads, loss, coordinate weight, data and steps are the same for all: published
+tables differ in each of them. Every run is `train_properties.py` with experiment=set_prediction;
+what stands after `--` goes to all of them. A method may bring options of its own, after commas:
+vq_sa,start_from=RUN. Runs that are finished are not repeated. Writes table.md and metrics.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from compare_encoders import train
+
+_ITERATIONS = {
+    "slot_attention": "encoder.num_iterations",
+    "slot_mixture": "encoder.num_iterations",
+    "vq_sa": "encoder.encoder.num_iterations",
+    "slot_mlp": None,
+}
+"""Where each method has its number of rounds."""
+
+
+def main() -> None:
+    """Train what is missing, then print the table and write it beside the runs."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--env", default="sprites")
+    parser.add_argument("--methods", nargs="+", default=list(_ITERATIONS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--iterations", type=int, default=3)
+    parser.add_argument("--output", type=Path, default=Path("outputs/compare_set_prediction"))
+    parser.add_argument("overrides", nargs="*", help="for every run, after --")
+    arguments = parser.parse_args()
+    spec = f"properties@decoder.spec={arguments.env.split('-')[0]}"
+    shared = ["experiment=set_prediction", spec]
+    results: dict[str, list[Mapping[str, Any]]] = {}
+    episodes: Path | None = None
+    for option in arguments.methods:
+        method, *own = option.split(",")
+        if method not in _ITERATIONS:
+            parser.error(f"there is no method {method!r}; there are {', '.join(_ITERATIONS)}")
+        where = _ITERATIONS[method]
+        own += [] if where is None else [f"{where}={arguments.iterations}"]
+        for seed in arguments.seeds:
+            run = arguments.output / f"{arguments.env}-{method}-{seed}"
+            overrides = [*shared, *own, *arguments.overrides]
+            train(run, arguments.env, method, seed, episodes, overrides, "train_properties")
+            episodes = episodes or run / "episodes"
+            record = json.loads((run / "metrics.json").read_text())
+            results.setdefault(method, []).append(record)
+    figures = {method: spread(records) for method, records in results.items()}
+    text = "\n".join(table(figures)) + "\n"
+    (arguments.output / "table.md").write_text(text)
+    record = {"arguments": {n: str(v) for n, v in vars(arguments).items()}, "methods": figures}
+    (arguments.output / "metrics.json").write_text(json.dumps(record, indent=2) + "\n")
+    sys.stdout.write(text)
+
+
+def spread(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Mean and standard deviation over seeds of every figure, and what the runs say of themselves.
+
+    The deviation is null for a single seed.
+    """
+    names = sorted(set.intersection(*(set(record["figures"]) for record in records)))
+    figures = {}
+    for name in names:
+        values = [record["figures"][name] for record in records]
+        deviation = statistics.stdev(values) if len(values) > 1 else None
+        figures[name] = {"mean": statistics.fmean(values), "std": deviation, "values": values}
+    return {"figures": figures, "num_objects": records[0]["num_objects"]} | dict(
+        records[0]["details"]
+    )
+
+
+def table(methods: Mapping[str, Any]) -> list[str]:
+    """Average precision in per cent at each distance, and the mean distance, by method."""
+    first = next(iter(methods.values()))["figures"]
+    names = [name for name in first if name.startswith("ap/")]
+    names.sort(key=lambda name: -float(name.partition("/")[2]))
+    heads = ["method", "parameters", *(f"AP {name[3:]}" for name in names), "distance"]
+    rows = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    for method, record in methods.items():
+        figures = record["figures"]
+        cells = [cell(figures[name], factor=100, digits=1) for name in names]
+        cells.append(cell(figures["distance"], factor=1, digits=2))
+        rows.append(f"| {' | '.join([method, record['parameters'], *cells])} |")
+    return rows
+
+
+def cell(figure: Mapping[str, Any], *, factor: float, digits: int) -> str:
+    """Mean +- deviation."""
+    deviation = figure["std"]
+    spread_text = "" if deviation is None else f" +- {factor * deviation:.{digits}f}"
+    return f"{factor * figure['mean']:.{digits}f}{spread_text}"
+
+
+if __name__ == "__main__":
+    main()
