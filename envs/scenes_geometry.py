@@ -62,7 +62,7 @@ def body_table(
     return bodies
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, error_model="numpy", forceinline=True)
 def _span(start: float, step: float, half: float) -> tuple[float, float]:
     """When a point that moves along a line is within `half` of the origin: from, until."""
     if step == 0.0:
@@ -71,7 +71,7 @@ def _span(start: float, step: float, half: float) -> tuple[float, float]:
     return (first, last) if first < last else (last, first)
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, error_model="numpy", forceinline=True)
 def _disc_span(x: float, y: float, dx: float, dy: float, radius: float) -> tuple[float, float]:
     """The same for a point in the plane and a disc around the origin."""
     square = dx * dx + dy * dy
@@ -86,7 +86,7 @@ def _disc_span(x: float, y: float, dx: float, dy: float, radius: float) -> tuple
     return (-half - root) / square, (-half + root) / square
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, error_model="numpy", forceinline=True)
 def hit(
     bodies: NDArray[np.float64],
     index: int,
@@ -121,7 +121,7 @@ def hit(
     return first if 0.0 < first <= last else math.inf
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, error_model="numpy", forceinline=True)
 def normal(
     bodies: NDArray[np.float64], index: int, x: float, y: float, z: float
 ) -> tuple[float, float, float]:
@@ -147,7 +147,7 @@ def normal(
     return -sign * sin, sign * cos, 0.0
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, error_model="numpy", forceinline=True)
 def nearest(
     bodies: NDArray[np.float64],
     skipped: int,
@@ -168,7 +168,7 @@ def nearest(
     return first, found
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, error_model="numpy", forceinline=True)
 def empty_distance(
     x: float, y: float, z: float, dx: float, dy: float, dz: float
 ) -> tuple[float, int]:
@@ -182,7 +182,7 @@ def empty_distance(
     return far, BACKDROP
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, error_model="numpy", forceinline=True)
 def _slopes(offset: float, depth: float, radius: float) -> tuple[float, float]:
     """Between which slopes x / z a circle of the plane is seen from the origin."""
     if depth <= radius:
@@ -218,7 +218,7 @@ def screen_boxes(
     return boxes
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, error_model="numpy", forceinline=True)
 def direction(
     column: float,
     row: float,

@@ -50,18 +50,18 @@ MATERIALS = ("rubber", "metal")
 
 LIGHTS = np.array(
     [
-        [5.2, -3.4, 8.0, 1.5, 0.78],
-        [-5.0, -6.0, 5.0, 1.8, 0.22],
-        [-2.0, 6.5, 6.5, 1.4, 0.26],
+        [-2.5, -5.0, 6.5, 0.9, 0.95],
+        [6.5, 2.0, 5.0, 1.2, 0.22],
+        [-3.5, 5.5, 6.0, 1.2, 0.25],
     ]
 )
 """(L,5) key, fill and back light: a sphere's centre and radius, and how bright it is."""
 _SAMPLES = 4
 _GAMMA = 2.2
 _CONTRAST = 0.03
-_GROUND = (0.50, 0.50, 0.49)
+_GROUND = (0.40, 0.40, 0.395)
 _HAZE_FROM, _HAZE_UNTIL = 9.0, 30.0
-_SKY, _BOUNCE = 0.42, 0.20
+_SKY, _BOUNCE = 0.34, 0.14
 _LEVELS = 4096
 _DISPLAY = np.round(255 * np.linspace(0.0, 1.0, _LEVELS) ** (1 / _GAMMA)).astype(np.uint8)
 
@@ -111,7 +111,7 @@ def shadow_circles(
     return circles
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, error_model="numpy", forceinline=True)
 def _light_share(
     x: float,
     y: float,
@@ -126,10 +126,7 @@ def _light_share(
 ) -> float:
     """How much of a light is seen from a point, from 0 to 1, by `_SAMPLES` rays."""
     to_x, to_y, to_z = lights[number, 0] - x, lights[number, 1] - y, lights[number, 2] - z
-    away = math.sqrt(to_x * to_x + to_y * to_y + to_z * to_z)
-    unit_x, unit_y, unit_z = to_x / away, to_y / away, to_z / away
-    spread = lights[number, 3] / away
-    side_x = side_y = up_x = up_y = up_z = 0.0
+    unit_x = unit_y = unit_z = spread = side_x = side_y = up_x = up_y = up_z = 0.0
     has_sides = False
     blocked = 0
     for index in range(len(bodies)):
@@ -139,6 +136,14 @@ def _light_share(
             gap_x, gap_y = circles[number, index, 0] - x, circles[number, index, 1] - y
             if gap_x * gap_x + gap_y * gap_y > circles[number, index, 2] ** 2:
                 continue
+        if not has_sides:
+            away = math.sqrt(to_x * to_x + to_y * to_y + to_z * to_z)
+            unit_x, unit_y, unit_z = to_x / away, to_y / away, to_z / away
+            spread = lights[number, 3] / away
+            flat = math.sqrt(unit_x * unit_x + unit_y * unit_y)
+            side_x, side_y = (-unit_y / flat, unit_x / flat) if flat > 0.0 else (1.0, 0.0)
+            up_x, up_y, up_z = -unit_z * side_y, unit_z * side_x, unit_x * side_y - unit_y * side_x
+            has_sides = True
         # The rays to the light fill a cone; most bodies are wholly beside it.
         gap_x, gap_y, gap_z = bodies[index, X] - x, bodies[index, Y] - y, bodies[index, Z] - z
         along = gap_x * unit_x + gap_y * unit_y + gap_z * unit_z
@@ -146,11 +151,6 @@ def _light_share(
         reach = bodies[index, BOUND] + spread * max(along, 0.0)
         if along < -bodies[index, BOUND] or across > reach * reach:
             continue
-        if not has_sides:
-            flat = math.sqrt(unit_x * unit_x + unit_y * unit_y)
-            side_x, side_y = (-unit_y / flat, unit_x / flat) if flat > 0.0 else (1.0, 0.0)
-            up_x, up_y, up_z = -unit_z * side_y, unit_z * side_x, unit_x * side_y - unit_y * side_x
-            has_sides = True
         for sample in range(_SAMPLES):
             if blocked & (1 << sample):
                 continue
@@ -170,7 +170,7 @@ def _light_share(
     return share / _SAMPLES
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, error_model="numpy", forceinline=True)
 def _openness(
     x: float,
     y: float,
@@ -196,7 +196,7 @@ def _openness(
     return share
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, error_model="numpy", forceinline=True)
 def _haze(x: float, y: float) -> float:
     """How far the ground has gone over into the backdrop."""
     away = (math.sqrt(x * x + y * y) - _HAZE_FROM) / (_HAZE_UNTIL - _HAZE_FROM)
@@ -204,13 +204,13 @@ def _haze(x: float, y: float) -> float:
     return away * away * (3.0 - 2.0 * away)
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, error_model="numpy", forceinline=True)
 def _backdrop(rise: float) -> float:
     """Brightness of the backdrop, `rise` being the sine of the angle above the horizon."""
-    return 0.42 - 0.12 * min(max(rise, 0.0), 1.0)
+    return 0.34 - 0.1 * min(max(rise, 0.0), 1.0)
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, error_model="numpy", forceinline=True)
 def _lit(
     x: float,
     y: float,
@@ -291,7 +291,7 @@ def _mirrored(
     return scattered * bodies[found, RED], scattered * bodies[found, GREEN], scattered * bodies[found, BLUE]
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, error_model="numpy", forceinline=True)
 def _ground_color(
     x: float, y: float, scattered: float, rise: float
 ) -> tuple[float, float, float]:
