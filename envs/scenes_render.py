@@ -83,9 +83,7 @@ def light_pattern(supersampling: int) -> NDArray[np.float64]:
 
 
 @njit(cache=True, error_model="numpy")
-def shadow_circles(
-    bodies: NDArray[np.float64], lights: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def shadow_circles(bodies: NDArray[np.float64], lights: NDArray[np.float64]) -> NDArray[np.float64]:
     """Circles on the ground that hold each body's shadow of each light: x, y, radius, (L,M,3).
 
     A ray from the ground to a light passes the height z of a body's side where it has gone the
@@ -283,18 +281,17 @@ def _mirrored(
             bright += 3.2 * lights[number, 4] * glow * glow * (3.0 - 2.0 * glow)
         return bright, bright, bright
     x, y, z = x + distance * dx, y + distance * dy, z + distance * dz
-    if found == GROUND:
-        scattered = _lit(x, y, z, 0.0, 0.0, 1.0, found, bodies, lights, circles, pattern, -1, view, 0.0)[0]
-        return _ground_color(x, y, scattered, dz)
-    nx, ny, nz = normal(bodies, found, x, y, z)
+    nx, ny, nz = (0.0, 0.0, 1.0) if found == GROUND else normal(bodies, found, x, y, z)
+    # Shadows in a mirror are left out: they are small, and would be most of the work.
     scattered = _lit(x, y, z, nx, ny, nz, found, bodies, lights, circles, pattern, -1, view, 0.0)[0]
-    return scattered * bodies[found, RED], scattered * bodies[found, GREEN], scattered * bodies[found, BLUE]
+    if found == GROUND:
+        return _ground_color(x, y, scattered, dz)
+    red, green, blue = bodies[found, RED], bodies[found, GREEN], bodies[found, BLUE]
+    return scattered * red, scattered * green, scattered * blue
 
 
 @njit(cache=True, error_model="numpy", forceinline=True)
-def _ground_color(
-    x: float, y: float, scattered: float, rise: float
-) -> tuple[float, float, float]:
+def _ground_color(x: float, y: float, scattered: float, rise: float) -> tuple[float, float, float]:
     haze, far = _haze(x, y), _backdrop(rise)
     near = 1.0 - haze
     return (

@@ -74,6 +74,7 @@ class _ClipReader:
         image_size: Sequence[int] | None,
         segmentation: Sequence[str],
         objects: bool,
+        depth: bool,
     ) -> None:
         if clip_length < 1:
             raise ValueError(f"expected clip_length to be at least 1, got {clip_length}")
@@ -92,6 +93,8 @@ class _ClipReader:
         self._segmentation = self._preset_names(segmentation)
         self._objects = [name for name in store.arrays if objects and name.startswith("objects/")]
         self._names = [name for name in (*_PER_STEP, *_CAMERA) if name in store.arrays]
+        if depth:
+            self._names.append(self._depth_name())
 
     def _check_frames(self, image_size: Sequence[int] | None) -> None:
         spec = self.store.arrays["frames"]
@@ -102,6 +105,14 @@ class _ClipReader:
                 f"got {np.dtype(spec.dtype)} frames of {found}; set image_size to that, or collect "
                 "episodes of the size wanted"
             )
+
+    def _depth_name(self) -> str:
+        if "depth" not in self.store.arrays:
+            raise ValueError(
+                f"expected depth in {self.store.path}, got {sorted(self.store.arrays)}; leave it "
+                "out or collect episodes with it"
+            )
+        return "depth"
 
     def _preset_names(self, presets: Sequence[str]) -> dict[str, str]:
         names = {preset: f"segmentation/{preset}" for preset in presets}
@@ -127,7 +138,11 @@ class _ClipReader:
         properties = {name.partition("/")[2]: tensors[name] for name in self._objects}
         boxes = properties.pop("box", None)
         if boxes is not None:
-            boxes[properties["id"] == 0] = -1.0
+            is_padding = properties["id"] == 0
+            is_padding = (
+                is_padding[..., None] if boxes.ndim == 4 else is_padding[:, :, None, :, None]
+            )
+            boxes.masked_fill_(is_padding, -1.0)
         camera = None
         if all(name in tensors for name in _CAMERA):
             camera = Camera(tensors["intrinsics"], tensors["extrinsics"])
@@ -138,6 +153,7 @@ class _ClipReader:
             boxes=boxes,
             properties=properties,
             camera=camera,
+            depth=tensors.get("depth"),
             is_first=tensors["is_first"],
             action=tensors.get("action"),
             reward=tensors.get("reward"),
@@ -180,6 +196,7 @@ class ClipLoader:
         image_size: Sequence[int] | None = None,
         segmentation: Sequence[str] = (),
         objects: bool = False,
+        depth: bool = False,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -195,12 +212,13 @@ class ClipLoader:
             image_size: (H, W) that the frames must have; None for whatever they have.
             segmentation: presets whose masks are loaded.
             objects: whether boxes and properties are loaded.
+            depth: whether depth maps are loaded.
             rank: of this process.
             world_size: number of processes that share a batch.
 
         Raises:
-            ValueError: if no episode is long enough, frames have another size, a preset is not
-                stored, or `batch_size` cannot be shared out.
+            ValueError: if no episode is long enough, frames have another size, a preset or depth is
+                not stored, or `batch_size` cannot be shared out.
         """
         if batch_size < 1 or batch_size % world_size:
             raise ValueError(
@@ -216,6 +234,7 @@ class ClipLoader:
             image_size=image_size,
             segmentation=segmentation,
             objects=objects,
+            depth=depth,
         )
         self._ends = np.cumsum(self._reader.num_starts)
         self._batch_size = batch_size
@@ -275,6 +294,7 @@ def evaluation_clips(
     image_size: Sequence[int] | None = None,
     segmentation: Sequence[str] = (),
     objects: bool = False,
+    depth: bool = False,
 ) -> Iterator[Clip]:
     """Clips spread evenly over the episodes of a split, the same ones in the same order every time.
 
@@ -289,6 +309,7 @@ def evaluation_clips(
         image_size: (H, W) that the frames must have; None for whatever they have.
         segmentation: presets whose masks are loaded.
         objects: whether boxes and properties are loaded.
+        depth: whether depth maps are loaded.
 
     Raises:
         ValueError: as `ClipLoader`.
@@ -301,6 +322,7 @@ def evaluation_clips(
         image_size=image_size,
         segmentation=segmentation,
         objects=objects,
+        depth=depth,
     )
     if num_clips < 1:
         raise ValueError(f"expected num_clips to be at least 1, got {num_clips}")
