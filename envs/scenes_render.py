@@ -344,7 +344,7 @@ def _shade(
     )
     red, green, blue = bodies[index, RED], bodies[index, GREEN], bodies[index, BLUE]
     if not is_metal:
-        gloss = 0.10 * highlight
+        gloss = 0.05 * highlight
         return red * scattered + gloss, green * scattered + gloss, blue * scattered + gloss, is_rim
     facing = -(view[0] * nx + view[1] * ny + view[2] * nz)
     dx = view[0] + 2.0 * facing * nx
@@ -353,7 +353,7 @@ def _shade(
     seen = _mirrored(x, y, z, dx, dy, dz, index, bodies, lights, circles, pattern)
     # Metals colour what they mirror, less so at a grazing angle (Schlick's approximation).
     grazing = (1.0 - max(facing, 0.0)) ** 5
-    gloss = 0.35 * highlight
+    gloss = 0.8 * highlight
     return (
         0.45 * red * scattered + (red + (1.0 - red) * grazing) * seen[0] + gloss,
         0.45 * green * scattered + (green + (1.0 - green) * grazing) * seen[1] + gloss,
