@@ -261,9 +261,8 @@ def cast(
             ids[row, column] = 0
     boxes = screen_boxes(bodies, intrinsics, extrinsics, height, width)
     for index in range(len(bodies)):
-        left, top, right, bottom = boxes[index]
-        for row in range(top, bottom):
-            for column in range(left, right):
+        for row in range(boxes[index, 1], boxes[index, 3]):
+            for column in range(boxes[index, 0], boxes[index, 2]):
                 dx, dy, dz = direction(column + 0.5, row + 0.5, intrinsics, extrinsics)
                 distance = hit(bodies, index, x, y, z, dx, dy, dz)
                 if distance < depth[row, column]:

@@ -70,8 +70,8 @@ def move(
     for _ in range(_MAX_CONTACTS):
         soonest, first, second = left, -1, -1
         for index in range(len(radii)):
-            x, y = places[index]
-            dx, dy = velocities[index]
+            x, y = places[index, 0], places[index, 1]
+            dx, dy = velocities[index, 0], velocities[index, 1]
             time = _time_to_leave(x, y, dx, dy, arena - radii[index])
             if time < soonest:
                 soonest, first, second = time, index, -1
@@ -100,7 +100,7 @@ def move(
 @njit(cache=True, error_model="numpy")
 def _bounce(places: NDArray[np.float64], velocities: NDArray[np.float64], index: int) -> None:
     """Turn around what leaves: mirror its velocity at the border."""
-    x, y = places[index]
+    x, y = places[index, 0], places[index, 1]
     away = math.sqrt(x * x + y * y)
     speed = (velocities[index, 0] * x + velocities[index, 1] * y) / away
     velocities[index, 0] -= 2.0 * speed * x / away

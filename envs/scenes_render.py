@@ -303,10 +303,9 @@ def _ground_color(x: float, y: float, scattered: float, rise: float) -> tuple[fl
 
 @njit(cache=True, error_model="numpy")
 def _shade(
-    x: float,
-    y: float,
-    z: float,
-    view: tuple[float, float, float],
+    extrinsics: NDArray[np.float64],
+    ray: tuple[float, float, float],
+    distance: float,
     index: int,
     bodies: NDArray[np.float64],
     lights: NDArray[np.float64],
@@ -314,38 +313,30 @@ def _shade(
     pattern: NDArray[np.float64],
     phase: int,
 ) -> tuple[float, float, float, bool]:
-    """Colour of a point that a ray in the unit direction `view` meets; also the rim of a shadow."""
+    """Colour of what a camera's ray meets at a distance; also whether in the rim of a shadow."""
+    x = extrinsics[0, 3] + distance * ray[0]
+    y = extrinsics[1, 3] + distance * ray[1]
+    z = extrinsics[2, 3] + distance * ray[2]
+    length = math.sqrt(ray[0] * ray[0] + ray[1] * ray[1] + ray[2] * ray[2])
+    view = (ray[0] / length, ray[1] / length, ray[2] / length)
     if index == BACKDROP:
         bright = _backdrop(view[2])
         return bright, bright, bright, False
-    if index == GROUND:
-        scattered, _, is_rim = _lit(
-            x, y, z, 0.0, 0.0, 1.0, index, bodies, lights, circles, pattern, phase, view, 0.0
-        )
-        red, green, blue = _ground_color(x, y, scattered, view[2])
-        return red, green, blue, is_rim
-    nx, ny, nz = normal(bodies, index, x, y, z)
-    is_metal = bodies[index, IS_METAL] > 0.0
+    is_ground = index == GROUND
+    nx, ny, nz = (0.0, 0.0, 1.0) if is_ground else normal(bodies, index, x, y, z)
+    is_metal = not is_ground and bodies[index, IS_METAL] > 0.0
+    shine = 0.0 if is_ground else 90.0 if is_metal else 12.0
     scattered, highlight, is_rim = _lit(
-        x,
-        y,
-        z,
-        nx,
-        ny,
-        nz,
-        index,
-        bodies,
-        lights,
-        circles,
-        pattern,
-        phase,
-        view,
-        90.0 if is_metal else 12.0,
+        x, y, z, nx, ny, nz, index, bodies, lights, circles, pattern, phase, view, shine
     )
+    if is_ground:
+        red, green, blue = _ground_color(x, y, scattered, view[2])
+        return min(red, 1.0), min(green, 1.0), min(blue, 1.0), is_rim
     red, green, blue = bodies[index, RED], bodies[index, GREEN], bodies[index, BLUE]
     if not is_metal:
         gloss = 0.05 * highlight
-        return red * scattered + gloss, green * scattered + gloss, blue * scattered + gloss, is_rim
+        red, green, blue = red * scattered, green * scattered, blue * scattered
+        return min(red + gloss, 1.0), min(green + gloss, 1.0), min(blue + gloss, 1.0), is_rim
     facing = -(view[0] * nx + view[1] * ny + view[2] * nz)
     dx = view[0] + 2.0 * facing * nx
     dy = view[1] + 2.0 * facing * ny
@@ -354,12 +345,10 @@ def _shade(
     # Metals colour what they mirror, less so at a grazing angle (Schlick's approximation).
     grazing = (1.0 - max(facing, 0.0)) ** 5
     gloss = 0.8 * highlight
-    return (
-        0.45 * red * scattered + (red + (1.0 - red) * grazing) * seen[0] + gloss,
-        0.45 * green * scattered + (green + (1.0 - green) * grazing) * seen[1] + gloss,
-        0.45 * blue * scattered + (blue + (1.0 - blue) * grazing) * seen[2] + gloss,
-        is_rim,
-    )
+    red = 0.45 * red * scattered + (red + (1.0 - red) * grazing) * seen[0]
+    green = 0.45 * green * scattered + (green + (1.0 - green) * grazing) * seen[1]
+    blue = 0.45 * blue * scattered + (blue + (1.0 - blue) * grazing) * seen[2]
+    return min(red + gloss, 1.0), min(green + gloss, 1.0), min(blue + gloss, 1.0), is_rim
 
 
 @njit(cache=True, error_model="numpy")
@@ -375,6 +364,39 @@ def _is_edge(light: NDArray[np.float64], row: int, column: int) -> bool:
                 if abs(here - there) > _CONTRAST * (here + there + 0.2):
                     return True
     return False
+
+
+@njit(cache=True, error_model="numpy")
+def _smooth(
+    row: int,
+    column: int,
+    bodies: NDArray[np.float64],
+    boxes: NDArray[np.int64],
+    lights: NDArray[np.float64],
+    circles: NDArray[np.float64],
+    intrinsics: NDArray[np.float64],
+    extrinsics: NDArray[np.float64],
+    pattern: NDArray[np.float64],
+    supersampling: int,
+) -> tuple[float, float, float]:
+    """The mean colour over a grid of samples of a pixel."""
+    x, y, z = extrinsics[0, 3], extrinsics[1, 3], extrinsics[2, 3]
+    red, green, blue = 0.0, 0.0, 0.0
+    for phase in range(supersampling * supersampling):
+        across = column + (phase % supersampling + 0.5) / supersampling
+        down = row + (phase // supersampling + 0.5) / supersampling
+        ray = direction(across, down, intrinsics, extrinsics)
+        distance, index = empty_distance(x, y, z, ray[0], ray[1], ray[2])
+        for other in range(len(bodies)):
+            is_across = boxes[other, 0] <= column < boxes[other, 2]
+            if is_across and boxes[other, 1] <= row < boxes[other, 3]:
+                met = hit(bodies, other, x, y, z, ray[0], ray[1], ray[2])
+                if met < distance:
+                    distance, index = met, other
+        color = _shade(extrinsics, ray, distance, index, bodies, lights, circles, pattern, phase)
+        red, green, blue = red + color[0], green + color[1], blue + color[2]
+    share = 1.0 / (supersampling * supersampling)
+    return red * share, green * share, blue * share
 
 
 @njit(cache=True, error_model="numpy")
@@ -413,62 +435,36 @@ def draw(
     circles = shadow_circles(bodies, lights)
     light = np.empty((height, width, 3))
     is_rough = np.zeros((height, width), dtype=np.bool_)
+    center = np.int64(0)
     for row in range(height):
         for column in range(width):
-            index = int(ids[row, column]) - 1
-            distance = depth[row, column]
-            dx, dy, dz = direction(column + 0.5, row + 0.5, intrinsics, extrinsics)
+            ray = direction(column + 0.5, row + 0.5, intrinsics, extrinsics)
+            index = np.int64(ids[row, column]) - 1
             if index < 0:
-                index = empty_distance(x, y, z, dx, dy, dz)[1]
-            length = math.sqrt(dx * dx + dy * dy + dz * dz)
-            red, green, blue, is_rim = _shade(
-                x + distance * dx,
-                y + distance * dy,
-                z + distance * dz,
-                (dx / length, dy / length, dz / length),
-                index,
-                bodies,
-                lights,
-                circles,
-                pattern,
-                0,
+                index = empty_distance(x, y, z, ray[0], ray[1], ray[2])[1]
+            distance = depth[row, column]
+            color = _shade(
+                extrinsics, ray, distance, index, bodies, lights, circles, pattern, center
             )
-            light[row, column] = min(red, 1.0), min(green, 1.0), min(blue, 1.0)
-            is_rough[row, column] = is_rim
+            light[row, column, 0] = color[0]
+            light[row, column, 1] = color[1]
+            light[row, column, 2] = color[2]
+            is_rough[row, column] = color[3]
     for row in range(height):
         for column in range(width):
-            red, green, blue = light[row, column]
+            mean = (light[row, column, 0], light[row, column, 1], light[row, column, 2])
             if supersampling > 1 and (is_rough[row, column] or _is_edge(light, row, column)):
-                red = green = blue = 0.0
-                for phase in range(supersampling * supersampling):
-                    across = column + (phase % supersampling + 0.5) / supersampling
-                    down = row + (phase // supersampling + 0.5) / supersampling
-                    dx, dy, dz = direction(across, down, intrinsics, extrinsics)
-                    distance, index = empty_distance(x, y, z, dx, dy, dz)
-                    for other in range(len(bodies)):
-                        is_across = boxes[other, 0] <= column < boxes[other, 2]
-                        if is_across and boxes[other, 1] <= row < boxes[other, 3]:
-                            met = hit(bodies, other, x, y, z, dx, dy, dz)
-                            if met < distance:
-                                distance, index = met, other
-                    length = math.sqrt(dx * dx + dy * dy + dz * dz)
-                    one = _shade(
-                        x + distance * dx,
-                        y + distance * dy,
-                        z + distance * dz,
-                        (dx / length, dy / length, dz / length),
-                        index,
-                        bodies,
-                        lights,
-                        circles,
-                        pattern,
-                        phase,
-                    )
-                    red += min(one[0], 1.0)
-                    green += min(one[1], 1.0)
-                    blue += min(one[2], 1.0)
-                share = 1.0 / (supersampling * supersampling)
-                red, green, blue = red * share, green * share, blue * share
-            frame[row, column, 0] = _DISPLAY[int(red * (_LEVELS - 1) + 0.5)]
-            frame[row, column, 1] = _DISPLAY[int(green * (_LEVELS - 1) + 0.5)]
-            frame[row, column, 2] = _DISPLAY[int(blue * (_LEVELS - 1) + 0.5)]
+                mean = _smooth(
+                    row,
+                    column,
+                    bodies,
+                    boxes,
+                    lights,
+                    circles,
+                    intrinsics,
+                    extrinsics,
+                    pattern,
+                    supersampling,
+                )
+            for channel in range(3):
+                frame[row, column, channel] = _DISPLAY[int(mean[channel] * (_LEVELS - 1) + 0.5)]

@@ -160,8 +160,8 @@ def test_metal_mirrors_its_neighbour_and_rubber_does_not():
         visible = frame[ids == 1].astype(float)
         return (visible[:, 0] - visible[:, 2]).max()
 
-    assert redness("metal", "red") > redness("metal", "gray") + 20
-    assert abs(redness("rubber", "red") - redness("rubber", "gray")) < 5
+    assert redness("metal", "red") > redness("metal", "gray") + 8
+    assert abs(redness("rubber", "red") - redness("rubber", "gray")) < 3
 
 
 def test_metal_has_highlights():
