@@ -435,11 +435,11 @@ def draw(
     circles = shadow_circles(bodies, lights)
     light = np.empty((height, width, 3))
     is_rough = np.zeros((height, width), dtype=np.bool_)
-    center = np.int64(0)
+    center = int(np.int64(0))  # numba would compile everything once more for a literal
     for row in range(height):
         for column in range(width):
             ray = direction(column + 0.5, row + 0.5, intrinsics, extrinsics)
-            index = np.int64(ids[row, column]) - 1
+            index = int(ids[row, column]) - 1
             if index < 0:
                 index = empty_distance(x, y, z, ray[0], ray[1], ray[2])[1]
             distance = depth[row, column]
