@@ -1,6 +1,6 @@
 """What every environment of the house offers beyond Gymnasium: exact masks and object tables.
 
-H W image, M objects in view.
+V views, H W image, M objects in view.
 """
 
 from __future__ import annotations
@@ -18,19 +18,21 @@ PRESETS = ("entities", "scene")
 """`entities`: things that act or are acted on. `scene`: also connected regions of material."""
 
 
-def object_dtype(num_attributes: int) -> np.dtype:
+def object_dtype(num_attributes: int, *, num_views: int | None = None) -> np.dtype:
     """The row of an object table.
 
     Fields: `id` as in the segmentation; `category`, an index into the environment's `categories`;
     `position` (x, y) of the centre in [0,1]; `box` left, top, right, bottom in [0,1];
-    `attributes`, named by the environment's `attribute_names`.
+    `attributes`, named by the environment's `attribute_names`. With `num_views` an object has a
+    position and a box for each view, (V,2) and (V,4); boxes are -1 where a view does not see it.
     """
+    views = () if num_views is None else (num_views,)
     return np.dtype(
         [
             ("id", np.uint16),
             ("category", np.uint8),
-            ("position", np.float32, (2,)),
-            ("box", np.float32, (4,)),
+            ("position", np.float32, (*views, 2)),
+            ("box", np.float32, (*views, 4)),
             ("attributes", np.float32, (num_attributes,)),
         ]
     )
@@ -39,8 +41,9 @@ def object_dtype(num_attributes: int) -> np.dtype:
 class ObjectEnv(gymnasium.Env[NDArray[np.uint8], Any]):
     """A Gymnasium environment that knows which pixel belongs to which object.
 
-    Observations are (H,W,3) uint8. Masks cost nothing in a step unless asked for, asking for them
-    changes nothing in the episode, and asking twice gives the same answer.
+    Observations are (H,W,3) uint8, or (V,H,W,3) from several cameras. Masks cost nothing in a step
+    unless asked for, asking for them changes nothing in the episode, and asking twice gives the
+    same answer.
 
     Attributes:
         categories: names of object categories; `category` in `objects()` indexes it.
@@ -58,7 +61,7 @@ class ObjectEnv(gymnasium.Env[NDArray[np.uint8], Any]):
 
     @abstractmethod
     def segmentation(self, preset: str = "entities") -> NDArray[np.uint16]:
-        """Object ids (H,W) of the current frame: 0 background, 65535 void.
+        """Object ids ([V,]H,W) of the current frame: 0 background, 65535 void.
 
         An id belongs to one object for a whole episode.
 
@@ -69,3 +72,10 @@ class ObjectEnv(gymnasium.Env[NDArray[np.uint8], Any]):
     @abstractmethod
     def objects(self) -> NDArray[np.void]:
         """The `entities` in view: a structured array of `object_dtype(len(attribute_names))`."""
+
+    def extras(self) -> dict[str, NDArray[Any]]:
+        """What rollouts keep of the current frame beyond this, by the names of `docs/data.md`.
+
+        Cameras: `intrinsics` (V,3,3) and `extrinsics` (V,4,4); `depth` ([V,]H,W).
+        """
+        return {}

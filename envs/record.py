@@ -1,6 +1,6 @@
 """One episode: a policy plays an environment, and what happened becomes arrays.
 
-L steps, H W image, M objects in view, A action size.
+L steps, V views, H W image, M objects in view, A action size.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from ocrl.envs.interface import ObjectEnv, object_dtype
+from ocrl.envs.interface import ObjectEnv
 from ocrl.envs.policies import Policy
 
 Episode = dict[str, Any]
@@ -86,6 +86,7 @@ class _Rows:
         self._frames: list[NDArray[np.uint8]] = []
         self._masks: dict[str, list[NDArray[np.uint16]]] = {name: [] for name in segmentation}
         self._objects: list[NDArray[np.void]] = []
+        self._extras: list[dict[str, NDArray[Any]]] = []
         self._outcomes: list[tuple[float, bool, bool]] = []
         self.actions: list[Any] = []
 
@@ -98,26 +99,30 @@ class _Rows:
         for preset, masks in self._masks.items():
             masks.append(self._env.segmentation(preset))
         self._objects.append(self._env.objects())
+        self._extras.append(self._env.extras())
 
     def episode(self) -> Episode:
         """The arrays; the last frame has no action and gets zeros."""
         rewards, terminated, truncated = zip(*self._outcomes, strict=True)
         num_rows = len(self._frames)
-        objects = np.zeros(
-            (num_rows, self._env.max_objects), object_dtype(len(self._env.attribute_names))
-        )
+        objects = np.zeros((num_rows, self._env.max_objects), self._objects[0].dtype)
         for row, table in zip(objects, self._objects, strict=True):
             row[: len(table)] = table
         masks = {f"segmentation/{preset}": np.stack(m) for preset, m in self._masks.items()}
-        return masks | {
-            "frames": np.stack(self._frames),
-            "action": self._action_rows(num_rows),
-            "reward": np.array(rewards, np.float32),
-            "terminated": np.array(terminated, np.bool_),
-            "truncated": np.array(truncated, np.bool_),
-            "is_first": np.arange(num_rows) == 0,
-            "objects": objects,
-        }
+        extras = {name: np.stack([e[name] for e in self._extras]) for name in self._extras[0]}
+        return (
+            masks
+            | extras
+            | {
+                "frames": np.stack(self._frames),
+                "action": self._action_rows(num_rows),
+                "reward": np.array(rewards, np.float32),
+                "terminated": np.array(terminated, np.bool_),
+                "truncated": np.array(truncated, np.bool_),
+                "is_first": np.arange(num_rows) == 0,
+                "objects": objects,
+            }
+        )
 
     def _action_rows(self, num_rows: int) -> NDArray[Any]:
         is_discrete = isinstance(self._env.action_space, gymnasium.spaces.Discrete)

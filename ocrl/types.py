@@ -21,7 +21,10 @@ VOID_ID = 65535
 
 @dataclass(frozen=True)
 class Camera:
-    """Pinhole cameras, one per frame and view.
+    """Pinhole cameras, one per frame and view, V = 1 for frames without a view axis.
+
+    A camera looks along its z axis, x is right and y is down in the image; the centre of the pixel
+    in column i and row j is (i + 0.5, j + 0.5).
 
     Attributes:
         intrinsics: (B,T,V,3,3), in pixels.
@@ -47,7 +50,8 @@ class Camera:
 class Clip:
     """A batch of equally long pieces of episodes.
 
-    With several cameras a V axis stands after T in `video`, `segmentation` and `boxes`.
+    With several cameras a V axis stands after T in `video`, `segmentation`, `boxes` and `depth`,
+    and in the property `position`.
     `reward`, `terminated` and `truncated` at t are the outcome of the step that led to frame t
     (zero where `is_first`); `action` at t is what was done after seeing frame t.
 
@@ -64,6 +68,7 @@ class Clip:
         properties: name to (B,T,M,...) object attributes; or the targets of set prediction, see
             `ocrl.properties.PropertySpec`.
         camera: the cameras of posed views.
+        depth: (B,T,[V,]H,W) float32 along the axis of the camera, in units of the world.
     """
 
     video: Tensor
@@ -76,6 +81,7 @@ class Clip:
     boxes: Tensor | None = None
     properties: Mapping[str, Tensor] = field(default_factory=dict)
     camera: Camera | None = None
+    depth: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.video.ndim not in (5, 6):

@@ -77,6 +77,7 @@ class _ClipReader:
         segmentation: Sequence[str],
         objects: bool,
         properties: PropertySpec | None,
+        depth: bool,
     ) -> None:
         if clip_length < 1:
             raise ValueError(f"expected clip_length to be at least 1, got {clip_length}")
@@ -101,6 +102,8 @@ class _ClipReader:
             if name in wanted or (objects and name.startswith("objects/"))
         ]
         self._names = [name for name in (*_PER_STEP, *_CAMERA) if name in store.arrays]
+        if depth:
+            self._names.append(self._depth_name())
 
     def _check_frames(self, image_size: Sequence[int] | None) -> None:
         spec = self.store.arrays["frames"]
@@ -111,6 +114,14 @@ class _ClipReader:
                 f"got {np.dtype(spec.dtype)} frames of {found}; set image_size to that, or collect "
                 "episodes of the size wanted"
             )
+
+    def _depth_name(self) -> str:
+        if "depth" not in self.store.arrays:
+            raise ValueError(
+                f"expected depth in {self.store.path}, got {sorted(self.store.arrays)}; leave it "
+                "out or collect episodes with it"
+            )
+        return "depth"
 
     def _preset_names(self, presets: Sequence[str]) -> dict[str, str]:
         names = {preset: f"segmentation/{preset}" for preset in presets}
@@ -136,7 +147,11 @@ class _ClipReader:
         properties = {name.partition("/")[2]: tensors[name] for name in self._objects}
         boxes = properties.pop("box", None)
         if boxes is not None:
-            boxes[properties["id"] == 0] = -1.0
+            is_padding = properties["id"] == 0
+            is_padding = (
+                is_padding[..., None] if boxes.ndim == 4 else is_padding[:, :, None, :, None]
+            )
+            boxes.masked_fill_(is_padding, -1.0)
         if self._table is not None:
             properties = self._table(tensors)
         camera = None
@@ -149,6 +164,7 @@ class _ClipReader:
             boxes=boxes,
             properties=properties,
             camera=camera,
+            depth=tensors.get("depth"),
             is_first=tensors["is_first"],
             action=tensors.get("action"),
             reward=tensors.get("reward"),
@@ -192,6 +208,7 @@ class ClipLoader:
         segmentation: Sequence[str] = (),
         objects: bool = False,
         properties: PropertySpec | None = None,
+        depth: bool = False,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -208,12 +225,13 @@ class ClipLoader:
             segmentation: presets whose masks are loaded.
             objects: whether boxes and properties are loaded.
             properties: which targets of set prediction are loaded, in place of the tables' columns.
+            depth: whether depth maps are loaded.
             rank: of this process.
             world_size: number of processes that share a batch.
 
         Raises:
-            ValueError: if no episode is long enough, frames have another size, a preset is not
-                stored, or `batch_size` cannot be shared out.
+            ValueError: if no episode is long enough, frames have another size, a preset or depth is
+                not stored, or `batch_size` cannot be shared out.
         """
         if batch_size < 1 or batch_size % world_size:
             raise ValueError(
@@ -230,6 +248,7 @@ class ClipLoader:
             segmentation=segmentation,
             objects=objects,
             properties=properties,
+            depth=depth,
         )
         self._ends = np.cumsum(self._reader.num_starts)
         self._batch_size = batch_size
@@ -290,6 +309,7 @@ def evaluation_clips(
     segmentation: Sequence[str] = (),
     objects: bool = False,
     properties: PropertySpec | None = None,
+    depth: bool = False,
 ) -> Iterator[Clip]:
     """Clips spread evenly over the episodes of a split, the same ones in the same order every time.
 
@@ -305,6 +325,7 @@ def evaluation_clips(
         segmentation: presets whose masks are loaded.
         objects: whether boxes and properties are loaded.
         properties: which targets of set prediction are loaded, in place of the tables' columns.
+        depth: whether depth maps are loaded.
 
     Raises:
         ValueError: as `ClipLoader`.
@@ -318,6 +339,7 @@ def evaluation_clips(
         segmentation=segmentation,
         objects=objects,
         properties=properties,
+        depth=depth,
     )
     if num_clips < 1:
         raise ValueError(f"expected num_clips to be at least 1, got {num_clips}")

@@ -224,7 +224,8 @@ def flatten_objects(table: NDArray[np.void], *, max_objects: int | None = None) 
     """Split a structured object table (rows, M) into plain arrays `objects/<field>`.
 
     Args:
-        table: see `ocrl.envs.interface.object_dtype`.
+        table: see `ocrl.envs.interface.object_dtype`; positions and boxes of several views, (V,2)
+            and (V,4) each, become (rows, V, M, 2) and (rows, V, M, 4).
         max_objects: pad to that many objects with zeros (id 0 is no object).
 
     Raises:
@@ -240,7 +241,11 @@ def flatten_objects(table: NDArray[np.void], *, max_objects: int | None = None) 
         raise ValueError(f"expected at most {max_objects} objects in a frame, got {width}")
     padded = np.zeros((rows, max_objects or width), table.dtype)
     padded[:, :width] = table
-    return {f"objects/{name}": np.ascontiguousarray(padded[name]) for name in names}
+    columns = {name: padded[name] for name in names}
+    for name in ("position", "box"):
+        if name in columns and columns[name].ndim == 4:
+            columns[name] = columns[name].swapaxes(1, 2)
+    return {f"objects/{name}": np.ascontiguousarray(array) for name, array in columns.items()}
 
 
 def normalize_episode(episode: Mapping[str, Any]) -> tuple[Arrays, dict[str, Any]]:
@@ -291,6 +296,18 @@ def _check_conventions(arrays: Arrays, rows: int) -> None:
         ):
             raise ValueError(
                 f"expected {name!r} as uint16 {frames.shape[:-1]}, got {array.dtype} {array.shape}"
+            )
+    num_views = 1 if frames.ndim == 4 else frames.shape[1]
+    shapes = {
+        "depth": frames.shape[1:-1],
+        "intrinsics": (num_views, 3, 3),
+        "extrinsics": (num_views, 4, 4),
+    }
+    for name, shape in shapes.items():
+        if name in arrays and (arrays[name].dtype.kind != "f" or arrays[name].shape[1:] != shape):
+            raise ValueError(
+                f"expected {name!r} as floats {shape} in each row, got {arrays[name].dtype} "
+                f"{arrays[name].shape[1:]}"
             )
     is_first = arrays["is_first"].astype(bool)
     if not is_first[0] or is_first[1:].any():

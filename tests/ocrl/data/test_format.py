@@ -94,3 +94,26 @@ def test_another_version_is_refused():
     record = Header({}, {}).to_record() | {"version": 99}
     with pytest.raises(ValueError, match="version 1, got 'ocrl-episodes' version 99"):
         Header.from_record(record, source=Path("here"))
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "expected"),
+    [
+        ("depth", np.zeros((3, 8, 7), np.float16), r"expected 'depth' as floats \(8, 8\)"),
+        ("depth", np.zeros((3, 8, 8), np.int32), "got int32"),
+        ("intrinsics", np.zeros((3, 2, 3, 3)), r"expected 'intrinsics' as floats \(1, 3, 3\)"),
+        ("extrinsics", np.zeros((3, 4, 4)), r"expected 'extrinsics' as floats \(1, 4, 4\)"),
+    ],
+)
+def test_cameras_and_depth_fit_the_frames(random_episode, name, array, expected):
+    with pytest.raises(ValueError, match=expected):
+        normalize_episode(random_episode(3) | {name: array})
+
+
+def test_boxes_of_views_have_the_view_before_the_object():
+    table = np.zeros((3, 2), [("id", "u2"), ("box", "f4", (5, 4)), ("position", "f4", (5, 2))])
+    table["box"] = np.arange(3 * 2 * 5 * 4).reshape(3, 2, 5, 4)
+    arrays = flatten_objects(table)
+    assert arrays["objects/box"].shape == (3, 5, 2, 4)
+    assert arrays["objects/position"].shape == (3, 5, 2, 2)
+    assert (arrays["objects/box"][2, 4, 1] == table["box"][2, 1, 4]).all()
