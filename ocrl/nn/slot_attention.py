@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Literal, cast
+from typing import Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from ocrl.nn.attention import CompetitiveAttention, EpsPlacement, standardize
 from ocrl.nn.mlp import MLP
 
 Gradient = Literal["bilevel", "full", "truncated"]
+Beside = TypeVar("Beside")
 
 
 class Corrector(nn.Module):
@@ -109,12 +110,12 @@ def check_gradient(gradient: str) -> Gradient:
 
 
 def unroll(
-    iterate: Callable[[Tensor], tuple[Tensor, Tensor]],
+    iterate: Callable[[Tensor], tuple[Tensor, Beside]],
     queries: Tensor,
     *,
     num_iterations: int,
     gradient: Gradient,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Beside]:
     """Iterate from queries (B,K,...), with the gradient that `Corrector` describes.
 
     Args:
