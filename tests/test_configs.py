@@ -15,7 +15,15 @@ from torch import nn
 
 import ocrl
 from ocrl import checkpoint, interfaces
-from ocrl.interfaces import Backbone, Decoder, Initializer, Objective, SlotEncoder, Tokenizer
+from ocrl.interfaces import (
+    Backbone,
+    CodePrior,
+    Decoder,
+    Initializer,
+    Objective,
+    SlotEncoder,
+    Tokenizer,
+)
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
@@ -29,6 +37,7 @@ GROUPS = {
     "backbone": ("ocrl.backbones", Backbone),
     "initializer": ("ocrl.initializers", Initializer),
     "tokenizer": ("ocrl.tokenizers", Tokenizer),
+    "prior": ("ocrl.priors", CodePrior),
 }
 CONSTANTS = {"eps"}
 """Have a default in Python and no line."""

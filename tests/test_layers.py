@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PARTS = ("backbones", "encoders", "decoders", "objectives", "dynamics", "tokenizers")
+PARTS = ("backbones", "encoders", "decoders", "objectives", "dynamics", "tokenizers", "priors")
 BASE = {"ocrl.types", "ocrl.interfaces"}
 TRAINING = {
     *("baselines", "check", "checkpoint", "diagnose", "discovery", "distributed", "interrupt"),
     *("log", "matching", "meter", "metrics", "model", "monitor", "report", "schedules", "step"),
-    *("train", "visualize"),
+    *("scene_prior", "train", "visualize"),
 }
 ONLY_IN = {
     "hydra": {"scripts/"},
