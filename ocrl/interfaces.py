@@ -332,6 +332,60 @@ class TaughtModule(ABC):
         """
 
 
+class SlotCodes(ABC):
+    """Slots that discrete codes stand for; a mixin beside `SlotEncoder`.
+
+    Attributes:
+        code_sizes: number of codes of each group; empty if the encoder was built to give none.
+    """
+
+    code_sizes: tuple[int, ...]
+
+    @abstractmethod
+    def slots_of(self, codes: Tensor) -> Tensor:
+        """The slots (...,K,D) of codes (...,K,G): change a code to edit an object.
+
+        Raises:
+            ValueError: if codes alone do not make slots.
+        """
+
+
+class CodePrior(nn.Module, ABC):
+    """A distribution over the codes of a scene, whose slots are a set.
+
+    Attributes:
+        num_slots: K.
+        code_sizes: number of codes of each group; G of them.
+    """
+
+    num_slots: int
+    code_sizes: tuple[int, ...]
+
+    @abstractmethod
+    def log_prob(self, codes: Tensor) -> Tensor:
+        """The log-likelihood (B,) of codes (B,K,G), in nats and float32."""
+
+    @abstractmethod
+    def sample(
+        self,
+        num_scenes: int,
+        *,
+        temperature: float,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Draw codes (B,K,G) of new scenes.
+
+        Args:
+            num_scenes: B.
+            temperature: divides every logit; 1 for the distribution itself, less for likelier
+                scenes.
+            generator: of the random numbers, on the prior's device.
+
+        Raises:
+            ValueError: if the temperature is not positive.
+        """
+
+
 class Decoder(nn.Module, ABC):
     """Slots to something an objective compares with the clip.
 

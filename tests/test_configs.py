@@ -15,7 +15,15 @@ from torch import nn
 
 import ocrl
 from ocrl import checkpoint, interfaces
-from ocrl.interfaces import Backbone, Decoder, Initializer, Objective, SlotEncoder, Tokenizer
+from ocrl.interfaces import (
+    Backbone,
+    CodePrior,
+    Decoder,
+    Initializer,
+    Objective,
+    SlotEncoder,
+    Tokenizer,
+)
 from ocrl.properties import PropertySpec
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -31,6 +39,7 @@ GROUPS = {
     "initializer": ("ocrl.initializers", Initializer),
     "tokenizer": ("ocrl.tokenizers", Tokenizer),
     "properties": ("ocrl.properties", PropertySpec),
+    "prior": ("ocrl.priors", CodePrior),
 }
 CONSTANTS = {"eps"}
 """Have a default in Python and no line."""

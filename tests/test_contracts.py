@@ -11,7 +11,7 @@ from ocrl.check import check_decoder, check_slot_encoder
 from ocrl.checkpoint import build
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-SIZES = ["+image_size=[32,32]", "+num_slots=4", "+slot_dim=16"]
+SIZES = ["+image_size=[32,32]", "+num_slots=4", "+slot_dim=64"]
 
 
 def _names(group: str) -> list[str]:
@@ -54,4 +54,4 @@ def test_decoder(name: str, small_vit: str) -> None:
     target = torch.rand(3, 5, 3, 32, 32)
     # Decoders that draw where the encoder saw a slot do so on their own grid; a set has none.
     tokens = 64 if decoder.space == "set" else math.prod(decoder.grid)
-    check_decoder(decoder, num_slots=4, slot_dim=16, twin=twin, target=target, num_tokens=tokens)
+    check_decoder(decoder, num_slots=4, slot_dim=64, twin=twin, target=target, num_tokens=tokens)

@@ -21,11 +21,13 @@ SMALL += ["trainer.warmup_steps=0", "trainer.checkpoint_every=4", "trainer.devic
 EMA = ["quantizer@encoder.quantizer=ema", "objective@objectives.quantization=commitment"]
 EMA += ["weights.quantization=0.25"]
 FSQ = ["quantizer@encoder.quantizer=fsq", "~objectives.quantization", "~weights.quantization"]
+SVQ = ["encoder=svq", "encoder.memory.quantizer.sizes=[8,8,8,8]", "encoder.mlp_dim=32", *EMA[1:]]
 RECIPES = {
     "mixture": ["experiment=slot_mixture"],
     "mixture of a video": ["experiment=slot_mixture", "encoder=slot_mixture_video"],
     "gumbel": ["experiment=vq_sa"],
     "ema": ["experiment=vq_sa", *EMA],
+    "svq": ["experiment=vq_sa", *SVQ],
     "fsq": ["experiment=vq_sa", *FSQ, "encoder.coordinates=grid"],
 }
 

@@ -26,9 +26,24 @@ TOKENS = (
     "encoder.backbone.out_dim=16",
 )
 CONVOLUTIONS = ("encoder.backbone.channels=[8,8]", "encoder.backbone.strides=[2,2]")
+WRAPPED = tuple(option.replace("decoder.", "decoder.decoder.") for option in TOKENS)
+COUPLED = ("decoder.dim=16", "decoder.mlp_dim=32", "decoder.num_blocks=4", *WRAPPED)
 SMALL = {
     "slate": ("image_size=[16,16]", "encoder.backbone.hidden_dims=[16]", *TOKENS),
     "steve": ("image_size=[16,16]", "encoder.predictor.mlp_dim=32", *CONVOLUTIONS, *TOKENS),
+    "sysbinder": (
+        "image_size=[16,16]",
+        "encoder.memory.num_blocks=4",
+        *CONVOLUTIONS,
+        *COUPLED,
+    ),
+    "svq": (
+        "image_size=[16,16]",
+        "encoder.memory.quantizer.sizes=[4,4,4,4]",
+        "encoder.memory.quantizer.code_dim=4",
+        *CONVOLUTIONS,
+        *COUPLED,
+    ),
     "psb_autoregressive": ("image_size=[16,16]", *CONVOLUTIONS, *TOKENS),
     "dinosaur": ("image_size=[32,32]", "decoder.out_dim=16", "decoder.hidden_dims=[32]"),
     "dinosaur_autoregressive": (

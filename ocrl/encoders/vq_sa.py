@@ -10,14 +10,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ocrl.interfaces import Backbone, ScheduledModule, SlotEncoder, State
+from ocrl.interfaces import Backbone, ScheduledModule, SlotCodes, SlotEncoder, State
 from ocrl.nn.quantize import FSQQuantizer, Quantizer
 from ocrl.types import SlotOutput
 
 Coordinates = Literal["continuous", "grid", "none"]
 
 
-class VQSA(SlotEncoder, ScheduledModule):
+class VQSA(SlotEncoder, ScheduledModule, SlotCodes):
     """Vector-quantised slots (Kirilenko, Korchemnyi, Smirnov, Kovalev and Panov 2023).
 
     What another encoder finds is said again in codes of a few groups, one for each factor an
@@ -81,7 +81,8 @@ class VQSA(SlotEncoder, ScheduledModule):
         if coordinates == "continuous":
             self.to_coordinates = nn.Linear(self.slot_dim, coordinate_dim)
         if coordinates == "grid":
-            self.grid = FSQQuantizer(self.slot_dim, levels=[[coordinate_bins]] * coordinate_dim)
+            levels = [[coordinate_bins]] * coordinate_dim
+            self.grid = FSQQuantizer(self.slot_dim, levels=levels, is_blockwise=False)
             self.code_sizes = (*quantizer.sizes, *self.grid.sizes)
         if coordinates == "none":
             coordinate_dim = 0
@@ -125,10 +126,10 @@ class VQSA(SlotEncoder, ScheduledModule):
         return self._quantize(encoded), state
 
     def slots_of(self, codes: Tensor, coordinates: Tensor | None = None) -> Tensor:
-        """The slots that codes and coordinates stand for: change a code to edit an object.
+        """See `SlotCodes.slots_of`.
 
         Args:
-            codes: (...,K,G) as `SlotOutput.codes`.
+            codes: (...,K,G).
             coordinates: (...,K,P) as `aux["coordinates"]`, if they are continuous.
 
         Returns:

@@ -17,6 +17,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ocrl.nn.block import BlockLinear
+
 _IMPOSSIBLE = -1e9
 """Logit of codes beyond a group's own: finite, so that 0 times it is 0."""
 
@@ -41,10 +43,12 @@ class Quantizer(nn.Module, ABC):
     Attributes:
         sizes: number of codes of each group.
         out_dim: size of what stands for the codes of all groups.
+        is_blockwise: whether a group reads an equal part of the vector of its own, and not all.
     """
 
     sizes: tuple[int, ...]
     out_dim: int
+    is_blockwise: bool
 
     @abstractmethod
     def forward(self, vectors: Tensor, *, progress: Tensor) -> Quantized:
@@ -82,6 +86,7 @@ class GumbelQuantizer(Quantizer):
         temperature_end: from `anneal_until` on.
         anneal_until: share of training.
         is_straight_through: hard codes in training too, with the gradient of the soft ones.
+        is_blockwise: see `Quantizer`.
 
     Raises:
         ValueError: if a size, a temperature or `anneal_until` is out of range.
@@ -100,6 +105,7 @@ class GumbelQuantizer(Quantizer):
         temperature_end: float,
         anneal_until: float,
         is_straight_through: bool,
+        is_blockwise: bool,
     ) -> None:
         super().__init__()
         self.sizes = _check_sizes(sizes)
@@ -114,7 +120,8 @@ class GumbelQuantizer(Quantizer):
         self.temperatures = (temperature_start, temperature_end)
         self.anneal_until = anneal_until
         self.is_straight_through = is_straight_through
-        self.to_codes = nn.Linear(in_dim, self.out_dim, bias=False)
+        self.is_blockwise = is_blockwise
+        self.to_codes = _code_map(in_dim, self, bias=False)
         self.codebook = nn.Parameter(_unit_codes(self.sizes, code_dim))
         self.register_buffer("is_code", _code_mask(self.sizes), persistent=False)
 
@@ -172,6 +179,7 @@ class EMAQuantizer(Quantizer):
         decay: share of the average that an update keeps.
         revive_below: a code is revived when its share of the vectors falls below this part of an
             equal share.
+        is_blockwise: see `Quantizer`.
 
     Raises:
         ValueError: if a size, the decay or `revive_below` is out of range.
@@ -190,6 +198,7 @@ class EMAQuantizer(Quantizer):
         code_dim: int,
         decay: float,
         revive_below: float,
+        is_blockwise: bool,
     ) -> None:
         super().__init__()
         self.sizes = _check_sizes(sizes)
@@ -202,7 +211,8 @@ class EMAQuantizer(Quantizer):
         self.out_dim = len(self.sizes) * code_dim
         self.decay = decay
         self.revive_below = revive_below
-        self.to_codes = nn.Linear(in_dim, self.out_dim, bias=False)
+        self.is_blockwise = is_blockwise
+        self.to_codes = _code_map(in_dim, self, bias=False)
         codebook = _unit_codes(self.sizes, code_dim)
         self.register_buffer("codebook", codebook)
         self.register_buffer("shares", torch.zeros(codebook.shape[:2]))
@@ -272,22 +282,29 @@ class FSQQuantizer(Quantizer):
     Args:
         in_dim: D.
         levels: for each group the levels L of each of its numbers.
+        is_blockwise: see `Quantizer`; groups must then have equally many numbers.
 
     Raises:
-        ValueError: if a group is empty or a number has less than 2 levels.
+        ValueError: if a group is empty, a number has less than 2 levels, or groups that read a part
+            each differ in length.
     """
 
     levels: Tensor
     strides: Tensor
 
-    def __init__(self, in_dim: int, *, levels: Sequence[Sequence[int]]) -> None:
+    def __init__(self, in_dim: int, *, levels: Sequence[Sequence[int]], is_blockwise: bool) -> None:
         super().__init__()
         if not levels or not all(levels) or min(min(group) for group in levels) < 2:
             raise ValueError(f"expected groups of numbers with at least 2 levels, got {levels}")
         self.sizes = tuple(math.prod(group) for group in levels)
         self.lengths = tuple(len(group) for group in levels)
         self.out_dim = sum(self.lengths)
-        self.to_codes = nn.Linear(in_dim, self.out_dim)
+        if is_blockwise and len(set(self.lengths)) > 1:
+            raise ValueError(
+                f"expected groups of equally many numbers if each reads its part, got {levels}"
+            )
+        self.is_blockwise = is_blockwise
+        self.to_codes = _code_map(in_dim, self, bias=True)
         strides = [math.prod(group[:place]) for group in levels for place in range(len(group))]
         flat = [level for group in levels for level in group]
         self.register_buffer("levels", torch.tensor(flat), persistent=False)
@@ -313,6 +330,14 @@ class FSQQuantizer(Quantizer):
 
     def _centres(self, bins: Tensor) -> Tensor:
         return (2 * bins + 1) / self.levels - 1.0
+
+
+def _code_map(in_dim: int, quantizer: Quantizer, *, bias: bool) -> nn.Module:
+    """The linear map (...,D) to (...,out_dim) of a quantiser."""
+    if not quantizer.is_blockwise:
+        return nn.Linear(in_dim, quantizer.out_dim, bias=bias)
+    num_groups = len(quantizer.sizes)
+    return BlockLinear(in_dim, quantizer.out_dim, num_blocks=num_groups, bias=bias)
 
 
 def _check_sizes(sizes: Sequence[int]) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Literal, cast
+from typing import Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from ocrl.nn.mlp import MLP
 from ocrl.nn.slot_round import slot_round
 
 Gradient = Literal["bilevel", "full", "truncated"]
+Beside = TypeVar("Beside")
 
 
 class Corrector(nn.Module):
@@ -122,12 +123,12 @@ def check_gradient(gradient: str) -> Gradient:
 
 
 def unroll(
-    iterate: Callable[[Tensor], tuple[Tensor, Tensor]],
+    iterate: Callable[[Tensor], tuple[Tensor, Beside]],
     queries: Tensor,
     *,
     num_iterations: int,
     gradient: Gradient,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Beside]:
     """Iterate from queries (B,K,...), with the gradient that `Corrector` describes.
 
     Args:

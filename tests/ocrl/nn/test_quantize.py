@@ -35,6 +35,7 @@ def gumbel(**changes: object) -> GumbelQuantizer:
         "temperature_end": 0.1,
         "anneal_until": 0.5,
         "is_straight_through": False,
+        "is_blockwise": False,
     }
     return GumbelQuantizer(D, **(settings | changes))  # type: ignore[arg-type]
 
@@ -42,12 +43,13 @@ def gumbel(**changes: object) -> GumbelQuantizer:
 def ema(**changes: object) -> EMAQuantizer:
     torch.manual_seed(0)
     settings = {"sizes": SIZES, "code_dim": E, "decay": 0.9, "revive_below": 0.1}
+    settings["is_blockwise"] = False
     return EMAQuantizer(D, **(settings | changes))  # type: ignore[arg-type]
 
 
-def fsq(levels: list[list[int]] | None = None) -> FSQQuantizer:
+def fsq(levels: list[list[int]] | None = None, *, is_blockwise: bool = False) -> FSQQuantizer:
     torch.manual_seed(0)
-    return FSQQuantizer(D, levels=levels or [[4, 3], [2], [5]])
+    return FSQQuantizer(D, levels=levels or [[4, 3], [2], [5]], is_blockwise=is_blockwise)
 
 
 def bilinear_logits(quantizer: GumbelQuantizer, inputs: Tensor) -> list[Tensor]:

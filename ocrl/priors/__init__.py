@@ -1,0 +1,1 @@
+"""Distributions over the codes of scenes, one file per kind."""
