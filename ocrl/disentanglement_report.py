@@ -31,7 +31,7 @@ from ocrl.disentanglement import (
     value_given_code,
 )
 from ocrl.edit import coded
-from ocrl.metrics import code_use
+from ocrl.health import code_use
 from ocrl.object_slots import gather
 from ocrl.probes import ProbeSettings
 from ocrl.report import page, table, write_text

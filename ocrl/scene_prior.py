@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ocrl.health import code_use
 from ocrl.interfaces import CodePrior, SlotCodes
 from ocrl.log import TensorBoard
-from ocrl.metrics import code_use
 from ocrl.model import SlotModel
 from ocrl.types import Clip
 from ocrl.visualize import grid, to_png, to_uint8
