@@ -137,7 +137,11 @@ class CodeMemory(FactorMemory):
         self.code_sizes = quantizer.sizes
         self.num_blocks = len(quantizer.sizes)
         self.quantizer = quantizer
-        self.to_slots = BlockLinear(quantizer.out_dim, slot_dim, num_blocks=self.num_blocks)
+        self.to_slots = BlockLinear(
+            quantizer.out_dim, slot_dim, num_blocks=self.num_blocks, bias=False
+        )
+        # Codes of length 1 make blocks of unit variance, as slots start with.
+        nn.init.normal_(self.to_slots.weight)
 
     def forward(self, slots: Tensor, *, progress: Tensor) -> Bound:
         """See `FactorMemory.forward`; in `eval()` codes are hard and nothing is drawn."""
