@@ -108,21 +108,17 @@ class _Rows:
         objects = np.zeros((num_rows, self._env.max_objects), self._objects[0].dtype)
         for row, table in zip(objects, self._objects, strict=True):
             row[: len(table)] = table
-        masks = {f"segmentation/{preset}": np.stack(m) for preset, m in self._masks.items()}
-        extras = {name: np.stack([e[name] for e in self._extras]) for name in self._extras[0]}
-        return (
-            masks
-            | extras
-            | {
-                "frames": np.stack(self._frames),
-                "action": self._action_rows(num_rows),
-                "reward": np.array(rewards, np.float32),
-                "terminated": np.array(terminated, np.bool_),
-                "truncated": np.array(truncated, np.bool_),
-                "is_first": np.arange(num_rows) == 0,
-                "objects": objects,
-            }
-        )
+        kept: Episode = {f"segmentation/{name}": np.stack(m) for name, m in self._masks.items()}
+        kept |= {name: np.stack([e[name] for e in self._extras]) for name in self._extras[0]}
+        return kept | {
+            "frames": np.stack(self._frames),
+            "action": self._action_rows(num_rows),
+            "reward": np.array(rewards, np.float32),
+            "terminated": np.array(terminated, np.bool_),
+            "truncated": np.array(truncated, np.bool_),
+            "is_first": np.arange(num_rows) == 0,
+            "objects": objects,
+        }
 
     def _action_rows(self, num_rows: int) -> NDArray[Any]:
         is_discrete = isinstance(self._env.action_space, gymnasium.spaces.Discrete)

@@ -148,10 +148,9 @@ class _ClipReader:
         boxes = properties.pop("box", None)
         if boxes is not None:
             is_padding = properties["id"] == 0
-            is_padding = (
-                is_padding[..., None] if boxes.ndim == 4 else is_padding[:, :, None, :, None]
-            )
-            boxes.masked_fill_(is_padding, -1.0)
+            if boxes.ndim == 5:
+                is_padding = is_padding[:, :, None]
+            boxes.masked_fill_(is_padding[..., None], -1.0)
         if self._table is not None:
             properties = self._table(tensors)
         camera = None

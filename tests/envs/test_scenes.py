@@ -180,6 +180,21 @@ def test_views_of_a_scene_agree():
     assert num_common > 300
 
 
+def test_an_object_that_only_one_view_sees_has_no_box_in_the_other():
+    env = small("scenes_multiview", num_views=2, num_objects=6, speed=0.3)
+    num_hidden = 0
+    for seed in range(10):
+        env.reset(seed=seed)
+        for _ in range(12):
+            env.step(0)
+            ids, table = env.segmentation(), env.objects()
+            for row in table:
+                is_seen = [(view == row["id"]).any() for view in ids]
+                assert np.array_equal((row["box"] == -1).all(-1), np.invert(is_seen))
+                num_hidden += not all(is_seen)
+    assert num_hidden > 0
+
+
 def test_views_share_the_range_of_directions():
     env = small("scenes_multiview", num_views=4, camera_azimuth=[0.0, 360.0])
     for seed in range(10):
