@@ -5,8 +5,13 @@ import torch
 from torch import Tensor, nn
 
 from ocrl.average_precision import PredictedSets
+from ocrl.backbones.cnn import CNN
 from ocrl.decoders.mlp import MLPDecoder
 from ocrl.decoders.properties import PropertyDecoder
+from ocrl.encoders.slot_attention import SlotAttention
+from ocrl.initializers import GaussianInitializer
+from ocrl.model import SlotModel
+from ocrl.objectives.set_prediction import SetPrediction
 from ocrl.properties import PropertySpec
 from ocrl.set_prediction import SetPredictionMonitor, evaluate_set_prediction, score, spec_of
 from ocrl.types import Clip, SlotOutput
@@ -47,6 +52,10 @@ def test_classes_decide_who_is_matched_and_padding_takes_no_slot():
 
 
 def test_objects_without_a_slot_are_wrong_in_everything():
+    alike = PredictedSets(
+        **{**vars(pool([0], [0.5])), "true_classes": torch.zeros(1, 4, 1, dtype=torch.int64)}
+    )
+    assert score(SPEC, alike).accuracy["shape"] == pytest.approx(1 / 3)
     few = score(SPEC, pool([0], [0.5]))
     assert few.accuracy["shape"] == pytest.approx(1 / 3)
     assert few.distance == 0.5 and few.count == 0
@@ -112,3 +121,60 @@ def test_a_model_of_something_else_is_refused():
     model.decoder = MLPDecoder(4, image_size=[8, 8], patch_size=4, out_dim=2, hidden_dims=[3])
     with pytest.raises(ValueError, match=r"decoder=properties.*got MLPDecoder"):
         spec_of(model)
+
+
+def squares(seed, num_clips=16):
+    """Frames with a red or blue square on the left, on the right, on both sides or on none."""
+    generator = torch.Generator().manual_seed(seed)
+    video = torch.full((num_clips, 1, 3, 16, 16), 24, dtype=torch.uint8)
+    is_there = torch.rand(num_clips, 2, generator=generator) < 0.8
+    colors = torch.randint(0, 2, (num_clips, 2), generator=generator) * is_there
+    top = torch.randint(0, 12, (num_clips, 2), generator=generator)
+    left = torch.randint(0, 5, (num_clips, 2), generator=generator) + torch.tensor([0, 8])
+    for i, k in is_there.nonzero().tolist():
+        y, x = int(top[i, k]), int(left[i, k])
+        color = torch.tensor([[230, 50, 50], [50, 100, 235]])[colors[i, k]]
+        video[i, 0, :, y : y + 4, x : x + 4] = color[:, None, None]
+    places = (torch.stack([left, top], -1) + 2) / 16 * is_there[..., None]
+    targets = {"presence": is_there, "coordinates": places, "factors/color": colors}
+    return Clip(
+        video,
+        torch.zeros(num_clips, 1, dtype=torch.bool),
+        properties={name: value[:, None] for name, value in targets.items()},
+    )
+
+
+def test_slots_learn_the_set():
+    torch.manual_seed(0)
+    spec = PropertySpec(
+        {"color": ["red", "blue"]}, coordinates=["position"], low=[0, 0], high=[1, 1], scale=4
+    )
+    encoder = SlotAttention(
+        CNN(
+            [16, 16], kernel_size=5, strides=[2, 1], out_dim=32, image_size=[16, 16],
+            position="linear",
+        ),
+        initializer=GaussianInitializer(3, slot_dim=32, is_learned=True),
+        num_slots=3, slot_dim=32, num_iterations=3, mlp_dim=64, gradient="full",
+        eps_placement="attn",
+    )  # fmt: skip
+    model = SlotModel(
+        encoder,
+        decoder=PropertyDecoder(
+            32, spec=spec, heads="shared", hidden_dims=[32], image_size=[16, 16]
+        ),
+        objectives={"set": SetPrediction(2.0, presence_weight=1.0, huber_delta=0.05)},
+        weights={"set": 1.0},
+        is_conditioned=False,
+    )
+    held_out, cpu = [squares(10**6 + i) for i in range(8)], torch.device("cpu")
+    before = evaluate_set_prediction(model, held_out, device=cpu)
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+    for step in range(240):
+        model(squares(step)).total.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    after = evaluate_set_prediction(model, held_out, device=cpu)
+    assert after.ap[math.inf] > 0.8 > 0.5 > before.ap[math.inf]
+    assert after.accuracy["color"] > 0.95 and after.count > before.count

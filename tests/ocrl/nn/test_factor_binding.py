@@ -97,6 +97,14 @@ def test_a_code_is_chosen_by_its_block_and_stands_for_it(kind: str) -> None:
     assert not torch.equal(again.codes[..., 1:], bound.codes[..., 1:])
 
 
+def test_codes_differ_from_the_start_and_make_blocks_of_unit_variance() -> None:
+    torch.manual_seed(0)
+    sizes = {"sizes": [64] * 4, "code_dim": 8, "is_blockwise": True}
+    memory = CodeMemory(64, quantizer=EMAQuantizer(64, decay=0.9, revive_below=0.1, **sizes))
+    spread = memory(torch.randn(200, 64), progress=ZERO).slots.std(0)
+    assert spread.mean().item() == pytest.approx(1.0, abs=0.15)
+
+
 def test_the_nearest_code_in_float64() -> None:
     memory = CodeMemory(D, quantizer=quantizer()).double().eval()
     codebook = memory.quantizer.codebook
