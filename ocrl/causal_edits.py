@@ -42,6 +42,7 @@ class DrawnClip:
         match: (T,M) the slot of each object, -1 without one.
         attn: (T,K,N).
         coordinates: (T,K,P) beside the codes, if there are some.
+        video: (T,3,H,W) in [0,1].
         pictures: (T,3,H,W) in [0,1].
         masks: (T,K,h,w) as they are drawn.
         objects: (T,M,H,W) bool.
@@ -51,6 +52,7 @@ class DrawnClip:
     match: Tensor
     attn: Tensor
     coordinates: Tensor | None
+    video: Tensor
     pictures: Tensor
     masks: Tensor
     objects: Tensor
@@ -78,8 +80,10 @@ def draw_clips(
             labelled = label_encoded(
                 model, clip, encoded, attribute_names=attribute_names, mask_source=mask_source
             )
-            size = (clip.video.shape[-2], clip.video.shape[-1])
-            pictures, masks = draw_slots(model.decoder, encoded.slots, attn=encoded.attn, size=size)
+            frames = clip.to_float().video
+            pictures, masks = draw_slots(
+                model.decoder, encoded.slots, attn=encoded.attn, frames=frames
+            )
             for index, one in enumerate(labelled):
                 ids = object_ids(clip.properties["id"][index].long())
                 truth = clip.segmentation[OBJECTS][index]
@@ -90,6 +94,7 @@ def draw_clips(
                         match_by_masks(one),
                         encoded.attn[index].cpu(),
                         None if places is None else places[index].cpu(),
+                        frames[index].cpu(),
                         pictures[index].cpu(),
                         masks[index].cpu(),
                         (truth[:, None] == ids[:, None, None]).cpu(),
@@ -281,9 +286,11 @@ def _redraw(
         made = coded(model.encoder).slots_of(codes.to(device), places).float()
         slots = clip.labelled.slots[frame].to(device)
         slots[at, slot] = made[at, slot]
-        size = (clip.pictures.shape[-2], clip.pictures.shape[-1])
+        frames = clip.video[frame].to(device)
         attn = clip.attn[frame].to(device)
-        pictures, masks = draw_slots(model.decoder, slots[None], attn=attn[None], size=size)
+        pictures, masks = draw_slots(
+            model.decoder, slots[None], attn=attn[None], frames=frames[None]
+        )
     return pictures[0].cpu(), masks[0].cpu()[at, slot]
 
 

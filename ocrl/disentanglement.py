@@ -168,7 +168,7 @@ class Discrete(NamedTuple):
 
 
 def discretise(
-    columns: Mapping[str, Tensor], *, max_values: int = 32, num_bins: int = 3
+    columns: Mapping[str, Tensor], *, num_bins: int, max_values: int = 32
 ) -> dict[str, Discrete]:
     """Factors (P,C) as countable values; those that do not vary are left out.
 

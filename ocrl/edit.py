@@ -317,13 +317,14 @@ def coded(encoder: SlotEncoder) -> CodedEncoder:
     return encoder
 
 
-def draw(decoder: Decoder, scene: Scene, *, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """What a decoder makes of the slots of one frame, without a look at the frame.
+def draw(decoder: Decoder, scene: Scene, *, frame: Tensor) -> tuple[Tensor, Tensor]:
+    """What a decoder makes of the slots of one frame.
 
     Args:
         decoder: of pixels, or one that can depict slots.
         scene: K may be any number.
-        size: (H, W) of the picture.
+        frame: (3,H,W) float, for the size of the picture; only decoders that draw nothing without
+            the frame get to see it.
 
     Returns:
         The picture (3,H,W) in [0,1] and masks (K,h,w).
@@ -332,20 +333,21 @@ def draw(decoder: Decoder, scene: Scene, *, size: tuple[int, int]) -> tuple[Tens
         ValueError: if the decoder makes no pictures.
     """
     pictures, masks = draw_slots(
-        decoder, scene.slots[None, None], attn=scene.attn[None, None], size=size
+        decoder, scene.slots[None, None], attn=scene.attn[None, None], frames=frame[None, None]
     )
     return pictures[0, 0], masks[0, 0]
 
 
 def draw_slots(
-    decoder: Decoder, slots: Tensor, *, attn: Tensor, size: tuple[int, int]
+    decoder: Decoder, slots: Tensor, *, attn: Tensor, frames: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """As `draw`, of slots (B,T,K,D) and attn (B,T,K,N): (B,T,3,H,W) and (B,T,K,h,w)."""
-    decoded = decoder(slots, attn=attn)
+    """As `draw`, of slots (B,T,K,D), attn (B,T,K,N), frames (B,T,3,H,W); leading axes B and T."""
+    decoded = decoder(slots, frames if decoder.needs_target else None, attn=attn)
     pictures = decoder.depict(slots, attn=attn) if decoder.space != "pixels" else decoded.recon
     if pictures is None:
         raise ValueError(
             f"expected a decoder that makes pictures, got {type(decoder).__name__}, which makes "
             f"{decoder.space}"
         )
+    size = (frames.shape[-2], frames.shape[-1])
     return resize_masks(pictures.float(), size).clamp(0, 1), decoded.masks.float()

@@ -51,7 +51,7 @@ def edit_picture(
     is_edited = any(new is not old for new, old in zip(after, before, strict=True))
     stages = (("before", before), ("after", after)) if is_edited else (("decoded", before),)
     for name, scenes in stages:
-        drawn = [_drawn(decoder, scenes[t], size, scale) for t in frames]
+        drawn = [_drawn(decoder, scenes[t], video[t], scale) for t in frames]
         rows[name] = torch.stack([picture for picture, _ in drawn])
         rows["slots" if name == "decoded" else f"slots {name}"] = torch.stack(
             [masks for _, masks in drawn]
@@ -59,11 +59,12 @@ def edit_picture(
     return _titled(rows, [f"frame {t}" for t in frames])
 
 
-def _drawn(
-    decoder: Decoder, scene: Scene, size: tuple[int, int], scale: int
-) -> tuple[Tensor, Tensor]:
+def _drawn(decoder: Decoder, scene: Scene, frame: Tensor, scale: int) -> tuple[Tensor, Tensor]:
     """The picture of a scene and the same with its slots' masks, colours and numbers."""
-    picture, masks = draw(decoder, scene, size=size)
+    size = (frame.shape[-2], frame.shape[-1])
+    frame = to_uint8(frame).to(scene.slots.device) / 255
+    picture, masks = draw(decoder, scene, frame=frame)
+    picture = picture.cpu()
     labels = torch.tensor(scene.labels)
     winner = resize_masks(masks[None], size)[0].argmax(0).cpu()
     shown = overlay(picture[None], labels[winner][None], scale=scale)[0]

@@ -63,7 +63,7 @@ def explore(
         encoded = model.encode(clip)
         masks = slot_masks(model, clip, encoded, source="decoder")
         ids = segment(masks, (height, width))[0].cpu()
-        recon, parts = _pictures(model.decoder, encoded, (height, width))
+        recon, parts = _pictures(model.decoder, encoded, clip.to_float().video[0])
         attn = attention_masks(encoded, model.encoder)[0].float().cpu()
     num_frames, num_slots = encoded.slots.shape[1:3]
     if max(num_frames * height, num_slots * width) > _LONGEST_SIDE:
@@ -97,16 +97,17 @@ def explore(
 
 
 def _pictures(
-    decoder: Decoder, encoded: SlotOutput, size: tuple[int, int]
+    decoder: Decoder, encoded: SlotOutput, video: Tensor
 ) -> tuple[Tensor | None, Tensor | None]:
     """What a decoder draws (T,3,H,W), and of each slot (T,K,3,H,W), frame by frame; or nothing."""
     recons, parts = [], []
-    for slots, attn in zip(encoded.slots[0], encoded.attn[0], strict=True):
+    size = (video.shape[-2], video.shape[-1])
+    for slots, attn, frame in zip(encoded.slots[0], encoded.attn[0], video, strict=True):
         slots, attn = slots[None, None], attn[None, None]
         if decoder.space != "pixels":
             drawn = decoder.depict(slots, attn=attn)
         else:
-            decoded = decoder(slots, attn=attn)
+            decoded = decoder(slots, frame[None, None], attn=attn)
             drawn = decoded.recon
             if decoded.parts is not None and tuple(decoded.parts.shape[-3:]) == (3, *size):
                 parts.append(decoded.parts[0].cpu())

@@ -391,9 +391,11 @@ class Decoder(nn.Module, ABC):
 
     Attributes:
         space: what it reconstructs.
+        needs_target: it makes nothing without the frames.
     """
 
     space: Space
+    needs_target: bool = False
 
     @abstractmethod
     def forward(

@@ -95,6 +95,7 @@ class SlotMixerDecoder(Decoder):
             )
         self.patch_size = patch_size
         self.grid = (image_size[0] // patch_size, image_size[1] // patch_size)
+        self.needs_target = query != "position"
         patch_dim = NUM_COLOURS * patch_size**2
         self.position = LinearPosition(self.grid, dim=query_dim) if query != "content" else None
         self.content = (

@@ -123,7 +123,7 @@ def test_factors_become_countable():
         "speed": torch.tensor([[0.0], [0.5], [0.9], [3.0]]),
         "position": torch.tensor([[0.1, 0.1], [0.1, 0.2], [0.9, 0.5], [1.0, 1.0]]),
     }
-    found = discretise(columns, max_values=3)
+    found = discretise(columns, num_bins=3, max_values=3)
     assert set(found) == {"size", "speed", "position"}
     assert found["size"] == ((found["size"].values), ("0.2", "0.28"))
     assert found["size"].values.tolist() == [1, 0, 1, 0]

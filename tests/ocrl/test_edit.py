@@ -110,8 +110,8 @@ def test_a_swap_between_frames_is_two_copies():
 
 def test_a_swap_within_a_frame_draws_the_same_unless_attention_stays():
     before, after = edited("swap 0@0 2@0")
-    size = (2, 2)
-    same, different = draw(Tiles(), after[0], size=size)[0], draw(Tiles(), before[0], size=size)[0]
+    frame = torch.zeros(3, 2, 2)
+    same, different = (draw(Tiles(), x[0], frame=frame)[0] for x in (after, before))
     torch.testing.assert_close(same, different)
     assert torch.equal(after[0].slots, before[0].slots[[2, 1, 0]])
     _, stayed = edited("swap 0@0 2@0", moves_attention=False)
@@ -175,14 +175,14 @@ def test_more_mistakes():
     with pytest.raises(ValueError, match="slots have codes, such as encoder=vq_sa, got Identity"):
         coded(torch.nn.Identity())
     with pytest.raises(ValueError, match="got Blind, which makes features"):
-        draw(Blind(), scenes_of(encode())[0], size=(2, 2))
+        draw(Blind(), scenes_of(encode())[0], frame=torch.zeros(3, 2, 2))
 
 
 def test_drawing_fits_the_frame():
     scene = scenes_of(encode())[0]
-    picture, masks = draw(Tiles(), scene, size=(6, 6))
+    picture, masks = draw(Tiles(), scene, frame=torch.zeros(3, 6, 6))
     assert picture.shape == (3, 6, 6) and masks.shape == (3, 2, 2)
-    picture, _ = draw(Sketch(), scene, size=(6, 6))
+    picture, _ = draw(Sketch(), scene, frame=torch.zeros(3, 6, 6))
     torch.testing.assert_close(picture, torch.full((3, 6, 6), 0.25))
 
 
@@ -199,7 +199,7 @@ def test_the_strip_has_a_row_for_each_stage():
         return picture[:, 24 + index * tile : 24 + index * tile + 160, 104 : 104 + 160]
 
     assert (row(shown, 0) == 0).all()
-    drawn = draw(Tiles(), after[1], size=(8, 8))[0]
+    drawn = draw(Tiles(), after[1], frame=torch.zeros(3, 8, 8))[0]
     expected = (drawn * 255).round().to(torch.uint8).repeat_interleave(20, 1)
     assert torch.equal(row(shown, 3), expected.repeat_interleave(20, 2))
     assert not torch.equal(row(shown, 1), row(shown, 3))

@@ -5,6 +5,7 @@ import io
 import json
 import re
 import runpy
+import tomllib
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -165,6 +166,12 @@ def test_everything_is_in_the_file():
     assert len(data["colours"]) == 3
     assert "Inside &lt;slots&gt;" in page and "x &amp; y" in page
     assert "$" not in page.replace("$/", "")
+
+
+def test_the_page_is_installed_with_the_package():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    patterns = project["tool"]["setuptools"]["package-data"]["ocrl"]
+    assert any(Path("explorer.html").match(pattern) for pattern in patterns)
 
 
 def test_nothing_to_show_is_refused():
