@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ocrl.interfaces import Decoder, SlotEncoder
+from ocrl.interfaces import Decoder, SlotCodes, SlotEncoder
 from ocrl.types import SlotOutput
 from ocrl.visualize import resize_masks
 
@@ -29,20 +29,6 @@ GRAMMAR = (
     "swap SLOT@FRAME SLOT@FRAME, copy SLOT@FRAME SLOT@FRAME (or new@FRAME), drop SLOT@FRAME, "
     "code SLOT@FRAME GROUP:CODE"
 )
-
-
-@runtime_checkable
-class CodedEncoder(Protocol):
-    """An encoder whose slots are codes: `ocrl.encoders.vq_sa.VQSA` is one.
-
-    Attributes:
-        code_sizes: number of codes of each group.
-    """
-
-    code_sizes: tuple[int, ...]
-
-    def slots_of(self, codes: Tensor, coordinates: Tensor | None = None) -> Tensor:
-        """The slots (...,K,D) of codes (...,K,G) and coordinates (...,K,P)."""
 
 
 @dataclass(frozen=True)
@@ -303,13 +289,13 @@ def with_codes(encoder: SlotEncoder, codes: Tensor, coordinates: Tensor | None) 
     return coded(encoder).slots_of(codes, coordinates).float()
 
 
-def coded(encoder: SlotEncoder) -> CodedEncoder:
+def coded(encoder: SlotEncoder) -> SlotCodes:
     """The same encoder, once it is known to have codes.
 
     Raises:
         ValueError: if it has none.
     """
-    if not isinstance(encoder, CodedEncoder):
+    if not isinstance(encoder, SlotCodes) or not encoder.code_sizes:
         raise ValueError(
             f"expected a model whose slots have codes, such as encoder=vq_sa, got "
             f"{type(encoder).__name__}, whose slots have none"

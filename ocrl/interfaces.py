@@ -342,11 +342,16 @@ class SlotCodes(ABC):
     code_sizes: tuple[int, ...]
 
     @abstractmethod
-    def slots_of(self, codes: Tensor) -> Tensor:
+    def slots_of(self, codes: Tensor, coordinates: Tensor | None = None) -> Tensor:
         """The slots (...,K,D) of codes (...,K,G): change a code to edit an object.
 
+        Args:
+            codes: (...,K,G).
+            coordinates: (...,K,P) that stand beside the codes, as `aux["coordinates"]` has them;
+                None for an encoder that has none.
+
         Raises:
-            ValueError: if codes alone do not make slots.
+            ValueError: if coordinates are missing, or given though there are none.
         """
 
 

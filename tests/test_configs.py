@@ -201,10 +201,11 @@ def test_every_recipe_composes_and_builds(path, small_vit):
 @pytest.mark.parametrize("group", ["encoder", "decoder", "optimizer"])
 def test_a_recipe_leaves_every_choice_open(path, group):
     # What belongs to one encoder only must not stand in a recipe: another could not be chosen.
-    for option in sorted((CONFIGS / group).glob("*.yaml")):
+    # Options of the same keys compose alike, so one of each kind is tried.
+    options = sorted((CONFIGS / group).glob("*.yaml"))
+    for keys, option in {frozenset(flat(option)): option for option in options}.items():
         config = composed("pretrain", f"experiment={path.stem}", f"{group}={option.stem}")
-        keys = set(config[group]) - {"_target_", "_partial_"}
-        assert keys == set(flat(option)) - {"_target_", "_partial_"}
+        assert set(config[group]) - {"_partial_"} == keys - {"_partial_"}
 
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "optimizer").glob("*.yaml")), ids=name_of)

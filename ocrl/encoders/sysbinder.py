@@ -93,8 +93,12 @@ class SysBinder(FrameSlotEncoder, ScheduledModule, SlotCodes):
         codes = None if bound.codes is None else bound.codes[:, None]
         return SlotOutput(slots[:, None], attn[:, None], queries[:, None], codes, aux)
 
-    def slots_of(self, codes: Tensor) -> Tensor:
-        """See `SlotCodes.slots_of`."""
+    def slots_of(self, codes: Tensor, coordinates: Tensor | None = None) -> Tensor:
+        """See `SlotCodes.slots_of`; there are no coordinates."""
+        if coordinates is not None:
+            raise ValueError(
+                f"expected no coordinates beside the codes, got shape {tuple(coordinates.shape)}"
+            )
         return self.memory.embed(codes)
 
     def _iterate(self, slots: Tensor, tokens: Tensor) -> tuple[Tensor, tuple[Tensor, Bound]]:

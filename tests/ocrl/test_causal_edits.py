@@ -7,7 +7,7 @@ import torch
 
 from ocrl.causal_edits import changed_pixels, draw_clips, mask_bins, windows
 from ocrl.disentanglement_report import measure_codes, summary, write_code_report
-from ocrl.interfaces import Decoder
+from ocrl.interfaces import Decoder, SlotCodes
 from ocrl.probes import ProbeSettings
 from ocrl.types import Clip, DecoderOutput, SlotOutput
 
@@ -24,7 +24,7 @@ def silhouette(shape, place):
     return inside & ((y - place[..., 1, None, None]).abs() < half[..., 1, None, None])
 
 
-class Encoder(torch.nn.Module):
+class Encoder(torch.nn.Module, SlotCodes):
     """Codes of two groups, colour and shape; a slot is its codes, its place and whether it is."""
 
     code_sizes = (3, 3)

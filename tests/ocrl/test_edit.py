@@ -5,11 +5,11 @@ import torch
 
 from ocrl.edit import Edit, apply_edits, coded, draw, parse_edit, scenes_of
 from ocrl.edit_strip import describe_scene, edit_picture
-from ocrl.interfaces import Decoder
+from ocrl.interfaces import Decoder, SlotCodes
 from ocrl.types import DecoderOutput, SlotOutput
 
 
-class Codes:
+class Codes(SlotCodes):
     """Three groups of sizes 4, 3, 2; a slot is its codes and its coordinates."""
 
     code_sizes = (4, 3, 2)

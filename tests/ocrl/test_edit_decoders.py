@@ -27,7 +27,9 @@ def test_more_and_fewer_slots_are_drawn(name, small_vit):
         config = compose(overrides=[f"+decoder={name}", f"+vit={small_vit}", *SIZES])
     torch.manual_seed(0)
     decoder = build(config)["decoder"].eval()
-    attn = torch.rand(1, 2, 4, math.prod(decoder.grid)).softmax(2)
+    # Heads for properties have no grid of their own.
+    grid = getattr(decoder, "grid", (4, 4))
+    attn = torch.rand(1, 2, 4, math.prod(grid)).softmax(2)
     before = scenes_of(SlotOutput(torch.randn(1, 2, 4, 16), attn))
     frame = torch.rand(3, 32, 32)
     edits = [parse_edit(text) for text in ("drop 1@0", "copy 2@0 new@1", "copy 0@0 3@1")]

@@ -7,6 +7,7 @@ from torch.nn import functional
 
 from ocrl.check import check_slot_encoder
 from ocrl.checkpoint import build
+from ocrl.edit import apply_edits, parse_edit, scenes_of
 from ocrl.encoders.sysbinder import SysBinder
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -114,11 +115,19 @@ def test_an_edit_of_a_code_changes_one_block_of_one_slot() -> None:
     edited[1, 0, 2, 3] = (edited[1, 0, 2, 3] + 1) % 5
     moved = (encoder.slots_of(edited) - encoder.slots_of(codes)).abs() > 1e-6
     assert moved.nonzero().tolist() == [[1, 0, 2, number] for number in range(12, 16)]
+    scenes = scenes_of(encoder(frames()[None], torch.ones(1, 2, dtype=torch.bool)))
+    assert scenes[1].codes is not None
+    edit = parse_edit(f"code 2@1 3:{(int(scenes[1].codes[2, 3]) + 1) % 5}")
+    after = apply_edits(scenes, [edit], encoder=encoder)[1]
+    moved = (after.slots - scenes[1].slots).abs() > 1e-6
+    assert moved.nonzero().tolist() == [[2, number] for number in range(12, 16)]
 
 
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="expected a memory of codes"):
         make(*SOFT).slots_of(torch.zeros(1, 4, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"expected no coordinates .* got shape \(1, 2\)"):
+        make(*HARD).slots_of(torch.zeros(1, 4, dtype=torch.long), torch.zeros(1, 2))
     with pytest.raises(ValueError, match="got 4 blocks for 16 to 30"):
         make(*SOFT, "encoder.mlp_dim=30")
     with pytest.raises(ValueError, match="got 'half'"):
