@@ -5,6 +5,7 @@ B batch, T frames.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 
 import torch
@@ -12,6 +13,22 @@ from torch import Tensor
 
 from ocrl.distributed import World
 from ocrl.types import Clip
+
+
+def peak_megabytes(device: torch.device) -> float:
+    """The most memory held so far: by tensors on a CUDA device, else by this process.
+
+    0 where the system does not tell.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    if sys.platform == "win32":
+        return 0.0
+    import resource
+
+    # In kilobytes, but on macOS in bytes.
+    scale = 1e6 if sys.platform == "darwin" else 1e3
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
 
 
 class Meter:

@@ -10,7 +10,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import nn
 
-from ocrl.discovery import MODEL, DiscoveryResult, Example, attention_masks, evaluate_discovery
+from ocrl.discovery import (
+    MODEL,
+    DiscoveryResult,
+    Example,
+    MaskSource,
+    attention_masks,
+    evaluate_discovery,
+)
 from ocrl.health import code_use
 from ocrl.log import TensorBoard
 from ocrl.model import SlotModel
@@ -42,6 +49,7 @@ class DiscoveryMonitor:
         clips: Callable[[], Iterable[Clip]],
         *,
         presets: Sequence[str],
+        mask_source: MaskSource,
         device: torch.device,
         say: Callable[[str], None],
     ) -> None:
@@ -50,10 +58,12 @@ class DiscoveryMonitor:
         Args:
             clips: gives the same held-out clips at every call.
             presets: ground truths to score, if the clips have them.
+            mask_source: which masks are scored, see `evaluate_discovery`.
             device: where the model will be.
             say: takes a sentence about collapsed slots, once per finding.
         """
         self._clips, self._presets, self._device, self._say = clips, presets, device, say
+        self._mask_source = mask_source
         self._said: set[str] = set()
         self._baselines: dict[str, float] = {}
 
@@ -68,6 +78,7 @@ class DiscoveryMonitor:
             model,
             self._clips(),
             presets=self._presets,
+            mask_source=self._mask_source,
             device=self._device,
             baselines=not self._baselines,
         )

@@ -34,7 +34,7 @@ from ocrl.distributed import (
 from ocrl.interfaces import ScheduledModule
 from ocrl.interrupt import asked_to_stop
 from ocrl.log import ProgressBar, TensorBoard
-from ocrl.meter import Meter
+from ocrl.meter import Meter, peak_megabytes
 from ocrl.schedules import SCHEDULES, MovingAverage, Schedule, learning_rate_factor
 from ocrl.step import parameter_groups, seed_step, split_clip
 from ocrl.types import Clip
@@ -197,7 +197,9 @@ class Trainer:
                 model.
 
         Returns:
-            The figures of the last evaluation.
+            The figures of the last evaluation, and what training cost: `train/frames_per_second`
+            over all steps, and `train/peak_megabytes` of this process, see
+            `ocrl.meter.peak_megabytes`.
 
         Raises:
             ValueError: if the run's checkpoint is of another model or other data.
@@ -344,6 +346,8 @@ class _Fit:
                 if not stopping and (is_last or _is_due(self.step, settings.evaluate_every)):
                     self._evaluate(board, bar)
                     meter.restart()
+                if is_last:
+                    self.metrics |= self._cost(clip)
                 if stopping or is_last or _is_due(self.step, settings.checkpoint_every):
                     self.save()
                 if stopping and not is_last:
@@ -352,6 +356,14 @@ class _Fit:
                         f"{self.run.checkpoint}; the same command goes on from there"
                     )
         return self.metrics
+
+    def _cost(self, clip: Clip) -> dict[str, float]:
+        """The mean speed of all steps, each like that on `clip`, and the memory they took."""
+        frames = clip.batch_size * clip.num_frames * self.world.size * self.step
+        return {
+            "train/frames_per_second": frames / self.elapsed,
+            "train/peak_megabytes": peak_megabytes(self.world.device),
+        }
 
     def _one_step(self, clip: Clip) -> tuple[float, dict[str, Tensor], float]:
         settings = self.settings

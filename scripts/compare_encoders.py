@@ -11,15 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import subprocess
 import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+
+from comparison import MODEL, header, run, score_rows
 
 _METRICS = {"video_fg_ari": "video FG-ARI", "video_mbo_i": "video mBO"}
-_BASELINES = ("grid", "k-means")
 _PREHEAT = "+objective@objectives.preheat=preheat,+weights.preheat=1.0"
 _ENCODERS = ("psb", "savi", f"smooth_sa,{_PREHEAT}")
 
@@ -41,63 +38,20 @@ def main() -> None:
             overrides = [*own, *arguments.overrides]
             results = []
             for seed in arguments.seeds:
-                run = arguments.output / f"{env}-{encoder}-{seed}"
-                train(run, env, encoder, seed, episodes, overrides)
-                episodes = episodes or run / "episodes"
-                results.append(json.loads((run / "metrics.json").read_text())["table"])
-            rows += table_rows(env, encoder, results)
-        rows += [row for name in _BASELINES for row in table_rows(env, name, results, name)]
-    text = "\n".join([*header(), *rows]) + "\n"
+                directory = arguments.output / f"{env}-{encoder}-{seed}"
+                options = [f"env={env}", f"encoder={encoder}", f"trainer.seed={seed}"]
+                if episodes is not None:
+                    options.append(f"data.path={episodes.as_posix()}")
+                run("pretrain_slots", directory, [*options, *overrides])
+                episodes = episodes or directory / "episodes"
+                results.append(json.loads((directory / "metrics.json").read_text())["table"])
+            rows += score_rows(env, encoder, results, metrics=_METRICS)
+        for name in results[0]:
+            if name != MODEL:
+                rows += score_rows(env, name, results, metrics=_METRICS, source=name)
+    text = "\n".join([*header(["env", "method", "objects", *_METRICS.values()]), *rows]) + "\n"
     (arguments.output / "table.md").write_text(text)
     sys.stdout.write(text)
-
-
-def train(
-    run: Path,
-    env: str,
-    encoder: str,
-    seed: int,
-    episodes: Path | None,
-    overrides: Sequence[str],
-    job: str = "pretrain_slots",
-) -> None:
-    """Run a job in its own process unless its metrics are there; leave if it fails."""
-    if (run / "metrics.json").is_file():
-        return
-    command = [
-        sys.executable,
-        str(Path(__file__).with_name(f"{job}.py")),
-        f"env={env}",
-        f"encoder={encoder}",
-        f"trainer.seed={seed}",
-        f"hydra.run.dir={run.as_posix()}",
-        *([] if episodes is None else [f"data.path={episodes.as_posix()}"]),
-        *overrides,
-    ]
-    code = subprocess.run(command, check=False).returncode
-    if code != 0:
-        sys.exit(code)
-
-
-def header() -> list[str]:
-    """The first two lines of the table."""
-    names = ["env", "method", "objects", *_METRICS.values()]
-    return [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
-
-
-def table_rows(
-    env: str, method: str, results: Sequence[Mapping[str, Any]], source: str = "model"
-) -> list[str]:
-    """One row per preset: mean over seeds, and the spread where there are several."""
-    rows = []
-    for preset in results[0][source]:
-        cells = [env, method, preset]
-        for metric in _METRICS:
-            values = [result[source][preset][metric] for result in results]
-            spread = f" +- {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-            cells.append(f"{statistics.fmean(values):.3f}{spread}")
-        rows.append(f"| {' | '.join(cells)} |")
-    return rows
 
 
 if __name__ == "__main__":

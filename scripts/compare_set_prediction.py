@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from compare_encoders import train
+from comparison import header, run
 
 _ITERATIONS = {
     "slot_attention": "encoder.num_iterations",
@@ -50,11 +50,13 @@ def main() -> None:
         where = _ITERATIONS[method]
         own += [] if where is None else [f"{where}={arguments.iterations}"]
         for seed in arguments.seeds:
-            run = arguments.output / f"{arguments.env}-{method}-{seed}"
-            overrides = [*shared, *own, *arguments.overrides]
-            train(run, arguments.env, method, seed, episodes, overrides, "train_properties")
-            episodes = episodes or run / "episodes"
-            record = json.loads((run / "metrics.json").read_text())
+            directory = arguments.output / f"{arguments.env}-{method}-{seed}"
+            options = [f"env={arguments.env}", f"encoder={method}", f"trainer.seed={seed}"]
+            if episodes is not None:
+                options.append(f"data.path={episodes.as_posix()}")
+            run("train_properties", directory, [*options, *shared, *own, *arguments.overrides])
+            episodes = episodes or directory / "episodes"
+            record = json.loads((directory / "metrics.json").read_text())
             results.setdefault(method, []).append(record)
     figures = {method: spread(records) for method, records in results.items()}
     text = "\n".join(table(figures)) + "\n"
@@ -86,7 +88,7 @@ def table(methods: Mapping[str, Any]) -> list[str]:
     names = [name for name in first if name.startswith("ap/")]
     names.sort(key=lambda name: -float(name.partition("/")[2]))
     heads = ["method", "parameters", *(f"AP {name[3:]}" for name in names), "distance"]
-    rows = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    rows = header(heads)
     for method, record in methods.items():
         figures = record["figures"]
         cells = [cell(figures[name], factor=100, digits=1) for name in names]

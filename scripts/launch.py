@@ -29,6 +29,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
+OF_ENVIRONMENTS = ("rollouts", "experiment")
+"""Groups with an option for each environment."""
+
 INTERRUPTED = "interrupted; the same command goes on where it was stopped"
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
 _MEBIBYTE = 1 << 20
@@ -38,8 +41,8 @@ def script(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], N
     """Turn `main(config)` into a command over `configs/<name>.yaml`.
 
     A user's mistake ends in one sentence and exit code 1, an interruption in exit code 130.
-    Where the configuration has an `experiment` group and the command line names none, the recipe
-    of the environment is taken: `configs/experiment/<env>.yaml`.
+    Where the configuration has a group of `OF_ENVIRONMENTS` and the command line names none of its
+    options, that of the environment is taken: `configs/experiment/<env>.yaml`.
     """
 
     def decorate(main: Callable[[DictConfig], None]) -> Callable[[], None]:
@@ -62,7 +65,7 @@ def script(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], N
 
             try:
                 job = Path(main.__code__.co_filename).stem
-                added = [*default_experiment(name, sys.argv[1:]), f"hydra.job.name={job}"]
+                added = [*choices_of_environment(name, sys.argv[1:]), f"hydra.job.name={job}"]
                 sys.argv[1:] = with_overrides(sys.argv[1:], added)
                 hydra_main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(task)()
                 if errors:
@@ -146,7 +149,7 @@ def num_cores(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
     return cores
 
 
-# --- the recipe of an environment --------------------------------------------------------------
+# --- what belongs to an environment ------------------------------------------------------------
 
 
 def with_overrides(arguments: list[str], added: list[str]) -> list[str]:
@@ -156,11 +159,11 @@ def with_overrides(arguments: list[str], added: list[str]) -> list[str]:
     return [*arguments[:end], *added, *arguments[end:]]
 
 
-def default_experiment(name: str, arguments: list[str]) -> list[str]:
-    """The override that chooses the recipe of the environment, if there is one to choose.
+def choices_of_environment(name: str, arguments: list[str]) -> list[str]:
+    """The overrides that choose what belongs to the environment, as far as there is any.
 
     Raises:
-        ValueError: if a sweep over environments leaves the recipe open.
+        ValueError: if a sweep over environments leaves a choice open.
     """
     defaults: list[Any] = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["defaults"]
     options = {
@@ -169,18 +172,17 @@ def default_experiment(name: str, arguments: list[str]) -> list[str]:
         if isinstance(entry, dict)
         for key, value in entry.items()
     }
-    if "experiment" not in options:
-        return []
     chosen = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
-    if "experiment" in chosen:
-        return []
+    left = [group for group in OF_ENVIRONMENTS if group in options and group not in chosen]
     env = str(chosen.get("env", options.get("env")))
-    if "," in env:
-        raise ValueError("a sweep over env needs experiment=NAME on the command line as well")
-    for stem in (env, env.split("-")[0]):
-        if (CONFIGS / "experiment" / f"{stem}.yaml").is_file():
-            return [f"experiment={stem}"]
-    return []
+    if left and "," in env:
+        named = " and ".join(f"{group}=NAME" for group in left)
+        raise ValueError(f"a sweep over env needs {named} on the command line as well")
+    choices = []
+    for group in left:
+        stems = [s for s in (env, env.split("-")[0]) if (CONFIGS / group / f"{s}.yaml").is_file()]
+        choices += [f"{group}={stem}" for stem in stems[:1]]
+    return choices
 
 
 # --- mistakes in words -------------------------------------------------------------------------

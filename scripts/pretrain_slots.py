@@ -79,6 +79,7 @@ def main(config: DictConfig) -> None:
                     store, num_clips=evaluation["num_clips_in_training"], **held_out
                 ),
                 presets=data["presets"],
+                mask_source=evaluation["mask_source"],
                 device=world.device,
                 say=console.print,
             ),
@@ -89,6 +90,7 @@ def main(config: DictConfig) -> None:
                 ocrl.load(directory).to(world.device),
                 evaluation_clips(store, num_clips=evaluation["num_clips"], **held_out),
                 presets=data["presets"],
+                mask_source=evaluation["mask_source"],
                 device=world.device,
             )
             details = {"encoder": choice("encoder"), "checkpoint": str(checkpoint.find(directory))}

@@ -29,8 +29,9 @@ from ocrl.properties import PropertySpec
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
 ROOTS = [path for path in FILES if path.parent == CONFIGS]
-PARTS = [path for path in FILES if path.parent != CONFIGS and path.parent.name != "experiment"]
+PARTS = [path for path in FILES if path.parent != CONFIGS and "@package" not in path.read_text()]
 EXPERIMENTS = sorted((CONFIGS / "experiment").glob("*.yaml"))
+SMALL_EXPERIMENTS = sorted((CONFIGS / "experiment/small").glob("*.yaml"))
 GROUPS = {
     "encoder": ("ocrl.encoders", SlotEncoder),
     "decoder": ("ocrl.decoders", Decoder),
@@ -195,6 +196,17 @@ def test_every_recipe_composes_and_builds(path, small_vit):
     config = composed("pretrain", *overrides, f"vit={small_vit}")
     assert isinstance(built_model(config), nn.Module)
     instantiate(config.trainer, _convert_="all")
+
+
+@pytest.mark.parametrize("path", SMALL_EXPERIMENTS, ids=name_of)
+def test_every_small_recipe_is_of_one_size_and_budget(path):
+    config = composed("pretrain", f"experiment=small/{path.stem}", "rollouts=crafter")
+    small = composed("pretrain", "experiment=small", "rollouts=crafter")
+    for key in ("slot_dim", "num_slots", "image_size", "data", "optimizer", "trainer", "collect"):
+        assert config[key] == small[key]
+    model = built_model(config)
+    backbone = getattr(model.encoder.backbone, "backbone", model.encoder.backbone)
+    assert backbone.grid == (18, 18) and backbone.out_dim == 64
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=name_of)

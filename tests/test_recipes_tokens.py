@@ -111,7 +111,11 @@ def test_a_recipe_trains_is_watched_saved_and_scored(name, tmp_path, small_vit):
         run=Run(tmp_path, settings, env="crafter"),
         world=World(0, 1, device),
         evaluate=DiscoveryMonitor(
-            lambda: [clip_of(config, 200)], presets=["scene"], device=device, say=said.append
+            lambda: [clip_of(config, 200)],
+            presets=["scene"],
+            mask_source=config.evaluation.mask_source,
+            device=device,
+            say=said.append,
         ),
     )
     assert "scene/video_fg_ari" in figures and "psnr" not in figures

@@ -53,7 +53,9 @@ def clips():
 
 def watch(model, directory, *, times=1):
     said = []
-    monitor = DiscoveryMonitor(clips, presets=["entities"], device=CPU, say=said.append)
+    monitor = DiscoveryMonitor(
+        clips, presets=["entities"], mask_source="decoder", device=CPU, say=said.append
+    )
     with TensorBoard(directory) as board:
         figures = [monitor(model, step=step, board=board) for step in range(1, times + 1)]
     return figures, said, EventAccumulator(str(directory)).Reload()
@@ -109,6 +111,8 @@ def test_a_collapse_is_said_once_and_logged_each_time(model, tmp_path):
 
 
 def test_only_slot_models_are_monitored(tmp_path):
-    monitor = DiscoveryMonitor(clips, presets=[], device=CPU, say=lambda sentence: None)
+    monitor = DiscoveryMonitor(
+        clips, presets=[], mask_source="decoder", device=CPU, say=lambda sentence: None
+    )
     with TensorBoard(tmp_path) as board, pytest.raises(TypeError, match="SlotModel, got Linear"):
         monitor(nn.Linear(1, 1), step=1, board=board)

@@ -198,7 +198,9 @@ def test_saves_the_average_and_evaluates_it(tmp_path):
     assert_same(resume["model"], model.state_dict())
     assert not torch.equal(weights["first.weight"], resume["model"]["first.weight"])
     meta = checkpoint.read_meta(tmp_path)
-    assert meta["metrics"] == {"score": 12.0} and meta["env"] == "sprites"
+    assert meta["metrics"]["score"] == 12.0 and meta["env"] == "sprites"
+    assert meta["metrics"]["train/frames_per_second"] > 0
+    assert 10 < meta["metrics"]["train/peak_megabytes"] < 1e5
 
 
 def test_without_an_average_the_weights_themselves_are_saved(tmp_path):

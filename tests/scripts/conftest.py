@@ -1,5 +1,6 @@
 """A folder to start scripts in: tiny untrained models, episodes of sprites, and some without."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -27,6 +28,13 @@ MODELS = {
     "palette": ("encoder=savi", "decoder=palette", "decoder.patch_size=4"),
     "features": ("encoder=savi", "decoder=mlp", "decoder.patch_size=4"),
 }
+
+
+@pytest.fixture
+def load_script(monkeypatch):
+    """Import a script by its name, with those beside it."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    return importlib.import_module
 
 
 class Workplace:

@@ -1,20 +1,9 @@
-import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-
-SCRIPT = Path(__file__).parents[2] / "scripts" / "compare_encoders.py"
-
-
-@pytest.fixture
-def module():
-    specification = importlib.util.spec_from_file_location("compare_encoders", SCRIPT)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
 
 
 def result(score):
@@ -24,26 +13,30 @@ def result(score):
     return {"model": scores(0.0), "grid": scores(-0.1), "k-means": scores(-0.2)}
 
 
-def test_rows_hold_the_mean_and_the_spread_over_seeds(module):
-    rows = module.table_rows("sprites", "psb", [result(0.6), result(0.8)])
-    assert rows == ["| sprites | psb | entities | 0.700 +- 0.141 | 0.500 +- 0.000 |"]
-    single = module.table_rows("sprites", "grid", [result(0.6)], "grid")
+def test_rows_hold_the_mean_and_the_spread_over_seeds(load_script):
+    rows = load_script("comparison").score_rows
+    metrics = ("video_fg_ari", "video_mbo_i")
+    assert rows("sprites", "psb", [result(0.6), result(0.8)], metrics=metrics, more=["9"]) == [
+        "| sprites | psb | entities | 0.700 +- 0.141 | 0.500 +- 0.000 | 9 |"
+    ]
+    single = rows("sprites", "grid", [result(0.6)], metrics=metrics, source="grid")
     assert single == ["| sprites | grid | entities | 0.500 | 0.500 |"]
 
 
 def test_runs_share_episodes_and_finished_ones_are_not_repeated(
-    module, monkeypatch, tmp_path, capsys
+    load_script, monkeypatch, tmp_path, capsys
 ):
     commands = []
 
-    def pretend(command, *, check):
+    def pretend(command, *, check, env):
         commands.append(command)
         run = Path(next(a for a in command if a.startswith("hydra.run.dir=")).split("=")[1])
         run.mkdir(parents=True)
         (run / "metrics.json").write_text(json.dumps({"table": result(0.9)}))
         return subprocess.CompletedProcess(command, 0)
 
-    monkeypatch.setattr(module.subprocess, "run", pretend)
+    monkeypatch.setattr(subprocess, "run", pretend)
+    module = load_script("compare_encoders")
     encoders = ["psb", "savi,weights.contrast=2,+data.x=1"]
     arguments = ["x", "--envs", "sprites", "--encoders", *encoders, "--output", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", [*arguments, "--", "trainer.max_steps=3"])
@@ -62,9 +55,9 @@ def test_runs_share_episodes_and_finished_ones_are_not_repeated(
     assert capsys.readouterr().out == table * 2
 
 
-def test_a_failed_run_ends_the_comparison_with_its_code(module, monkeypatch, tmp_path):
+def test_a_failed_run_ends_the_comparison_with_its_code(load_script, monkeypatch, tmp_path):
     failed = subprocess.CompletedProcess([], 7)
-    monkeypatch.setattr(module.subprocess, "run", lambda command, *, check: failed)
+    monkeypatch.setattr(subprocess, "run", lambda command, *, check, env: failed)
     with pytest.raises(SystemExit) as stop:
-        module.train(tmp_path / "run", "sprites", "psb", 0, None, [])
+        load_script("comparison").run("pretrain_slots", tmp_path / "run", [])
     assert stop.value.code == 7

@@ -166,25 +166,28 @@ def test_outputs_go_to_a_directory_that_only_the_command_determines(command, tmp
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([], ["experiment=crafter"]),
-        (["env=minigrid"], ["experiment=minigrid"]),
-        (["env=sprites-object_goal"], ["experiment=sprites"]),
-        (["env=sprites", "experiment=crafter"], []),
+        ([], ["rollouts=crafter", "experiment=crafter"]),
+        (["env=minigrid"], ["rollouts=minigrid", "experiment=minigrid"]),
+        (["env=sprites-object_goal"], ["rollouts=sprites", "experiment=sprites"]),
+        (["env=sprites", "experiment=crafter"], ["rollouts=sprites"]),
+        (["env=sprites", "experiment=crafter", "rollouts=null"], []),
+        (["env=scenes_multiview"], ["rollouts=scenes_multiview"]),
         (["env=nothing"], []),
-        (["--cfg", "job", "env=minigrid"], ["experiment=minigrid"]),
+        (["--cfg", "job", "env=minigrid"], ["rollouts=minigrid", "experiment=minigrid"]),
     ],
 )
 def test_the_recipe_follows_the_environment(arguments, expected):
-    assert launch.default_experiment("pretrain", arguments) == expected
+    assert launch.choices_of_environment("pretrain", arguments) == expected
 
 
-def test_scripts_without_recipes_get_none():
-    assert launch.default_experiment("collect", ["env=crafter"]) == []
+def test_scripts_get_the_choices_that_they_have():
+    assert launch.choices_of_environment("collect", ["env=crafter"]) == ["rollouts=crafter"]
+    assert launch.choices_of_environment("evaluate", []) == []
 
 
 def test_a_sweep_over_environments_has_to_name_the_recipe():
-    with pytest.raises(ValueError, match="experiment=NAME"):
-        launch.default_experiment("pretrain", ["env=crafter,minigrid"])
+    with pytest.raises(ValueError, match="needs rollouts=NAME and experiment=NAME"):
+        launch.choices_of_environment("pretrain", ["env=crafter,minigrid"])
 
 
 def test_what_the_user_says_wins_over_the_recipe(command):

@@ -1,6 +1,5 @@
 """The scripts of set prediction as a user starts them, on tiny models."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -108,20 +107,14 @@ def test_evaluation_of_what_has_no_tables_ends_in_one_sentence(workplace):
 
 
 @pytest.fixture
-def harness(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    specification = importlib.util.spec_from_file_location(
-        "compare_set_prediction", ROOT / "scripts" / "compare_set_prediction.py"
-    )
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+def harness(load_script):
+    return load_script("compare_set_prediction")
 
 
 def pretend(commands):
     """Stands for a training whose precision is a tenth for each seed more."""
 
-    def start(command, *, check):
+    def start(command, *, check, env):
         commands.append(command)
         options = dict(argument.split("=", 1) for argument in command[2:])
         run = Path(options["hydra.run.dir"])
