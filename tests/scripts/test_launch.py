@@ -65,6 +65,7 @@ def command(tmp_path, monkeypatch, capsys):
         ("encoder=savvi", "savi", "smooth_sa"),
         ("decoder=brodcast", "broadcast", "mlp"),
         ("experiment=sprits", "sprites", "minigrid"),
+        ("experiment=small/spt", "spot", "slot_ssm"),
         ("trainer.max_step=3", "trainer.max_steps", "trainer.seed"),
         ("encodr=savi", "encoder", "num_slots"),
         ("data.clip_lenght=4", "data.clip_length", "data.path"),

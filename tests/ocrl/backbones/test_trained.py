@@ -66,5 +66,5 @@ def test_a_frozen_one_does_not_learn_and_its_head_does() -> None:
 )
 def test_another_architecture_is_refused(teacher: nn.Module) -> None:
     student = trained()
-    with pytest.raises(ValueError, match="has the backbone CNN .* at RUN: give both the same"):
+    with pytest.raises(ValueError, match=r"has the backbone CNN .* at RUN: give both the same"):
         student.take_teacher(teacher, student=Model(student))
