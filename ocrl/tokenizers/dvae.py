@@ -146,4 +146,7 @@ class DVAE(Tokenizer, ScheduledModule):
 
 def _gumbel(logits: Tensor) -> Tensor:
     """Standard Gumbel noise of the same shape."""
-    return -torch.empty_like(logits).exponential_().log()
+    # Several times faster on a CPU than drawing exponential variables.
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    uniform = torch.rand_like(logits, dtype=dtype).clamp_min_(torch.finfo(dtype).tiny)
+    return uniform.log_().neg_().log_().neg_()
