@@ -3,9 +3,9 @@
     python scripts/compare_methods.py --envs sprites scenes crafter --seeds 0 1 2 --jobs 2
 
 A method is a recipe configs/experiment/small/NAME.yaml: the same backbone, optimiser and steps for
-all. `recipe` is that of the environment with as many steps. What stands after `--` goes to all
-runs. Episodes are collected once for each environment. Runs that are finished are not repeated: the
-table can be asked for again, and a method added to it. Each run says what it has to say in log.txt.
+all. What stands after `--` goes to all runs. Episodes are collected once for each environment. Runs
+that are finished are not repeated: the table can be asked for again, and a method added to it. Each
+run says what it has to say in its log.txt.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ import yaml
 from comparison import MODEL, header, run, score_rows
 from launch import CONFIGS, num_cores, options_of, unknown
 
-RECIPE = "recipe"
 _GROUP = "experiment/small"
 _METRICS = {
     "video_fg_ari": "video FG-ARI",
@@ -47,7 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    known = [*options_of(_GROUP), RECIPE]
+    known = options_of(_GROUP)
     parser.add_argument("--envs", nargs="+", default=["sprites", "scenes", "crafter"])
     parser.add_argument("--methods", nargs="+", default=known)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -91,7 +90,9 @@ def generations(methods: Sequence[str]) -> list[list[str]]:
 def train(env: str, arguments: argparse.Namespace) -> None:
     """Collect the episodes of an environment and train every method on them."""
     collected = arguments.output / f"{env}-episodes"
-    run("collect_rollouts", collected, [f"env={env}"], done="log.txt", log="log.txt")
+    small = yaml.safe_load((CONFIGS / "experiment/small.yaml").read_text())["env"]
+    options = [f"env={env}", *(f"env.{name}={value}" for name, value in small.items())]
+    run("collect_rollouts", collected, options, done="log.txt", log="log.txt")
     threads = max(1, num_cores() // arguments.jobs)
     with ThreadPoolExecutor(arguments.jobs) as pool:
         for methods in generations(arguments.methods):
@@ -104,7 +105,7 @@ def train(env: str, arguments: argparse.Namespace) -> None:
                         f"env={env}",
                         f"trainer.seed={seed}",
                         f"data.path={(collected / 'episodes').as_posix()}",
-                        *options_of_method(env, method, seed, arguments.output),
+                        *recipe_of(env, method, seed, arguments.output),
                         *arguments.overrides,
                     ],
                     log="log.txt",
@@ -117,11 +118,8 @@ def train(env: str, arguments: argparse.Namespace) -> None:
                 job.result()
 
 
-def options_of_method(env: str, method: str, seed: int, output: Path) -> list[str]:
+def recipe_of(env: str, method: str, seed: int, output: Path) -> list[str]:
     """The overrides that choose a method, and the run it needs."""
-    if method == RECIPE:
-        small = yaml.safe_load((CONFIGS / "experiment/small.yaml").read_text())["trainer"]
-        return [f"trainer.{key}={small[key]}" for key in ("max_steps", "warmup_steps")]
     options = [f"experiment=small/{method}"]
     if method in _NEEDS:
         option, other = _NEEDS[method]

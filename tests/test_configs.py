@@ -206,7 +206,7 @@ def test_every_small_recipe_is_of_one_size_and_budget(path):
         assert config[key] == small[key]
     model = built_model(config)
     backbone = getattr(model.encoder.backbone, "backbone", model.encoder.backbone)
-    assert backbone.grid == (18, 18) and backbone.out_dim == 64
+    assert backbone.grid == (9, 9) and backbone.out_dim == 64
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=name_of)

@@ -45,27 +45,25 @@ def compare(load_script, monkeypatch, tmp_path):
 
 
 def test_every_method_gets_the_same_and_what_it_needs_comes_first(compare, tmp_path, capsys):
-    options = ["--envs", "sprites", "--methods", "spot_student", "savi", "recipe", "--seeds", "4"]
+    options = ["--envs", "sprites", "--methods", "spot_student", "savi", "--seeds", "4"]
     commands = compare(*options, "--", "data.batch_size=2")
     names = [name for _, name, _, _ in commands]
     assert names[0] == "sprites-episodes" and commands[0][0] == "collect_rollouts"
     order = [names.index(f"sprites-{m}-4") for m in ("slot_attention", "spot", "spot_student")]
-    assert order == sorted(order) and len(names) == 6
+    assert order == sorted(order) and len(names) == 5
     for job, name, options, threads in commands[1:]:
         assert job == "pretrain_slots" and options["trainer.seed"] == "4"
         assert options["data.path"] == (tmp_path / "sprites-episodes/episodes").as_posix()
         assert options["data.batch_size"] == "2" and int(threads) >= 1
-        if name != "sprites-recipe-4":
-            assert options["experiment"] == f"small/{name.split('-')[1]}"
+        assert options["experiment"] == f"small/{name.split('-')[1]}"
     last = dict((name, options) for _, name, options, _ in commands)
     assert last["sprites-spot_student-4"]["teacher"] == (tmp_path / "sprites-spot-4").as_posix()
-    assert last["sprites-recipe-4"]["trainer.max_steps"] == "1000"
-    assert "experiment" not in last["sprites-recipe-4"]
+    assert commands[0][2]["env.size"] == "36"
     rows = (tmp_path / "table.md").read_text().splitlines()
     assert rows[2] == (
         "| sprites | spot_student | entities | 0.500 | 0.250 | 0.750 | 0.125 | 200 | 901 |"
     )
-    assert [row.split(" | ")[1] for row in rows[3:]] == ["savi", "recipe", "grid", "k-means"]
+    assert [row.split(" | ")[1] for row in rows[3:]] == ["savi", "grid", "k-means"]
     assert rows[-1].endswith("| 0.125 |  |  |")
     assert compare("--envs", "sprites", "--methods", "savi", "--seeds", "4") == []
     assert "sprites-savi-4: " in capsys.readouterr().err
