@@ -18,8 +18,8 @@ from rich.console import Console
 import ocrl
 from ocrl import checkpoint
 from ocrl.data.sources import read_clips
-from ocrl.edit import apply_edits, parse_edit, scenes_of
-from ocrl.edit_strip import describe_scene, edit_picture
+from ocrl.inspection.edit import apply_edits, parse_edit, scenes_of
+from ocrl.inspection.edit_strip import describe_scene, edit_picture
 from ocrl.report import write_bytes
 from ocrl.types import Clip
 from ocrl.visualize import spread, to_png

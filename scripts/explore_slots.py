@@ -17,7 +17,7 @@ import ocrl
 from ocrl import checkpoint
 from ocrl.data.sources import is_footage, read_clips
 from ocrl.data.store import EpisodeStore
-from ocrl.explorer import explore, render_explorer
+from ocrl.inspection.explorer import explore, render_explorer
 from ocrl.report import write_text
 
 

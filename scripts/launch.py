@@ -194,7 +194,7 @@ def explain(error: Exception, name: str, arguments: list[str]) -> str | None:
         return _one_line(error.__cause__)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.removesuffix(".yaml").rpartition("/")
-        return unknown(group or "configuration", option, options_of(group) or error.options)
+        return unknown(group or "configuration", option, options_of(group) or error.options or [])
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _explain_override(error, name, arguments)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -14,9 +14,9 @@ from rich.console import Console
 import ocrl
 from ocrl import checkpoint
 from ocrl.data.store import EpisodeStore
-from ocrl.disentanglement_report import measure_codes, summary, write_code_report
-from ocrl.object_slots import split_reader
-from ocrl.probes import ProbeSettings
+from ocrl.inspection.disentanglement_report import measure_codes, summary, write_code_report
+from ocrl.inspection.object_slots import split_reader
+from ocrl.inspection.probes import ProbeSettings
 
 
 @script("disentangle")

@@ -15,9 +15,9 @@ from rich.console import Console
 import ocrl
 from ocrl import checkpoint
 from ocrl.data.store import EpisodeStore
-from ocrl.object_slots import split_reader
-from ocrl.probe_report import compare_probes, summary, write_probes
-from ocrl.probes import ProbeSettings
+from ocrl.inspection.object_slots import split_reader
+from ocrl.inspection.probe_report import compare_probes, summary, write_probes
+from ocrl.inspection.probes import ProbeSettings
 
 
 @script("probe")

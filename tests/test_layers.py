@@ -11,11 +11,10 @@ PARTS = ("backbones", "encoders", "decoders", "objectives", "dynamics", "tokeniz
 BASE = {"ocrl.types", "ocrl.interfaces"}
 PROPERTIES = {"ocrl.properties"}
 TRAINING = {
-    *("average_precision", "baselines", "causal_edits", "charts", "check", "checkpoint", "data"),
-    *("diagnose", "discovery", "disentanglement", "disentanglement_report", "distributed", "edit"),
-    *("edit_strip", "explorer", "health", "interrupt", "log", "matching", "merging", "meter"),
-    *("metrics", "model", "monitor", "object_slots", "probe_report", "probes", "properties"),
-    *("report", "scene_prior", "schedules", "set_prediction", "step", "train", "visualize"),
+    *("average_precision", "baselines", "charts", "check", "checkpoint", "data", "diagnose"),
+    *("discovery", "distributed", "health", "interrupt", "log", "matching", "merging", "meter"),
+    *("metrics", "model", "monitor", "properties", "report", "scene_prior", "schedules"),
+    *("set_prediction", "step", "train", "visualize"),
 }
 LEAVES = {
     *("health", "interfaces", "interrupt", "log", "matching", "metrics", "schedules", "types"),
@@ -86,6 +85,8 @@ def allowed(path):
     if part == "__init__":
         return {"ocrl.checkpoint"}
     permitted = BASE | {f"ocrl.{name}" for name in TRAINING}
+    if part == "inspection":
+        return permitted | {"ocrl.inspection"}
     # Average precision is of one kind of decoder only, which tells what it predicts.
     return permitted | ({"ocrl.decoders.properties"} if part == "set_prediction" else set())
 

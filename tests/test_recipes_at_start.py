@@ -1,4 +1,4 @@
-"""Recipes of papers: the settings that decide their updates, and their losses before any learning."""
+"""Recipes of papers: what decides their updates, and their losses before any learning."""
 
 import math
 from pathlib import Path

@@ -7,8 +7,8 @@ from torch.nn import functional
 
 from ocrl.check import check_slot_encoder
 from ocrl.checkpoint import build
-from ocrl.edit import apply_edits, parse_edit, scenes_of
 from ocrl.encoders.sysbinder import SysBinder
+from ocrl.inspection.edit import apply_edits, parse_edit, scenes_of
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 SIZES = ["+image_size=[16,16]", "+num_slots=3", "+slot_dim=16", "encoder.mlp_dim=32"]

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ocrl.discovery import DiscoveryModel, attention_masks, segment
+from ocrl.inspection.object_slots import OBJECTS, overlaps, slot_masks
 from ocrl.interfaces import Decoder
-from ocrl.object_slots import OBJECTS, overlaps, slot_masks
 from ocrl.types import BACKGROUND_ID, VOID_ID, Clip, SlotOutput
 from ocrl.visualize import palette, resize_masks, to_png, to_uint8
 

@@ -14,16 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ocrl.discovery import DiscoveryModel, MaskSource
-from ocrl.disentanglement import Discrete
-from ocrl.edit import coded, draw_slots
-from ocrl.object_slots import (
+from ocrl.inspection.disentanglement import Discrete
+from ocrl.inspection.edit import coded, draw_slots
+from ocrl.inspection.object_slots import (
     OBJECTS,
     LabelledClip,
     label_encoded,
     match_by_masks,
     object_ids,
 )
-from ocrl.probes import ProbeSettings, fit_network
+from ocrl.inspection.probes import ProbeSettings, fit_network
 from ocrl.types import Clip
 
 POSITION = "position"

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from ocrl.edit import Edit, apply_edits, coded, draw, parse_edit, scenes_of
-from ocrl.edit_strip import describe_scene, edit_picture
+from ocrl.inspection.edit import Edit, apply_edits, coded, draw, parse_edit, scenes_of
+from ocrl.inspection.edit_strip import describe_scene, edit_picture
 from ocrl.interfaces import Decoder, SlotCodes
 from ocrl.types import DecoderOutput, SlotOutput
 

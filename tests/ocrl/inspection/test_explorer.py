@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ocrl.explorer import explore, render_explorer, sheet, touching
+from ocrl.inspection.explorer import explore, render_explorer, sheet, touching
 from ocrl.interfaces import Decoder
 from ocrl.types import Clip, DecoderOutput, SlotOutput
 
@@ -169,8 +169,8 @@ def test_everything_is_in_the_file():
 
 
 def test_the_page_is_installed_with_the_package():
-    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
-    patterns = project["tool"]["setuptools"]["package-data"]["ocrl"]
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())
+    patterns = project["tool"]["setuptools"]["package-data"]["ocrl.inspection"]
     assert any(Path("explorer.html").match(pattern) for pattern in patterns)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from sklearn.metrics import mutual_info_score
 
-from ocrl.disentanglement import (
+from ocrl.inspection.disentanglement import (
     code_factor_counts,
     discretise,
     disentanglement,

@@ -7,8 +7,8 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from ocrl.object_slots import LabelledClip, ObjectSlots, gather
-from ocrl.probes import (
+from ocrl.inspection.object_slots import LabelledClip, ObjectSlots, gather
+from ocrl.inspection.probes import (
     ProbeSettings,
     Standardizer,
     assign_by_position,

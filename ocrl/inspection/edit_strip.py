@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ocrl.edit import Scene, draw
+from ocrl.inspection.edit import Scene, draw
 from ocrl.interfaces import Decoder
 from ocrl.visualize import enlarge, overlay, resize_masks, to_uint8
 
@@ -33,7 +33,7 @@ def edit_picture(
     """A row each for frames, drawn slots and their masks, and both again after the edits.
 
     Args:
-        decoder: see `ocrl.edit.draw`.
+        decoder: see `ocrl.inspection.edit.draw`.
         video: (T,3,H,W) all frames of the clip.
         before: their slots.
         after: their edited slots; the rows are left out if they are the same.

@@ -17,8 +17,14 @@ import torch
 
 from ocrl.data.clips import Split
 from ocrl.discovery import DiscoveryModel, MaskSource
-from ocrl.object_slots import LabelledClip, ObjectSlots, gather, label_clips, match_by_masks
-from ocrl.probes import (
+from ocrl.inspection.object_slots import (
+    LabelledClip,
+    ObjectSlots,
+    gather,
+    label_clips,
+    match_by_masks,
+)
+from ocrl.inspection.probes import (
     Kind,
     ProbeScore,
     ProbeSettings,

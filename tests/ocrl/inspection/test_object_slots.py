@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from ocrl.interfaces import Decoder
-from ocrl.object_slots import (
+from ocrl.inspection.object_slots import (
     LabelledClip,
     gather,
     label_clips,
@@ -12,6 +11,7 @@ from ocrl.object_slots import (
     object_factors,
     overlaps,
 )
+from ocrl.interfaces import Decoder
 from ocrl.types import Clip, DecoderOutput, SlotOutput
 
 # Two frames of 2 x 4 pixels; object 7 is on the left, object 9 on the right and gone at the end.

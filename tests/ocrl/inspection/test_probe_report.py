@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from ocrl.object_slots import LabelledClip
-from ocrl.probe_report import compare_probes, matched_rows, summary, write_probes
-from ocrl.probes import ProbeSettings
+from ocrl.inspection.object_slots import LabelledClip
+from ocrl.inspection.probe_report import compare_probes, matched_rows, summary, write_probes
+from ocrl.inspection.probes import ProbeSettings
 from ocrl.types import Clip, DecoderOutput, SlotOutput
 
 SETTINGS = ProbeSettings(penalty=1e-3, hidden_dim=8, num_steps=50, seed=0)

@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ocrl.causal_edits import DrawnClip, EditScores, Judge, draw_clips, edit_codes
 from ocrl.data.clips import Split
 from ocrl.discovery import DiscoveryModel, MaskSource
-from ocrl.disentanglement import (
+from ocrl.health import code_use
+from ocrl.inspection.causal_edits import DrawnClip, EditScores, Judge, draw_clips, edit_codes
+from ocrl.inspection.disentanglement import (
     Discrete,
     Disentanglement,
     code_factor_counts,
@@ -30,10 +31,9 @@ from ocrl.disentanglement import (
     shuffled_information,
     value_given_code,
 )
-from ocrl.edit import coded
-from ocrl.health import code_use
-from ocrl.object_slots import gather
-from ocrl.probes import ProbeSettings
+from ocrl.inspection.edit import coded
+from ocrl.inspection.object_slots import gather
+from ocrl.inspection.probes import ProbeSettings
 from ocrl.report import page, table, write_text
 from ocrl.types import Clip
 
@@ -48,7 +48,7 @@ class CodeReport:
         counts: (G,F,C,V) codes of slots and values of their objects, on the training episodes.
         information: (G,F) normalised mutual information.
         shuffled: (G,F) the same with shuffled factors: what chance gives.
-        purity: (G,F) see `ocrl.disentanglement.purity`.
+        purity: (G,F) see `ocrl.inspection.disentanglement.purity`.
         scores: of `information`.
         perplexity: (G,) of the codes of objects.
         num_used: (G,) different codes of objects.

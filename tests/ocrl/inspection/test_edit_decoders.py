@@ -8,11 +8,11 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from ocrl.checkpoint import build
-from ocrl.edit import apply_edits, draw, parse_edit, scenes_of
+from ocrl.inspection.edit import apply_edits, draw, parse_edit, scenes_of
 from ocrl.interfaces import Decoder
 from ocrl.types import SlotOutput
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[3] / "configs"
 NAMES = sorted(path.stem for path in (CONFIGS / "decoder").glob("*.yaml"))
 SIZES = ["+image_size=[32,32]", "+num_slots=4", "+slot_dim=16"]
 

@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 
-from ocrl.causal_edits import changed_pixels, draw_clips, mask_bins, windows
-from ocrl.disentanglement_report import measure_codes, summary, write_code_report
+from ocrl.inspection.causal_edits import changed_pixels, draw_clips, mask_bins, windows
+from ocrl.inspection.disentanglement_report import measure_codes, summary, write_code_report
+from ocrl.inspection.probes import ProbeSettings
 from ocrl.interfaces import Decoder, SlotCodes
-from ocrl.probes import ProbeSettings
 from ocrl.types import Clip, DecoderOutput, SlotOutput
 
 SIZE = 16

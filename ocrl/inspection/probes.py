@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ocrl.inspection.object_slots import LabelledClip, ObjectSlots
 from ocrl.matching import hungarian
-from ocrl.object_slots import LabelledClip, ObjectSlots
 
 Kind = Literal["number", "class"]
 _MAX_CLASSES = 32
