@@ -84,7 +84,7 @@ def test_two_commands_learn_what_scenes_there_are_and_draw_new_ones(tmp_path, tr
     assert isinstance(ocrl.load(directory), ScenePrior)
     meta = checkpoint.read_meta(directory)
     assert meta["step"] == 6 and meta["env"] == "sprites"
-    assert set(meta["metrics"]) == {"code", "independent", "uniform"}
+    assert set(meta["metrics"]) >= {"code", "independent", "uniform"}
     assert "held-out nats per code: code" in err
     # The same command has nothing left to do but to draw.
     code, err = run(tmp_path, "train_code_prior", f"checkpoint={trained}", *PRIOR)

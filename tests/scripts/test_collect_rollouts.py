@@ -91,6 +91,7 @@ def load(env, mark):
         num_workers=0,
         seed=0,
         episode_length=500,
+        segmentation=["entities"],
         progress=False,
     )
     assert content(EpisodeStore(path)) == content(straight)
