@@ -188,6 +188,10 @@ class PreheatedInitializer(Initializer, ScheduledModule):
         mlp_dim: hidden size of the block's MLP.
         detach_until: share of training during which the preheat objective does not reach the
             backbone.
+        is_normalised: give preheated queries zero mean and unit variance over D. The paper does
+            not: there queries are drawn to slots, and slots start from queries, so that both may
+            grow without end where the decoder does not care how large a slot is. Normalise in the
+            preheat objective as well.
     """
 
     def __init__(
@@ -199,12 +203,14 @@ class PreheatedInitializer(Initializer, ScheduledModule):
         num_heads: int,
         mlp_dim: int,
         detach_until: float,
+        is_normalised: bool = False,
     ) -> None:
         super().__init__()
         if not 0.0 <= detach_until <= 1.0:
             raise ValueError(f"detach_until must be in [0,1], got {detach_until}")
         self.cold = cold
         self.detach_until = detach_until
+        self.is_normalised = is_normalised
         self.register_buffer("progress", torch.zeros(()))
         self.to_memory = nn.Linear(token_dim, slot_dim)
         self.cross_attention = MultiHeadAttention(slot_dim, num_heads=num_heads, bias=False)
@@ -234,7 +240,10 @@ class PreheatedInitializer(Initializer, ScheduledModule):
         queries = self.cold(tokens, condition=condition, generator=generator)
         queries = queries + self.cross_attention(queries, memory)
         queries = queries + self.self_attention(self.norm_self(queries))
-        return queries + self.mlp(queries)
+        queries = queries + self.mlp(queries)
+        if self.is_normalised:
+            queries = functional.layer_norm(queries, queries.shape[-1:])
+        return queries
 
     def forward(
         self,

@@ -231,7 +231,7 @@ def _explain_override(error: Exception, name: str, arguments: list[str]) -> str:
         key = argument.split("=", 1)[0].lstrip("+~")
         if "=" not in argument and not argument.startswith(("-", "~")):
             return f"expected options as name=value, got {argument!r}"
-        if "=" not in argument or argument.startswith(("-", "+", "~")):
+        if "=" not in argument or argument.startswith(("-", "+", "~", "hydra.", "hydra/")):
             continue
         known = known_keys(name, arguments, without=argument)
         if known and key not in known:

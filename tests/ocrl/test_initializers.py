@@ -16,7 +16,9 @@ TOKENS = torch.randn(3, 5, 6, generator=torch.Generator().manual_seed(0))
 BOXES = torch.tensor([[[0.1, 0.2, 0.3, 0.4]], [[0.5, 0.5, 1.0, 1.0]], [[-1.0, -1.0, -1.0, -1.0]]])
 
 
-def preheated(detach_until: float = 0.1, cold: Initializer | None = None) -> PreheatedInitializer:
+def preheated(
+    detach_until: float = 0.1, cold: Initializer | None = None, *, is_normalised: bool = False
+) -> PreheatedInitializer:
     torch.manual_seed(0)
     return PreheatedInitializer(
         cold or GaussianInitializer(4, slot_dim=8, is_learned=True),
@@ -25,7 +27,20 @@ def preheated(detach_until: float = 0.1, cold: Initializer | None = None) -> Pre
         num_heads=2,
         mlp_dim=16,
         detach_until=detach_until,
+        is_normalised=is_normalised,
     )
+
+
+def test_normalised_queries_are_of_one_size_however_large_the_tokens() -> None:
+    plain, normalised = preheated(), preheated(is_normalised=True)
+    for scale in (1.0, 1000.0):
+        queries = normalised.eval().preheat(scale * TOKENS)
+        torch.testing.assert_close(queries.mean(-1), torch.zeros(3, 4), atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            queries.var(-1, unbiased=False), torch.ones(3, 4), atol=1e-3, rtol=0
+        )
+        assert torch.equal(normalised(scale * TOKENS), queries)
+    assert plain.eval().preheat(1000 * TOKENS).abs().max() > 100
 
 
 def box(*, has_background: bool = True, is_noisy: bool = False) -> BoxInitializer:

@@ -80,6 +80,11 @@ def test_an_unknown_name_gives_those_that_exist_and_the_nearest(command, argumen
     assert "Traceback" not in err and "_target_" not in err
 
 
+def test_settings_of_hydra_are_not_taken_for_the_mistake(command):
+    code, _, err = command("hydra.verbose=false", "encodr=savi")
+    assert code == 1 and "there is no option 'encodr'" in err and "'encoder'?" in err
+
+
 @pytest.mark.parametrize("argument", ["foo", "trainer.max_steps=[1", "=3"])
 def test_an_argument_that_is_none_is_one_sentence(command, argument):
     code, _, err = command(argument)

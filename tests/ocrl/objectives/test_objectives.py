@@ -128,6 +128,16 @@ def test_preheat_counts_fresh_starts_and_leaves_the_slots_alone():
     assert queries.grad[1, 1].abs().sum() > 0
 
 
+def test_normalised_preheating_does_not_care_how_large_slots_are():
+    slots = torch.randn(2, 2, 3, 5, generator=torch.Generator().manual_seed(0))
+    queries = torch.nn.functional.layer_norm(slots, (5,))
+    for scale in (1.0, 50.0):
+        seen = encoded(scale * slots + 2, preheat_queries=queries)
+        loss = Preheat(is_normalised=True)(make_clip(), seen, decoded(SLOTS))
+        assert loss.item() == pytest.approx(0.0, abs=1e-4)
+    assert Preheat()(make_clip(), seen, decoded(SLOTS)).item() > 100
+
+
 def test_preheat_needs_a_preheater():
     with pytest.raises(ValueError, match="smooth_sa"):
         Preheat()(make_clip(), encoded(SLOTS), decoded(SLOTS))
