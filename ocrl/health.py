@@ -5,11 +5,13 @@ B batch, T frames, K slots, D slot size, G groups of codes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+_ENOUGH_CODES = 0.5
 
 
 def slot_health(slots: Tensor, masks: Tensor) -> dict[str, Tensor]:
@@ -60,6 +62,28 @@ def code_use(codes: Tensor) -> tuple[Tensor, Tensor]:
         perplexity.append((-(shares * shares.log()).sum()).exp())
         used.append(float(len(counts)))
     return torch.stack(perplexity), torch.tensor(used, dtype=torch.float64)
+
+
+def describe_code_use(codes: Tensor, sizes: Sequence[int]) -> list[str]:
+    """Say in words when the codes of a group stay unused.
+
+    Args:
+        codes: (...,G) int of what was encoded, G groups.
+        sizes: number of codes of each group.
+
+    Returns:
+        A sentence about the group that uses the least, if that is less than half of its codes.
+    """
+    _, used = code_use(codes)
+    shares = used / torch.tensor(sizes, dtype=torch.float64)
+    group = int(shares.argmin())
+    if shares[group] >= _ENOUGH_CODES:
+        return []
+    return [
+        f"Held-out frames use {int(used[group])} of the {sizes[group]} codes of group {group}: the "
+        "codebook is larger than the data can use, or the encoder collapsed. Try fewer codes, or "
+        "look whether slots look alike."
+    ]
 
 
 def describe_health(health: Mapping[str, float], *, num_slots: int) -> list[str]:

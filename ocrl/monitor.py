@@ -18,7 +18,8 @@ from ocrl.discovery import (
     attention_masks,
     evaluate_discovery,
 )
-from ocrl.health import code_use
+from ocrl.health import code_use, describe_code_use
+from ocrl.interfaces import SlotCodes
 from ocrl.log import TensorBoard
 from ocrl.model import SlotModel
 from ocrl.types import Clip
@@ -86,10 +87,10 @@ class DiscoveryMonitor:
         if not self._baselines:
             model_only = {name: v for name, v in figures.items() if not _is_baseline(name)}
             self._baselines = {k: v for k, v in figures.items() if k not in model_only}
-        figures = {**self._baselines, **figures, **self._codes(model)}
+        figures = {**self._baselines, **figures, **self._codes(model, step, board)}
         self._draw(result, step, board)
         self._draw_attention(model, step, board)
-        self._warn(result, step, board)
+        self._warn("health", result.warnings, step, board)
         return figures
 
     def _draw(self, result: DiscoveryResult, step: int, board: TensorBoard) -> None:
@@ -114,25 +115,23 @@ class DiscoveryMonitor:
         board.picture("attention/0", to_png(picture), step=step)
 
     @torch.inference_mode()
-    def _codes(self, model: SlotModel) -> dict[str, float]:
+    def _codes(self, model: SlotModel, step: int, board: TensorBoard) -> dict[str, float]:
         """Perplexity of each group of codes, and how many are used; nothing without codes."""
-        found = []
-        for clip in self._clips():
-            codes = model.encode(clip.to(self._device)).codes
-            if codes is None:
-                return {}
-            found.append(codes.flatten(0, -2).cpu())
+        if not isinstance(model.encoder, SlotCodes) or not model.encoder.code_sizes:
+            return {}
+        found = [model.encode(clip.to(self._device)).codes for clip in self._clips()]
+        codes = torch.cat([own.flatten(0, -2).cpu() for own in found if own is not None])
+        self._warn("codes", describe_code_use(codes, model.encoder.code_sizes), step, board)
         figures = {}
-        for group, (perplexity, used) in enumerate(zip(*code_use(torch.cat(found)), strict=True)):
+        for group, (perplexity, used) in enumerate(zip(*code_use(codes), strict=True)):
             figures[f"codes/{group}/perplexity"] = perplexity.item()
             figures[f"codes/{group}/used"] = used.item()
         return figures
 
-    def _warn(self, result: DiscoveryResult, step: int, board: TensorBoard) -> None:
-        if result.warnings:
-            lines = "\n".join(f"- {sentence}" for sentence in result.warnings)
-            board.text("health", lines, step=step)
-        for sentence in result.warnings:
+    def _warn(self, name: str, sentences: Sequence[str], step: int, board: TensorBoard) -> None:
+        if sentences:
+            board.text(name, "\n".join(f"- {sentence}" for sentence in sentences), step=step)
+        for sentence in sentences:
             kind = sentence.split(":")[0].split(".")[0][:20]
             if kind not in self._said:
                 self._said.add(kind)

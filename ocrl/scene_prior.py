@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ocrl.health import code_use
+from ocrl.health import code_use, describe_code_use
 from ocrl.interfaces import CodePrior, SlotCodes
 from ocrl.log import TensorBoard
 from ocrl.model import SlotModel
@@ -19,7 +19,6 @@ from ocrl.types import Clip
 from ocrl.visualize import grid, to_png, to_uint8
 
 _COLUMNS = 8
-_ENOUGH_USE = 0.5
 
 
 @dataclass(frozen=True)
@@ -184,7 +183,10 @@ class PriorMonitor:
         sizes = torch.tensor(model.prior.code_sizes, dtype=torch.float64)
         perplexity, _ = code_use(codes.flatten(1).cpu())
         nats = torch.cat([model.prior.log_prob(piece) for piece in codes.split(256)])
-        self._warn(codes, sizes)
+        if not self._is_told:
+            for sentence in describe_code_use(codes.cpu(), model.prior.code_sizes):
+                self._is_told = True
+                self._say(sentence)
         generator = torch.Generator(self._device).manual_seed(0)
         new = model.prior.sample(
             self._num_scenes, temperature=self._temperature, generator=generator
@@ -195,15 +197,3 @@ class PriorMonitor:
             "independent": perplexity.log().mean().item(),
             "uniform": sizes.log().mean().item(),
         }
-
-    def _warn(self, codes: Tensor, sizes: Tensor) -> None:
-        """Say so once if the frames use less than half of the codes of a group."""
-        _, used = code_use(codes.cpu())
-        group = int((used / sizes).argmin())
-        if used[group] < _ENOUGH_USE * sizes[group] and not self._is_told:
-            self._is_told = True
-            self._say(
-                f"{len(codes)} held-out frames use {int(used[group])} of the {int(sizes[group])} "
-                f"codes of group {group}: the codebook is larger than the data can use, or the "
-                "encoder collapsed"
-            )

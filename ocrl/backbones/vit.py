@@ -42,7 +42,9 @@ class ViT(Backbone):
     Raises:
         ImportError: if transformers is not installed.
         OSError: if there is no network at `path`.
-        ValueError: if `input_size` is no multiple of the patch, or `num_tuned_blocks` not positive.
+        ValueError: if the network is none that cuts images into patches, or its weights are those
+            of another; if `input_size` is no multiple of the patch, or `num_tuned_blocks` not
+            positive.
     """
 
     mean: Tensor
@@ -64,7 +66,12 @@ class ViT(Backbone):
         super().__init__()
         self.network = _load(path)
         config = self.network.config
-        patch_size = config.patch_size
+        patch_size = getattr(config, "patch_size", None)
+        if not isinstance(patch_size, int):
+            raise ValueError(
+                f"expected a vision transformer with one patch size, got {path} with a "
+                f"{type(self.network).__name__}"
+            )
         if any(size % patch_size for size in input_size):
             raise ValueError(
                 f"expected input_size to be multiples of the patch size {patch_size} of {path}, "
@@ -133,12 +140,29 @@ class ViT(Backbone):
 def _load(path: str) -> Any:
     try:
         from transformers import AutoModel
+        from transformers.utils import logging
     except ImportError as error:
         raise ImportError("the vit backbone needs transformers: pip install 'ocrl[vit]'") from error
+    verbosity = logging.get_verbosity()
+    # What does not fit is told below, in one sentence.
+    logging.set_verbosity_error()
     try:
-        return AutoModel.from_pretrained(path)
+        network, found = AutoModel.from_pretrained(
+            path, output_loading_info=True, ignore_mismatched_sizes=True
+        )
     except (OSError, ValueError) as error:
         raise OSError(
             f"expected a folder with config.json and weights, or a name on the Hugging Face hub, "
             f"got {path!r}: {str(error).splitlines()[0]}"
         ) from error
+    finally:
+        logging.set_verbosity(verbosity)
+    misfits = [*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])]
+    # A pooler is not read here, and many published networks have none.
+    misfits = sorted(name for name in misfits if "pooler" not in name)
+    if misfits:
+        raise ValueError(
+            f"expected weights of the {type(network).__name__} that {path}/config.json describes, "
+            f"got weights without {len(misfits)} of its tensors, {misfits[0]} among them"
+        )
+    return network

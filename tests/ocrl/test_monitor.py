@@ -80,7 +80,8 @@ def test_tells_how_codes_are_used_where_there_are_some(model, tmp_path):
     (without,), *_ = watch(model, tmp_path / "without")
     assert not any(name.startswith("codes/") for name in without)
     quantised = make("vq_sa").eval()
-    (figures,), *_ = watch(quantised, tmp_path / "with")
+    (figures,), said, _ = watch(quantised, tmp_path / "with")
+    assert sum(sentence.startswith("Held-out frames use") for sentence in said) == 1
     assert sum(name.startswith("codes/") for name in figures) == 8
     codes = torch.cat([quantised.encode(clip).codes for clip in clips()]).flatten(0, 2)
     assert figures["codes/2/used"] == len(codes[:, 2].unique())

@@ -175,7 +175,7 @@ def test_a_codebook_larger_than_the_data_can_use_is_told_once(tmp_path):
     codes[..., 1] = 2
     _, said = watch(make(), codes, tmp_path)
     assert len(said) == 1 and said[0].startswith(
-        "8 held-out frames use 1 of the 4 codes of group 1: the codebook is larger than the data"
+        "Held-out frames use 1 of the 4 codes of group 1: the codebook is larger than the data"
     )
 
 

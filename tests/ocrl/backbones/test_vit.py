@@ -99,6 +99,26 @@ def test_a_folder_without_network(tmp_path: Path) -> None:
         make(str(tmp_path))
 
 
+def test_a_folder_of_another_kind_of_network(tmp_path: Path) -> None:
+    sizes = {name: SIZES[name] for name in SIZES if name not in ("patch_size", "image_size")}
+    config = transformers.BertConfig(**sizes, vocab_size=11)
+    transformers.BertModel(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"vision transformer .* got .* with a BertModel"):
+        make(str(tmp_path))
+
+
+def test_a_folder_with_the_weights_of_another_network(
+    folder: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sizes = {**SIZES, "num_hidden_layers": 1}
+    other = tmp_path / "other"
+    transformers.Dinov2Model(transformers.Dinov2Config(**sizes)).save_pretrained(other)
+    (tmp_path / "model.safetensors").write_bytes((other / "model.safetensors").read_bytes())
+    with pytest.raises(ValueError, match=r"got weights without \d+ of its tensors"):
+        make(folder)
+    assert "MISSING" not in capfd.readouterr().err
+
+
 def test_without_transformers_the_extra_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
