@@ -88,17 +88,24 @@ def stratified_interval(
     return float(low), float(high)
 
 
-def mean_interval(values: ArrayLike, *, seed: int = 0) -> NDArray[np.float64] | None:
+def mean_interval(
+    values: ArrayLike,
+    *,
+    transform: Callable[[NDArray[np.float64]], float] | None = None,
+    seed: int = 0,
+) -> NDArray[np.float64] | None:
     """A percentile bootstrap interval of the mean over the first axis.
 
     Where all values are equal, as when every episode succeeds, it is a point.
 
     Args:
         values: (N,...): episodes, or runs with a curve each, which is drawn as a whole.
+        transform: what is asked of the mean (...), such as a score of success rates.
         seed: of the draws.
 
     Returns:
-        (2,...): the lower and the upper end; None if there are fewer than two values.
+        (2,...), or (2,) of what `transform` gives: the lower and the upper end; None if there are
+        fewer than two values.
 
     Raises:
         ValueError: if a value is not finite.
@@ -110,6 +117,8 @@ def mean_interval(values: ArrayLike, *, seed: int = 0) -> NDArray[np.float64] | 
     # How often each value is drawn says all that a mean asks for, in one product.
     counts = rng.multinomial(len(array), np.full(len(array), 1 / len(array)), size=_NUM_RESAMPLES)
     means = np.tensordot(counts / len(array), array, axes=1)
+    if transform is not None:
+        means = np.array([transform(mean) for mean in means])
     return np.quantile(means, _tails(), axis=0)
 
 
