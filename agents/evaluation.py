@@ -137,7 +137,7 @@ def _play_round(
     is_deterministic: bool,
 ) -> list[_End]:
     """One episode in each environment; those of the first `num_counted` environments."""
-    observation, _ = env.reset(seed=list(seeds))
+    observation, _ = env.reset(seed=list(seeds))  # type: ignore[arg-type]
     state = agent.initial_state(env.num_envs)
     is_first = np.ones(env.num_envs, dtype=bool)
     total = np.zeros(env.num_envs)
