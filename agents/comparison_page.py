@@ -45,7 +45,7 @@ def render(runs: Sequence[Run], *, fraction: float, published: Published, title:
         _palette(),
         "<h2>Scores</h2>",
         table(head[1:], _in_groups(rows)),
-        *(f"<p class='soft'>{escape(source)}</p>" for source in sources(comparison, published)),
+        *(f"<p class='soft'>Published: {escape(s)}</p>" for s in sources(comparison, published)),
         "<h2>Learning, and every seed</h2>",
         f"<p class='legend'>{legend}</p>",
         *_plots(runs, comparison, colors),

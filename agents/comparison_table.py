@@ -6,8 +6,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ocrl.agents.results import HEADLINES
+
 Published = Mapping[str, Sequence[Mapping[str, Any]]]
-"""Entries by environment: `name`, one of `score`, `success`, `return`, `steps`, `source`."""
+"""Entries by environment: `name`, `source`, some of `HEADLINES`, perhaps `spread` and `steps`."""
 
 NAMES = {"score": "score (%)", "success": "success", "return": "return"}
 _DASH = "-"
@@ -53,7 +55,7 @@ def published_of(env: str, published: Published) -> Sequence[Mapping[str, Any]]:
 def score_head(fraction: float) -> list[str]:
     """Names of the columns of `score_rows`."""
     return [
-        *("environment", "agent", "judged by", "seeds", "mean [95 %]", "IQM [95 %]"),
+        *("environment", "agent", "seeds", "judged by", "mean [95 %]", "IQM [95 %]", "return"),
         *("floor", "ceiling", "steps", f"steps to {fraction:.0%} of the best return"),
     ]
 
@@ -66,22 +68,27 @@ def score_rows(comparison: Mapping[str, Any], published: Published) -> list[list
         for name, method in own["methods"].items():
             rows.append(
                 [
-                    *(env, name, NAMES[metric], str(len(method["seeds"]))),
+                    *(env, name, str(len(method["seeds"])), NAMES[metric]),
                     with_interval(method["mean"], method["interval"], metric),
                     with_interval(method["iqm"], method["iqm_interval"], metric),
+                    number(statistics.fmean(method["returns"]), "return"),
                     *(number(method[end], metric) for end in ("floor", "ceiling")),
                     thousands(statistics.median(method["step"])),
                     steps_cell(method["steps_to"]),
                 ]
             )
-        for entry in published_of(env, published):
-            if metric in entry:
-                spread = f" +- {entry['spread']:g}" if "spread" in entry else ""
-                named = f"published: {entry['name']}"
-                figure = f"{entry[metric]:g}{spread}"
-                steps = thousands(entry["steps"])
-                rows.append([env, named, NAMES[metric], "", figure, "", "", "", steps, ""])
+        rows += [_published_row(env, entry) for entry in published_of(env, published)]
     return rows
+
+
+def _published_row(env: str, entry: Mapping[str, Any]) -> list[str]:
+    metric = next(name for name in HEADLINES if name in entry)
+    figure = "" if metric == "return" else number(entry[metric], metric)
+    spread = f" +- {number(entry['spread'], metric)}" if "spread" in entry else ""
+    gain = number(entry["return"], "return") if "return" in entry else ""
+    steps = thousands(entry["steps"]) if "steps" in entry else ""
+    name = f"published: {entry['name']}"
+    return [env, name, "", NAMES[metric], f"{figure}{spread}", "", gain, "", "", steps, ""]
 
 
 def variant_rows(comparison: Mapping[str, Any]) -> list[list[str]]:
@@ -143,10 +150,5 @@ def _markdown_table(rows: Sequence[Sequence[str]]) -> str:
 
 def sources(comparison: Mapping[str, Any], published: Published) -> list[str]:
     """Where the published figures beside a comparison come from, each once."""
-    entries = [
-        entry
-        for env, own in comparison["envs"].items()
-        for entry in published_of(env, published)
-        if own["metric"] in entry
-    ]
-    return list(dict.fromkeys(f"{entry['name']}: {entry['source']}" for entry in entries))
+    entries = [entry for env in comparison["envs"] for entry in published_of(env, published)]
+    return list(dict.fromkeys(str(entry["source"]) for entry in entries))

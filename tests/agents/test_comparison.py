@@ -123,15 +123,15 @@ def test_tables(runs):
     result = compare(runs, fraction=0.9)
     rows = {(row[0], row[1]): row for row in score_rows(result, PUBLISHED)}
     slots = rows["sprites-object_comparison", "slots ppo"]
-    assert slots[2:7] == ["success", "3", "0.950 [0.900, 1.000]", "0.950 [0.900, 1.000]", "0.250"]
-    assert slots[8] == "100k" and slots[9].endswith("k")
-    assert rows["sprites-object_comparison", "pixels ppo"][9] == "never"
+    assert slots[2:4] == ["3", "success"] and slots[4] == slots[5] == "0.950 [0.900, 1.000]"
+    assert slots[6:10] == ["0.950", "0.250", "-", "100k"] and slots[10].endswith("k")
+    assert rows["sprites-object_comparison", "pixels ppo"][10] == "never"
     published = rows["sprites-object_comparison", "published: A & B"]
-    assert published[4] == "0.98 +- 0.01" and published[8] == "2M"
-    assert rows["crafter", "slots ppo"][2] == "score (%)"
-    assert ("crafter", "published: C") not in rows
+    assert published[4] == "0.980 +- 0.010" and published[6] == "" and published[9] == "2M"
+    assert rows["crafter", "slots ppo"][3] == "score (%)"
+    assert rows["crafter", "published: C"][3:7] == ["return", "", "", "9.000"]
     text = markdown(result, PUBLISHED)
-    assert "Published figures: A & B: here." in text and "there" not in text
+    assert "Published figures: here; there." in text
     start, pixels = "| sprites-object_comparison |", "0.275 [0.250, 0.300]"
     assert f"{start} as trained | {pixels} | 0.950 [0.900, 1.000] | 0.250 |" in text
     assert f"{start} more objects | - | 0.500 [0.500, 0.500] | 0.250 |" in text
