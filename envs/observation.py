@@ -58,9 +58,7 @@ class ObservedEnv(gymnasium.Wrapper[Any, Any, NDArray[np.uint8], Any]):
             return self._env.observation_space
         if key == OBJECTS:
             assert self._table is not None
-            return Box(
-                -np.inf, np.inf, (self._table.num_rows, len(self._table.columns)), np.float32
-            )
+            return Box(-np.inf, np.inf, self._table.shape, np.float32)
         return Box(0.0, 1.0, (self._env.vector_sizes[key],), np.float32)
 
     def reset(
