@@ -35,6 +35,7 @@ _KNOWN: dict[str, tuple[type[BaseAlgorithm], type[BasePolicy]]] = {
     "dqn": (DQN, QPolicy),
 }
 _RECURRENT = "recurrent_ppo"
+_NOT_OF_NETWORK = ("_target_", "training")
 
 
 def find_algorithm(name: str) -> tuple[type[BaseAlgorithm], type[BasePolicy]]:
@@ -169,21 +170,14 @@ class PolicyAgent(Agent):
         """Write the weights into a folder; tensors with two names once."""
         save_model(self.policy, str(folder / WEIGHTS))
 
-    @classmethod
-    def restore(
-        cls, folder: Path, *, config: Mapping[str, Any], meta: Mapping[str, Any]
-    ) -> PolicyAgent:
-        """Build the agent that was saved in a folder, see `Agent.restore`."""
+    def load_weights(self, folder: Path) -> None:
+        """Read what `save_weights` wrote.
+
+        Raises:
+            ValueError: if the file is damaged, or its weights are of another policy.
+        """
         try:
-            network = Network(**{key: value for key, value in config.items() if key != "_target_"})
-        except TypeError as error:
-            raise ValueError(f"{folder / 'config.yaml'} is no agent's: {error}") from error
-        observation, action = (
-            spaces.from_json(meta[name]) for name in ("observation_space", "action_space")
-        )
-        policy = _build(network, spaces.channels_first(observation), action)
-        try:
-            load_model(policy, str(folder / WEIGHTS))
+            load_model(self.policy, str(folder / WEIGHTS))
         except (SafetensorError, FileNotFoundError) as error:
             raise ValueError(f"{folder / WEIGHTS} is damaged: {error}") from error
         except RuntimeError as error:
@@ -191,8 +185,24 @@ class PolicyAgent(Agent):
             raise ValueError(
                 f"{folder}: the weights do not fit the configuration: {sentence}"
             ) from error
+
+    @classmethod
+    def restore(
+        cls, folder: Path, *, config: Mapping[str, Any], meta: Mapping[str, Any]
+    ) -> PolicyAgent:
+        """Build the agent that was saved in a folder, see `Agent.restore`."""
+        try:
+            network = Network(**{k: v for k, v in config.items() if k not in _NOT_OF_NETWORK})
+        except TypeError as error:
+            raise ValueError(f"{folder / 'config.yaml'} is no agent's: {error}") from error
+        observation, action = (
+            spaces.from_json(meta[name]) for name in ("observation_space", "action_space")
+        )
+        policy = _build(network, spaces.channels_first(observation), action)
+        agent = cls(policy, network=network)
+        agent.load_weights(folder)
         policy.set_training_mode(False)
-        return cls(policy, network=network)
+        return agent
 
 
 def _build(network: Network, observation: Space[Any], action: Space[Any]) -> BasePolicy:

@@ -282,7 +282,15 @@ def read_resume(path: Path | str) -> dict[str, Any]:
     """Read the state to go on training from, on the CPU."""
     folder = find(path)
     read_meta(folder)
-    file = folder / "resume" / "state.pt"
+    return read_state(folder / "resume" / "state.pt")
+
+
+def read_state(file: Path) -> dict[str, Any]:
+    """Read tensors and plain values from a file of `torch.save`, on the CPU; executes nothing.
+
+    Raises:
+        ValueError: if the file is damaged, or holds anything else.
+    """
     try:
         state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, UnpicklingError) as error:
@@ -441,6 +449,7 @@ __all__: Sequence[str] = [
     "read_config",
     "read_meta",
     "read_resume",
+    "read_state",
     "read_weights",
     "read_yaml",
     "replacing",
