@@ -52,6 +52,24 @@ def begin_afresh(model: BaseAlgorithm, *, seed: int) -> None:
     model._last_episode_starts = np.ones(model.n_envs, dtype=bool)
 
 
+class RunPart(BaseCallback):
+    """A callback whose state is part of the checkpoint."""
+
+    def state(self) -> dict[str, Any]:
+        """Tensors and plain values that `resume` needs."""
+        return {}
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state()`."""
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        """Write what is more than a state into a folder; gives entries of `meta.json`."""
+        return {}
+
+    def _on_step(self) -> bool:
+        return True
+
+
 class _BoardWriter(KVWriter):
     """Sends what an algorithm records to TensorBoard."""
 
@@ -180,9 +198,7 @@ class Recorder(BaseCallback):
                 writer.writeheader()
             writer.writerow(row)
         scalars = {f"rollout/{name}": value for name, value in figures.items()}
-        self._board.scalars(
-            {**scalars, "speed/steps_per_second": speed}, step=self.num_timesteps
-        )
+        self._board.scalars({**scalars, "speed/steps_per_second": speed}, step=self.num_timesteps)
         self.logger.dump(self.num_timesteps)
         figures_said = [f"{name} {value:.3g}" for name, value in figures.items()]
         self._note = ", ".join([*figures_said, f"{speed:.0f} steps/s"])

@@ -54,7 +54,7 @@ class Features(BaseFeaturesExtractor):
         """
         self._parts = spaces.parts(observation_space, plain_key=plain_key)
         self._plain_key = plain_key
-        built: dict[str, nn.Module] = {}
+        built: dict[str, Pooling | Vision] = {}
         slot_encoder = None if encoder is None else _frame_encoder(encoder)
         for name, part in self._parts.items():
             kind = spaces.kind(name, part)
@@ -66,7 +66,7 @@ class Features(BaseFeaturesExtractor):
             elif kind == spaces.SET:
                 built[name] = _pooling(pooling, part.shape[0], _num_features(name, part.shape))
         vectors = [part.shape[0] for name, part in self._parts.items() if name not in built]
-        sizes = [int(module.out_dim) for module in built.values()]  # type: ignore[call-overload]
+        sizes = [module.out_dim for module in built.values()]
         super().__init__(observation_space, features_dim=sum(sizes) + sum(vectors))
         self.readers = nn.ModuleDict(built)
         self.encoder = slot_encoder
@@ -83,10 +83,9 @@ class Features(BaseFeaturesExtractor):
         Rows are those of the observation; an object that is not there has none.
         """
         for name, value in self._named(observation).items():
-            reader = self.readers[name] if name in self.readers else None
-            if isinstance(reader, Pooling):
+            if name in self.readers and isinstance(self.readers[name], Pooling):
                 slots, is_present = self._set(name, value)
-                return reader.attention(slots, is_present)
+                return self.readers[name].attention(slots, is_present)
         return None
 
     def _named(self, observation: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -126,8 +126,9 @@ class PolicyAgent(Agent):
         """Zeros of a recurrent policy, nothing for others."""
         if self.network.algorithm != _RECURRENT:
             return None
-        layers, _, size = self.policy.lstm_hidden_state_shape  # type: ignore[attr-defined]
-        zeros = np.zeros((int(layers), num_envs, int(size)), np.float32)
+        memory: Any = self.policy
+        layers, _, size = memory.lstm_hidden_state_shape
+        zeros = np.zeros((layers, num_envs, size), np.float32)
         return zeros, zeros.copy()
 
     def act(
@@ -140,7 +141,7 @@ class PolicyAgent(Agent):
     ) -> tuple[NDArray[Any], State]:
         """Choose actions, see `Agent.act`; those of a box are clipped to it."""
         return self.policy.predict(
-            observation,  # type: ignore[arg-type]
+            observation,
             state=state,
             episode_start=np.asarray(is_first),
             deterministic=is_deterministic,
@@ -150,7 +151,7 @@ class PolicyAgent(Agent):
     def attention(self, observation: Observation) -> NDArray[Any] | None:
         """Share (E,K) of each slot in the policy's pooling, see `Agent.attention`."""
         self.policy.set_training_mode(False)
-        tensors, _ = self.policy.obs_to_tensor(observation)  # type: ignore[arg-type]
+        tensors, _ = self.policy.obs_to_tensor(observation)
         inputs: Any = preprocess_obs(tensors, self.policy.observation_space)
         share = self.features.attention(inputs)
         return None if share is None else share.cpu().numpy()

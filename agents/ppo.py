@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 
 from ocrl import checkpoint
 from ocrl.agents import replay_store, saving, spaces
-from ocrl.agents.callbacks import Checkpoints, Evaluator, Recorder, Score
+from ocrl.agents.callbacks import Checkpoints, Evaluator, Recorder, RunPart, Score
 from ocrl.agents.policy import Algorithm, Network, PolicyAgent, check_actions, find_algorithm
 from ocrl.agents.vector import StableBaselinesVecEnv
 from ocrl.interrupt import asked_to_stop
@@ -115,9 +115,7 @@ class ModelFree:
 
     def network(self, *, plain_key: str, encoder: Mapping[str, Any] | None = None) -> Network:
         """What the policy is built from, for observations whose only part is `plain_key`."""
-        return Network(
-            self.algorithm, self.policy, plain_key, self.pooling, self.vision, encoder
-        )
+        return Network(self.algorithm, self.policy, plain_key, self.pooling, self.vision, encoder)
 
     def build(self, env: StableBaselinesVecEnv, network: Network) -> BaseAlgorithm:
         """Build the algorithm with a fresh policy.
@@ -149,7 +147,7 @@ class ModelFree:
         network: Network,
         evaluate: Evaluate | None = None,
         score: Score | None = None,
-        extra: Callable[[BaseAlgorithm, TensorBoard], Any] | None = None,
+        extra: Callable[[BaseAlgorithm, TensorBoard], RunPart] | None = None,
     ) -> PolicyAgent:
         """Train, from the run's agent if it has one.
 
@@ -185,24 +183,6 @@ class ModelFree:
 def _described(part: Mapping[str, Any]) -> dict[str, Any]:
     """What a part is built from; that it is not complete goes without saying here."""
     return {key: value for key, value in part.items() if key != "_partial_"}
-
-
-class RunPart(BaseCallback):
-    """A callback whose state is part of the checkpoint."""
-
-    def state(self) -> dict[str, Any]:
-        """Tensors and plain values that `resume` needs."""
-        return {}
-
-    def resume(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state()`."""
-
-    def save(self, folder: Path) -> dict[str, Any]:
-        """Write what is more than a state into a folder; gives entries of `meta.json`."""
-        return {}
-
-    def _on_step(self) -> bool:
-        return True
 
 
 class _Training:

@@ -1,10 +1,10 @@
 """Agents on disk: one folder that describes itself, and executes nothing when it is loaded.
 
-    policy.safetensors  weights: tensors only
-    config.yaml         a `_target_` and plain values
-    meta.json           version, step, environment, observation, spaces, encoder
-    encoder/            the slot model, where the agent tunes it
-    resume/             only needed to go on training
+policy.safetensors  weights: tensors only
+config.yaml         a `_target_` and plain values
+meta.json           version, step, environment, observation, spaces, encoder
+encoder/            the slot model, where the agent tunes it
+resume/             only needed to go on training
 """
 
 from __future__ import annotations
