@@ -21,11 +21,15 @@ from ocrl.interfaces import FrameSlotEncoder
 
 OBJECTS = "objects"
 """The set whose first column says whether a row is there."""
+_EPS = 1e-3
+"""A feature that varies less is constant."""
 
 
 class Features(BaseFeaturesExtractor):
     """Sets through a pooling, frames through vision, vectors as they are, side by side.
 
+    The features of a set are shifted and scaled, each by itself, to what `measure` found once,
+    before learning: a small size in the corner of a large slot counts as much as any other.
     With an encoder the frame becomes slots first, through which the policy's gradient reaches the
     encoder, and slots go through a pooling.
     """
@@ -69,6 +73,13 @@ class Features(BaseFeaturesExtractor):
         sizes = [module.out_dim for module in built.values()]
         super().__init__(observation_space, features_dim=sum(sizes) + sum(vectors))
         self.readers = nn.ModuleDict(built)
+        self.scales = nn.ModuleDict(
+            {
+                name: _Scale(_num_features(name, self._parts[name].shape))
+                for name in built
+                if spaces.kind(name, self._parts[name]) == spaces.SET
+            }
+        )
         self.encoder = slot_encoder
 
     def forward(self, observation: Tensor | Mapping[str, Tensor]) -> Tensor:
@@ -108,8 +119,40 @@ class Features(BaseFeaturesExtractor):
             assert self.encoder is not None
             return self.encoder.encode(value, condition=None).slots[:, 0], None
         if name != OBJECTS:
-            return value, None
-        return value[..., 1:], value[..., 0] > 0.5
+            return self.scales[name](value), None
+        return self.scales[name](value[..., 1:]), value[..., 0] > 0.5
+
+    def measure(self, observations: Mapping[str, Tensor]) -> None:
+        """Take mean and deviation of the features of sets from observations (B,K,F) by name.
+
+        Only rows that are present count.
+        """
+        for name, scale in self.scales.items():
+            values = observations[name].flatten(0, 1)
+            if name == OBJECTS:
+                values = values[values[:, 0] > 0.5, 1:]
+            scale.measure(values)
+
+
+class _Scale(nn.Module):
+    """Shifts and scales features by fixed amounts, none until they are measured."""
+
+    shift: Tensor
+    factor: Tensor
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.register_buffer("shift", torch.zeros(num_features))
+        self.register_buffer("factor", torch.ones(num_features))
+
+    def forward(self, values: Tensor) -> Tensor:
+        return (values - self.shift) * self.factor
+
+    def measure(self, values: Tensor) -> None:
+        """Make values (n,F) like these have mean 0 and deviation 1, constant ones mean 0 only."""
+        deviation, mean = torch.std_mean(values, dim=0, correction=0)
+        self.shift.copy_(mean)
+        self.factor.copy_(torch.where(deviation > _EPS, 1 / deviation.clamp(min=_EPS), 1.0))
 
 
 def _num_features(name: str, shape: tuple[int, ...]) -> int:

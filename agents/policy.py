@@ -163,6 +163,14 @@ class PolicyAgent(Agent):
         owner: Any = self.policy.q_net if is_q else self.policy
         return owner.features_extractor
 
+    def measure(self, observations: Mapping[str, torch.Tensor]) -> None:
+        """Fit the scale of sets to observations (B,K,F) by name, see `Features.measure`."""
+        device = self.policy.device
+        self.features.measure({name: value.to(device) for name, value in observations.items()})
+        if self.network.algorithm == "dqn":
+            target: Any = self.policy
+            target.q_net_target.load_state_dict(target.q_net.state_dict())
+
     def config(self) -> dict[str, Any]:
         """What `restore` builds the agent from, in plain values."""
         return {"_target_": "ocrl.agents.policy.PolicyAgent", **asdict(self.network)}

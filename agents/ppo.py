@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -27,6 +28,8 @@ from ocrl.interrupt import asked_to_stop
 from ocrl.log import ProgressBar, TensorBoard
 from ocrl.train import NonFiniteLossError
 
+_NUM_MEASURED = 64
+"""Steps of each environment before learning."""
 _COUNTERS = ("num_timesteps", "_n_updates", "_episode_num", "_n_calls", "exploration_rate")
 """Of an algorithm, as far as it has them: what is counted on when a run goes on."""
 
@@ -222,6 +225,8 @@ class _Training:
         settings, directory = self.settings, self.run.directory
         if self.step >= settings.total_steps:
             return self.agent
+        if resumed is None:
+            self._measure_sets()
         start = self.step + 1 if self.step else 0
         board = TensorBoard(directory / "tensorboard", start_step=start)
         bar = ProgressBar("training", total=settings.total_steps, start=self.step)
@@ -267,6 +272,24 @@ class _Training:
             bar.update(self.step)
             bar.say(f"trained for {self.step} steps")
         return self.agent
+
+    def _measure_sets(self) -> None:
+        """Play at random for a while, for the scale of what the policy reads."""
+        env = self.model.env
+        assert env is not None
+        self.model.set_random_seed(self.settings.seed)
+        seen = [env.reset()]
+        for _ in range(_NUM_MEASURED):
+            actions = [self.model.action_space.sample() for _ in range(env.num_envs)]
+            seen.append(env.step(np.stack(actions))[0])
+        name = self.agent.network.plain_key
+        named = [entry if isinstance(entry, dict) else {name: entry} for entry in seen]
+        observations = {
+            name: torch.from_numpy(np.concatenate([entry[name] for entry in named]))
+            for name, values in named[0].items()
+            if values.ndim == 3
+        }
+        self.agent.measure(observations)
 
     def _learn(self, callbacks: list[BaseCallback]) -> None:
         try:

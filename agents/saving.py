@@ -116,6 +116,26 @@ def check_encoder(path: Path | str, encoder: Path | str) -> None:
         )
 
 
+def describe_encoder(checkpoint_path: Path, run: Path) -> dict[str, str]:
+    """What an agent's `meta.json` says of the encoder that it learns with.
+
+    Args:
+        checkpoint_path: of the encoder.
+        run: directory of the agent's run; a checkpoint in it is found wherever the run is moved.
+    """
+    found, run = checkpoint_path.resolve(), run.resolve()
+    place = found.relative_to(run) if found.is_relative_to(run) else found
+    return {"path": str(place), "hash": checkpoint.digest(found)}
+
+
+def trained_steps(run: Path) -> int:
+    """Environment steps that the agent of a run has learned from; 0 where there is none."""
+    try:
+        return int(read_meta(run)["step"])
+    except FileNotFoundError:
+        return 0
+
+
 def encoder_path(path: Path | str) -> Path | None:
     """Checkpoint of the encoder that an agent learned with; None where there is none.
 
