@@ -251,7 +251,7 @@ class SlotStream:
 
     def _video(self, frames: NDArray[np.uint8]) -> Tensor:
         """Frames (...,H,W,3) uint8 as (...,3,H,W) float in [0,1] on the encoder's device."""
-        pixels = torch.tensor(frames, device=self._anchor.device)
+        pixels = torch.from_numpy(frames.copy()).to(self._anchor.device)
         return rearrange(pixels, "e h w c -> e c h w").float().div_(255.0)
 
     def _columns(self, output: SlotOutput) -> NDArray[np.float32]:
