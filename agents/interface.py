@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
@@ -55,3 +56,17 @@ class Agent(ABC):
         None where the policy has no attention over a set of slots or objects.
         """
         return None
+
+    @classmethod
+    def restore(cls, folder: Path, *, config: Mapping[str, Any], meta: Mapping[str, Any]) -> Agent:
+        """Build the agent that was saved in a folder, see `ocrl.agents.load`.
+
+        Args:
+            folder: holds its weights.
+            config: what the folder's `config.yaml` says, `_target_` included.
+            meta: what its `meta.json` says.
+
+        Raises:
+            ValueError: if agents of this class are not saved, or the folder does not fit.
+        """
+        raise ValueError(f"expected an agent that can be loaded, got {cls.__name__}")

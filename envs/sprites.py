@@ -59,6 +59,7 @@ class SpritesEnv(ObjectEnv):
     categories = ("agent", "object")
     attribute_names = ("shape", "color", "size", "is_target")
     attribute_classes = MappingProxyType({"shape": tuple(SHAPES), "color": tuple(COLORS)})
+    hidden_attributes = ("is_target",)
     render_mode = "rgb_array"
 
     def __init__(

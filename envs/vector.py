@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.context import BaseContext
 from typing import Any
 
+import gymnasium
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
-from ocrl.envs.interface import PRESETS, ObjectEnv
+from ocrl.envs.interface import PRESETS
+from ocrl.envs.observation import ObservedEnv
 from ocrl.envs.registry import make
 
 AUTORESET_MODE = AutoresetMode.SAME_STEP
@@ -24,7 +26,7 @@ AUTORESET_MODE = AutoresetMode.SAME_STEP
 
 
 class ObjectVectorEnv(VectorEnv[Any, Any, Any]):
-    """A Gymnasium vector environment over `ObjectEnv`s.
+    """A Gymnasium vector environment over `ObjectEnv`s, or `ObservedEnv`s around them.
 
     The step that ends an episode in environment e returns the first frame of the next episode in
     `observation[e]`, and the last frame of the one that ended in `info["final_obs"][e]` (with
@@ -57,7 +59,7 @@ class ObjectVectorEnv(VectorEnv[Any, Any, Any]):
 class SameProcessVectorEnv(ObjectVectorEnv, SyncVectorEnv[Any, Any]):
     """One environment after the other, in this process."""
 
-    def __init__(self, env_fns: Sequence[Callable[[], ObjectEnv]]) -> None:
+    def __init__(self, env_fns: Sequence[Callable[[], gymnasium.Env[Any, Any]]]) -> None:
         """Build every environment."""
         SyncVectorEnv.__init__(self, env_fns, autoreset_mode=AUTORESET_MODE)
 
@@ -68,7 +70,7 @@ class SubProcessVectorEnv(ObjectVectorEnv, AsyncVectorEnv[Any, Any]):
     A script that makes one needs Python's usual guard, `if __name__ == "__main__":`.
     """
 
-    def __init__(self, env_fns: Sequence[Callable[[], ObjectEnv]]) -> None:
+    def __init__(self, env_fns: Sequence[Callable[[], gymnasium.Env[Any, Any]]]) -> None:
         """Start the processes and build an environment in each."""
         method = worker_context().get_start_method()
         AsyncVectorEnv.__init__(self, env_fns, context=method, autoreset_mode=AUTORESET_MODE)
@@ -135,7 +137,13 @@ def worker_context() -> BaseContext:
 
 
 def make_vec(
-    name: str, num_envs: int, *, processes: bool = False, **kwargs: Any
+    name: str,
+    num_envs: int,
+    *,
+    processes: bool = False,
+    observe: Sequence[str] | None = None,
+    is_shuffled: bool = False,
+    **kwargs: Any,
 ) -> ObjectVectorEnv:
     """Build several copies of an environment.
 
@@ -146,12 +154,25 @@ def make_vec(
         name: as in `make`.
         num_envs: E.
         processes: one process per environment instead of all of them in this one.
+        observe: parts of the observation, as `ObservedEnv` names them: `frame`, `objects`, and the
+            environment's vectors, such as `inventory` and `mission`. They are made where the
+            environment is, so that they cost no further message. None for the plain frame.
+        is_shuffled: put the rows of `objects` into another random order in every frame.
         **kwargs: as in `make`.
 
     Raises:
-        ValueError: if the environment or an argument does not exist, or `num_envs` is below 1.
+        ValueError: if the environment, an argument or a part of the observation does not exist, or
+            `num_envs` is below 1.
     """
     if num_envs < 1:
         raise ValueError(f"expected num_envs of at least 1, got {num_envs}")
-    env_fns = [functools.partial(make, name, **kwargs)] * num_envs
+    build = functools.partial(_make_observed, name, observe, is_shuffled, kwargs)
+    env_fns = [build] * num_envs
     return SubProcessVectorEnv(env_fns) if processes else SameProcessVectorEnv(env_fns)
+
+
+def _make_observed(
+    name: str, keys: Sequence[str] | None, is_shuffled: bool, kwargs: dict[str, Any]
+) -> gymnasium.Env[Any, Any]:
+    env = make(name, **kwargs)
+    return env if keys is None else ObservedEnv(env, keys, is_shuffled=is_shuffled)

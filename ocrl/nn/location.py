@@ -1,6 +1,6 @@
 """Where slots are: places and scales, and how they weigh in the competition.
 
-B batch, K slots, N tokens of a grid in row-major order.
+B batch, K slots, N tokens of a grid (h, w) in row-major order.
 """
 
 from __future__ import annotations
@@ -9,6 +9,10 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+
+NUM_GEOMETRY = 7
+"""Columns of `mask_geometry`."""
 
 
 def cell_centres(grid: tuple[int, int]) -> Tensor:
@@ -85,3 +89,36 @@ def spread_places(num_places: int) -> Tensor:
     radius = 0.42 * (index / max(num_places, 1)).sqrt()
     angle = index * math.pi * (3 - math.sqrt(5))
     return 0.5 + torch.stack([radius * angle.sin(), radius * angle.cos()], dim=-1)
+
+
+def mask_geometry(masks: Tensor) -> Tensor:
+    """Where each slot is and how large, in sides of the picture.
+
+    Args:
+        masks: (...,K,h,w), sums to 1 over K.
+
+    Returns:
+        (...,K,7): x and y of the mask's centre of mass, its area (the share of the picture), and
+        left, top, right, bottom of the cells in which no other slot has more. A slot without such
+        a cell has the empty box at its centre.
+    """
+    height, width = masks.shape[-2:]
+    centres = cell_centres((height, width)).to(masks)
+    flat = masks.flatten(-2)
+    mean, _ = moments(flat, centres)
+    area = flat.mean(dim=-1, keepdim=True)
+    owner = functional.one_hot(flat.argmax(dim=-2), masks.shape[-3]).mT.bool()
+    is_owned = owner.unflatten(-1, (height, width))
+    sides = [_range(is_owned.any(dim=axis)) for axis in (-2, -1)]
+    center = mean.flip(-1)
+    low, high = (torch.stack(pair, dim=-1) for pair in zip(*sides, strict=True))
+    is_empty = ~owner.any(dim=-1, keepdim=True)
+    corners = [torch.where(is_empty, center, side.to(masks)) for side in (low, high)]
+    return torch.cat([center, area, *corners], dim=-1)
+
+
+def _range(is_owned: Tensor) -> tuple[Tensor, Tensor]:
+    """Start and end, in [0,1], of the true part of (...,n)."""
+    size = is_owned.shape[-1]
+    numbers = is_owned.to(torch.uint8)
+    return numbers.argmax(dim=-1) / size, 1 - numbers.flip(-1).argmax(dim=-1) / size
