@@ -147,10 +147,10 @@ def _compare_env(methods: Mapping[str, Sequence[Run]], fraction: float) -> dict[
     perfect = [
         described[name]["mean"]
         for name, runs in methods.items()
-        if runs[0].evaluation["obs"] == CEILING
+        if str(runs[0].evaluation["obs"]).startswith(CEILING)
     ]
     for method in described.values():
-        if method["ceiling"] is None and perfect:
+        if perfect:
             method["ceiling"] = max(perfect)
     return {
         "metric": metric,
