@@ -122,13 +122,14 @@ class Recorder(BaseCallback):
         self._log_every, self._score = log_every, score
         self.elapsed, self.num_episodes = 0.0, 0
         self.achieved: dict[str, int] = {}
-        self._ended: list[tuple[float, int, float | None]] = []
+        self._ended: list[tuple[Any, ...]] = []
         self._reached: dict[str, int] = {}
 
     def resume(self, state: Mapping[str, Any], *, step: int) -> None:
         """Go on from `state()`, and forget rows after `step`, which will be played again."""
         self.elapsed, self.num_episodes = state["elapsed"], state["num_episodes"]
-        self.achieved = dict(state["achieved"])
+        self.achieved, self._reached = dict(state["achieved"]), dict(state["reached"])
+        self._ended = [tuple(ended) for ended in state["ended"]]
         if not self._path.is_file():
             return
         with self._path.open(newline="") as file:
@@ -145,6 +146,8 @@ class Recorder(BaseCallback):
             "elapsed": self.elapsed,
             "num_episodes": self.num_episodes,
             "achieved": dict(self.achieved),
+            "ended": [list(ended) for ended in self._ended],
+            "reached": dict(self._reached),
         }
 
     def _on_training_start(self) -> None:
