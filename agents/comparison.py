@@ -144,13 +144,9 @@ def _compare_env(methods: Mapping[str, Sequence[Run]], fraction: float) -> dict[
     described = {
         name: _describe(runs, scores[name], metric, threshold) for name, runs in methods.items()
     }
-    perfect = [
-        described[name]["mean"]
-        for name, runs in methods.items()
-        if str(runs[0].evaluation["obs"]).startswith(CEILING)
-    ]
-    for method in described.values():
-        if perfect:
+    perfect = [own["mean"] for name, own in described.items() if name.startswith(CEILING)]
+    for name, method in described.items():
+        if perfect and not name.startswith(CEILING):
             method["ceiling"] = max(perfect)
     return {
         "metric": metric,
@@ -181,6 +177,7 @@ def _describe(
         "ceiling": _mean_of([evaluation.get("ceiling") for evaluation in evaluations], metric),
         "variants": _variants(evaluations, metric),
         "achievements": _achievements(evaluations),
+        "training_score": _mean_of([e.get("training") for e in evaluations], "score"),
         "steps_per_second": _speed(runs),
     }
 

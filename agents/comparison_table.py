@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ocrl.agents.results import HEADLINES
+from ocrl.agents.results import HEADLINES, headline, value_of
 
 Published = Mapping[str, Sequence[Mapping[str, Any]]]
 """Entries by environment: `name`, `source`, some of `HEADLINES`, perhaps `spread` and `steps`."""
@@ -52,6 +52,33 @@ def published_of(env: str, published: Published) -> Sequence[Mapping[str, Any]]:
     return published[max(fits, key=len)] if fits else ()
 
 
+def evaluation_rows(record: Mapping[str, Any]) -> list[list[str]]:
+    """Head and rows of `evaluation.json`: each world, with floor and ceiling."""
+    metric = headline([record])
+    shown = [name for name in ("score", "success", "return") if value_of(record, name) is not None]
+    head = ["world", "episodes", *(f"{NAMES[name]} [95 %]" for name in shown), "length"]
+    rows = [[*head, f"floor ({NAMES[metric]})", "ceiling"]]
+    for name, block in {"as trained": record, **record["variants"]}.items():
+        ends = [block.get("floor"), block.get("ceiling")]
+        figures = [None if end is None else value_of(end, metric) for end in ends]
+        rows.append(
+            [
+                name.replace("_", " "),
+                str(block["num_episodes"]),
+                *(with_interval(_value(block, n), block["interval"].get(n), n) for n in shown),
+                f"{_value(block, 'length'):.1f}",
+                *(number(figure, metric) for figure in figures),
+            ]
+        )
+    return rows
+
+
+def _value(block: Mapping[str, Any], name: str) -> float:
+    value = value_of(block, name)
+    assert value is not None
+    return value
+
+
 def score_head(fraction: float) -> list[str]:
     """Names of the columns of `score_rows`."""
     return [
@@ -77,6 +104,10 @@ def score_rows(comparison: Mapping[str, Any], published: Published) -> list[list
                     steps_cell(method["steps_to"]),
                 ]
             )
+            if method["training_score"] is not None:
+                figure = number(method["training_score"], "score")
+                name = f"{name}, over all episodes of training"
+                rows.append([env, name, "", NAMES["score"], figure, *[""] * 6])
         rows += [_published_row(env, entry) for entry in published_of(env, published)]
     return rows
 
@@ -130,19 +161,20 @@ def _variant_row(
 def markdown(comparison: Mapping[str, Any], published: Published) -> str:
     """The tables of a comparison, and where published figures come from."""
     parts = [
-        _markdown_table([score_head(comparison["fraction"]), *score_rows(comparison, published)])
+        markdown_table([score_head(comparison["fraction"]), *score_rows(comparison, published)])
     ]
     variants = variant_rows(comparison)
     if variants:
         parts.append("Worlds with what was held out of training (mean over seeds):")
-        parts.append(_markdown_table(variants))
+        parts.append(markdown_table(variants))
     found = sources(comparison, published)
     if found:
         parts.append("Published figures: " + "; ".join(found) + ".")
     return "\n\n".join(parts) + "\n"
 
 
-def _markdown_table(rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """A head and rows in Markdown."""
     head, *body = rows
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in body)])
