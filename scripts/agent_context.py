@@ -103,7 +103,7 @@ def find_ceiling(wanted: str | None, env: str, published: Published) -> dict[str
         found = read_evaluation(wanted)
         if found["env"] != env:
             raise ValueError(f"expected a ceiling of {env}, got {wanted} of {found['env']}")
-        return {**found, "source": str(wanted)}
+        return {**found, "source": f"the run {Path(wanted).name}"}
     for entry in entries:
         if entry["name"] == wanted or (wanted is None and entry.get("is_ceiling")):
             mean = {name: entry[name] for name in HEADLINES[1:] if name in entry}

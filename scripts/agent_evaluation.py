@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import hydra
 import numpy as np
 from agent_context import find_ceiling, identity, variants_of
 from einops import rearrange
@@ -13,15 +14,30 @@ from kept_results import read_published
 from numpy.typing import NDArray
 from observations import SLOTS, observed_again
 
+from ocrl import checkpoint
 from ocrl.agents import saving
 from ocrl.agents.evaluation import RandomAgent, evaluate
 from ocrl.agents.policy import PolicyAgent
-from ocrl.agents.results import write_evaluation
+from ocrl.agents.results import EVALUATION, read_evaluation, write_evaluation
 from ocrl.agents.video import Look, record, write_video
 from ocrl.envs import make_vec
 from ocrl.envs.crafter import crafter_score
 
 _NUM_GIF_FRAMES = 60
+
+
+def is_evaluated(run: Path | str) -> bool:
+    """Whether the evaluation in a run's directory is of its agent as it is now."""
+    if not (Path(run) / EVALUATION).is_file():
+        return False
+    return bool(read_evaluation(run)["step"] == saving.trained_steps(Path(run)))
+
+
+def settings_after_training(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """What `evaluate_agent.py` would do, with the episodes of `evaluation` in `agent.yaml`."""
+    given = {"episodes": "num_episodes", "is_deterministic": "is_deterministic"}
+    overrides = [f"{key}={evaluation[name]}" for key, name in given.items()]
+    return dict(checkpoint.plain(hydra.compose("evaluate_agent", overrides=overrides)))
 
 
 def evaluate_run(
