@@ -16,7 +16,7 @@ from observations import SLOTS, observed_again
 
 from ocrl import checkpoint
 from ocrl.agents import saving
-from ocrl.agents.evaluation import RandomAgent, evaluate
+from ocrl.agents.evaluation import RandomAgent, evaluate, own_random_numbers
 from ocrl.agents.policy import PolicyAgent
 from ocrl.agents.results import EVALUATION, read_evaluation, write_evaluation
 from ocrl.agents.video import Look, record, write_video
@@ -122,15 +122,16 @@ def film(
     """Write the video of the first episode."""
     env = observed_again(run, num_envs=1, processes=False)
     try:
-        recording = record(
-            agent,
-            env,
-            _look_at(env, has_slots=meta["observation"]["main"] == SLOTS),
-            seed=settings["seeds"][0],
-            num_steps=settings["video_steps"],
-            is_deterministic=settings["is_deterministic"],
-            action_names=_words(meta["env"], env),
-        )
+        with own_random_numbers(settings["seeds"][0]):
+            recording = record(
+                agent,
+                env,
+                _look_at(env, has_slots=meta["observation"]["main"] == SLOTS),
+                seed=settings["seeds"][0],
+                num_steps=settings["video_steps"],
+                is_deterministic=settings["is_deterministic"],
+                action_names=_words(meta["env"], env),
+            )
     finally:
         env.close()
     rate = settings["frames_per_second"]

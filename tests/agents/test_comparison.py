@@ -46,6 +46,7 @@ def test_the_curve_is_the_mean_of_the_seeds(make_run):
     runs = [make_run("slots", seed, rate) for seed, rate in enumerate((0.5, 0.7, 0.9))]
     curve = learning_curve(runs, "return")
     assert len(curve.steps) == 60 and curve.steps[-1] == 100_000
+    assert curve.mean[0] == pytest.approx(0.26, abs=0.04)
     assert curve.mean[-1] == pytest.approx(0.7, abs=0.02)
     low, high = curve.interval
     assert (low <= curve.mean).all() and (curve.mean <= high).all()

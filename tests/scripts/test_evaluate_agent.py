@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from gymnasium.spaces import Box
 from PIL import Image
 
 import ocrl
@@ -218,3 +219,38 @@ def test_held_out_worlds_are_of_the_task_and_new(scripts, task):
 def test_the_free_world_has_no_variants(scripts):
     assert scripts["agent_context"].variants_of("sprites", registry.settings("sprites"), True) == {}
     assert scripts["agent_context"].variants_of("crafter", registry.settings("crafter"), True) == {}
+
+
+def test_training_ends_with_an_evaluation(workplace):
+    options = [
+        *("env=sprites-object_goal", "env.size=32", "env.max_steps=9", "obs=objects"),
+        *("agent.num_envs=2", "agent.arguments.n_steps=16", "agent.arguments.batch_size=16"),
+        *("agent.total_steps=32", "agent.evaluate_every=0", "evaluation.num_episodes=2"),
+        *("pooling.dim=8", "pooling.num_heads=2", "name=ends"),
+    ]
+    done = workplace.run("train_agent", *options)
+    assert done.returncode == 0, done.stderr
+    directory = workplace.output("train_agent", "ends")
+    record = read_evaluation(directory)
+    assert record["step"] == 32 and record["num_episodes"] == 2 and record["variants"]
+    assert {path.name for path in directory.iterdir()} >= {"video.mp4", "video.gif"}
+    # Stopped between training and evaluation, the same command evaluates.
+    (directory / "evaluation.json").unlink()
+    again = workplace.run("train_agent", *options)
+    assert again.returncode == 0 and read_evaluation(directory) == record
+
+
+def test_an_agent_reads_other_numbers_of_rows_and_nothing_else(save_run, tmp_path):
+    agent = saving.load(save_run(tmp_path / "run", "objects"))
+    rows, columns = agent.policy.observation_space.shape
+    more = Box(-np.inf, np.inf, (rows + 2, columns), np.float32)
+    wider = agent.reading(more)
+    table = np.zeros((1, rows + 2, columns), np.float32)
+    table[0, :2, 0] = 1.0
+    options = {"is_deterministic": True}
+    action, _ = wider.act(table, None, np.ones(1, bool), **options)
+    same, _ = agent.act(table[:, :rows], None, np.ones(1, bool), **options)
+    assert action == same and agent.policy.observation_space.shape == (rows, columns)
+    assert agent.reading(agent.policy.observation_space) is agent
+    with pytest.raises(ValueError, match="but for rows of sets"):
+        agent.reading(Box(-np.inf, np.inf, (rows, columns + 1), np.float32))
