@@ -96,8 +96,9 @@ def play(
 
     Episode n has the n-th of `episode_seeds`, whoever plays it and however many environments there
     are, so agents can be compared episode by episode. Actions drawn from torch follow from `seed`
-    too, and training around it goes on with its own random numbers. All environments start together and the
-    slowest one is waited for: counting the first N episodes to end would favour short ones.
+    too, and training around it goes on with its own random numbers. All environments start
+    together and the slowest one is waited for: counting the first N episodes to end would favour
+    short ones.
 
     Args:
         agent: who plays.
