@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +120,7 @@ def film(
     agent: PolicyAgent, run: Path | str, meta: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> list[Path]:
     """Write the video of the first episode."""
-    env = observed_again(run, num_envs=1, processes=False)
+    env: Any = observed_again(run, num_envs=1, processes=False)
     try:
         with own_random_numbers(settings["seeds"][0]):
             recording = record(
@@ -130,7 +130,7 @@ def film(
                 seed=settings["seeds"][0],
                 num_steps=settings["video_steps"],
                 is_deterministic=settings["is_deterministic"],
-                action_names=_words(meta["env"], env),
+                action_names=env.get_attr("action_names")[0] or None,
             )
     finally:
         env.close()
@@ -147,7 +147,3 @@ def _look_at(env: Any, *, has_slots: bool) -> Look:
         return env.slots.frames[0], masks
 
     return look
-
-
-def _words(name: str, env: Any) -> Sequence[str] | None:
-    return env.get_attr("action_names")[0] if name.startswith("crafter") else None
