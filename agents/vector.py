@@ -19,14 +19,12 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvS
 from ocrl.envs.slots import SlotObservations
 from ocrl.interfaces import Decoder, SlotEncoder
 
-_OF_EPISODE_END = ("final_obs", "final_info")
-
 
 class StableBaselinesVecEnv(VecEnv):
     """A Gymnasium vector environment whose autoreset mode is `SAME_STEP`, as a `VecEnv`.
 
-    `infos[e]` is the info of environment e alone. In the step that ends an episode it is that of
-    the last frame, and has `terminal_observation`, `TimeLimit.truncated`, and `episode`: return
+    `infos[e]` is the info of environment e alone, with `TimeLimit.truncated`. In the step that ends
+    an episode it is that of the last frame, and has `terminal_observation` and `episode`: return
     `r`, length `l` and seconds `t` since this object was made, as `Monitor` counts them. The info
     of the reset that follows is in `reset_infos[e]`. What the environment raises passes through.
     """
@@ -89,15 +87,15 @@ class StableBaselinesVecEnv(VecEnv):
         self._lengths += 1
         infos = split_info(info, self.num_envs)
         for row in np.flatnonzero(ended):
-            self.reset_infos[row] = {
-                key: value for key, value in infos[row].items() if key not in _OF_EPISODE_END
-            }
+            started = infos[row]
             infos[row] = {
-                **infos[row].get("final_info", {}),
-                "terminal_observation": infos[row]["final_obs"],
-                "TimeLimit.truncated": bool(truncated[row] and not terminated[row]),
+                **started.pop("final_info", {}),
+                "terminal_observation": started.pop("final_obs"),
                 "episode": self._finish(int(row)),
             }
+            self.reset_infos[row] = started
+        for info, is_truncated in zip(infos, truncated & ~terminated, strict=True):
+            info["TimeLimit.truncated"] = bool(is_truncated)
         return observation, reward.astype(np.float32), ended, infos
 
     def _finish(self, row: int) -> dict[str, Any]:

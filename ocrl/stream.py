@@ -19,8 +19,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 from ocrl.initializers import GaussianInitializer
 from ocrl.interfaces import Decoder, SlotEncoder, State
 from ocrl.nn.location import NUM_GEOMETRY, mask_geometry
-from ocrl.types import SlotOutput
 
+_Bound = tuple[Tensor, Tensor]
+"""Slots (E,K,D) and attention (E,K,N)."""
 _Noise = tuple[Tensor, ...]
 """Noise (E,K,D), or nothing."""
 
@@ -132,9 +133,8 @@ class SlotStream:
         """
         self._check(frames, self.num_envs)
         self._noise = self._draw_noise(np.arange(self.num_envs))
-        output, self._state = self._start(frames, self._noise)
-        self._attn = output.attn[:, 0]
-        return self._columns(output)
+        (slots, self._attn), self._state = self._start(frames, self._noise)
+        return self._columns(slots, self._attn)
 
     @torch.no_grad()
     def step(
@@ -166,11 +166,9 @@ class SlotStream:
         rows = np.flatnonzero(ended) if ended is not None else np.empty(0, np.int64)
         self._check(frames, self.num_envs)
         if len(rows) == 0:
-            output, self._state = self._follow(frames, action)
-            self._attn = output.attn[:, 0]
-            return self._columns(output), np.empty(
-                (0, self.num_slots, self.num_columns), np.float32
-            )
+            (slots, self._attn), self._state = self._follow(frames, action)
+            columns = self._columns(slots, self._attn)
+            return columns, columns[rows]
         if final_frames is None:
             raise ValueError(f"expected final_frames of the {len(rows)} ended episodes, got none")
         self._check(final_frames, len(rows))
@@ -213,59 +211,64 @@ class SlotStream:
         where = torch.from_numpy(rows).to(self._anchor.device)
         started = self._draw_noise(rows)
         if self._has_memory:
-            output, state = self._follow(going_on, action)
+            going, state = self._follow(going_on, action)
             fresh, fresh_state = self._start(starting, started)
+            slots, attn = map(torch.cat, zip(going, fresh, strict=True))
         else:
-            frames = np.concatenate([going_on, starting])
             noise = tree_map(lambda old, new: torch.cat([old, new]), self._noise, started)
-            both, state = self._start(frames, noise)
-            output = both.map(lambda value: value[: self.num_envs])
-            fresh, fresh_state = both.map(lambda value: value[self.num_envs :]), state
+            (slots, attn), state = self._start(np.concatenate([going_on, starting]), noise)
+            fresh_state = state
         self._state, self._noise, self._attn = tree_map(
             lambda old, new: old.index_copy(0, where, new),
-            (state, self._noise, output.attn[:, 0]),
-            (fresh_state, started, fresh.attn[:, 0]),
+            (state, self._noise, attn[: self.num_envs]),
+            (fresh_state, started, attn[self.num_envs :]),
         )
-        slots = self._columns(output)
-        final_slots = slots[rows]
-        slots[rows] = self._columns(fresh)
-        return slots, final_slots
+        columns = self._columns(slots, attn)
+        final = columns[rows]
+        columns[rows] = columns[self.num_envs :]
+        return columns[: self.num_envs], final
 
-    def _start(self, frames: NDArray[np.uint8], noise: _Noise) -> tuple[SlotOutput, State]:
+    def _start(self, frames: NDArray[np.uint8], noise: _Noise) -> tuple[_Bound, State]:
         """Encode frames with nothing before them."""
         state = self._encoder.initial_state(len(frames))
-        is_first = torch.ones(len(frames), dtype=torch.bool, device=self._anchor.device)
-        condition = noise[0] if noise else None
-        return self._encoder.step(self._video(frames), state, is_first, condition=condition)
+        return self._encode(frames, state, noise, is_first=True)
 
     def _follow(
         self, frames: NDArray[np.uint8], action: NDArray[Any] | None
-    ) -> tuple[SlotOutput, State]:
+    ) -> tuple[_Bound, State]:
         """Encode the next frames of the episodes that run."""
-        is_first = torch.zeros(len(frames), dtype=torch.bool, device=self._anchor.device)
         taken = None if action is None else torch.as_tensor(action, device=self._anchor.device)
-        condition = self._noise[0] if self._noise else None
-        return self._encoder.step(
-            self._video(frames), self._state, is_first, action=taken, condition=condition
+        return self._encode(frames, self._state, self._noise, is_first=False, action=taken)
+
+    def _encode(
+        self,
+        frames: NDArray[np.uint8],
+        state: State,
+        noise: _Noise,
+        *,
+        is_first: bool,
+        action: Tensor | None = None,
+    ) -> tuple[_Bound, State]:
+        device = self._anchor.device
+        pixels = torch.from_numpy(frames.copy()).to(device)
+        output, state = self._encoder.step(
+            rearrange(pixels, "e h w c -> e c h w").float().div_(255.0),
+            state,
+            torch.full((len(frames),), is_first, device=device),
+            action=action,
+            condition=noise[0] if noise else None,
         )
+        return (output.slots[:, 0], output.attn[:, 0]), state
 
-    def _video(self, frames: NDArray[np.uint8]) -> Tensor:
-        """Frames (...,H,W,3) uint8 as (...,3,H,W) float in [0,1] on the encoder's device."""
-        pixels = torch.from_numpy(frames.copy()).to(self._anchor.device)
-        return rearrange(pixels, "e h w c -> e c h w").float().div_(255.0)
-
-    def _columns(self, output: SlotOutput) -> NDArray[np.float32]:
-        """What an agent sees of encoded frames: (E,K,D[+G])."""
-        slots = output.slots[:, 0].float()
+    def _columns(self, slots: Tensor, attn: Tensor) -> NDArray[np.float32]:
+        """What an agent sees, (E,K,D[+G]), of slots (E,K,D) and attention (E,K,N)."""
+        columns = slots.float()
         if self._has_geometry:
-            slots = torch.cat([slots, mask_geometry(self._masks(output))], dim=-1)
-        return slots.cpu().numpy()
-
-    def _masks(self, output: SlotOutput) -> Tensor:
-        """Masks (E,K,h,w)."""
-        if self._decoder is not None:
-            return self._decoder(output.slots, attn=output.attn).masks[:, 0].float()
-        return output.attn[:, 0].float().unflatten(-1, self.grid)
+            masks = attn.float().unflatten(-1, self.grid)
+            if self._decoder is not None:
+                masks = self._decoder(slots[:, None], attn=attn[:, None]).masks[:, 0].float()
+            columns = torch.cat([columns, mask_geometry(masks)], dim=-1)
+        return columns.cpu().numpy()
 
     def _draw_noise(self, rows: NDArray[np.int64]) -> _Noise:
         """Noise (n,K,D) for episodes that start in these environments, if there is to be any."""

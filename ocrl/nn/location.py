@@ -5,11 +5,11 @@ B batch, K slots, N tokens of a grid (h, w) in row-major order.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 NUM_GEOMETRY = 7
 """Columns of `mask_geometry`."""
@@ -91,34 +91,37 @@ def spread_places(num_places: int) -> Tensor:
     return 0.5 + torch.stack([radius * angle.sin(), radius * angle.cos()], dim=-1)
 
 
-def mask_geometry(masks: Tensor) -> Tensor:
+def mask_geometry(masks: Tensor, *, eps: float = 1e-3) -> Tensor:
     """Where each slot is and how large, in sides of the picture.
 
     Args:
         masks: (...,K,h,w), sums to 1 over K.
+        eps: the least mass, in cells, that a slot's is taken for.
 
     Returns:
         (...,K,7): x and y of the mask's centre of mass, its area (the share of the picture), and
         left, top, right, bottom of the cells in which no other slot has more. A slot without such
         a cell has the empty box at its centre.
     """
-    height, width = masks.shape[-2:]
-    centres = cell_centres((height, width)).to(masks)
+    weights, edges = _grid_tables(*masks.shape[-2:], masks.dtype, masks.device)
     flat = masks.flatten(-2)
-    mean, _ = moments(flat, centres)
-    area = flat.mean(dim=-1, keepdim=True)
-    owner = functional.one_hot(flat.argmax(dim=-2), masks.shape[-3]).mT.bool()
-    is_owned = owner.unflatten(-1, (height, width))
-    sides = [_range(is_owned.any(dim=axis)) for axis in (-2, -1)]
-    center = mean.flip(-1)
-    low, high = (torch.stack(pair, dim=-1) for pair in zip(*sides, strict=True))
-    is_empty = ~owner.any(dim=-1, keepdim=True)
-    corners = [torch.where(is_empty, center, side.to(masks)) for side in (low, high)]
-    return torch.cat([center, area, *corners], dim=-1)
+    sums = flat @ weights
+    mass = sums[..., 2:]
+    centre = sums[..., :2] / mass.clamp_min(eps)
+    # 4 puts the sides of other cells beyond all that are in [-1,1]: one minimum finds the box.
+    elsewhere = 4.0 * (flat.amax(dim=-2, keepdim=True) - flat).sign()
+    low, high = (edges + elsewhere[..., None, :]).amin(dim=-1).chunk(2, dim=-1)
+    corners = (torch.where(low > 1, centre, corner) for corner in (low, -high))
+    return torch.cat([centre, mass / flat.shape[-1], *corners], dim=-1)
 
 
-def _range(is_owned: Tensor) -> tuple[Tensor, Tensor]:
-    """Start and end, in [0,1], of the true part of (...,n)."""
-    size = is_owned.shape[-1]
-    numbers = is_owned.to(torch.uint8)
-    return numbers.argmax(dim=-1) / size, 1 - numbers.flip(-1).argmax(dim=-1) / size
+@functools.cache
+def _grid_tables(
+    height: int, width: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Of a grid's cells: (N,3) x, y and 1; (4,N) left, top and, negative, right, bottom."""
+    with torch.inference_mode(False):
+        centres = cell_centres((height, width)).to(device, dtype).flip(-1)
+        half = centres.new_tensor([0.5 / width, 0.5 / height])
+        sides = torch.cat([centres - half, -centres - half], dim=-1)
+        return torch.cat([centres, torch.ones_like(centres[:, :1])], dim=-1), sides.mT.contiguous()

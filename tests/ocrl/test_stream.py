@@ -128,7 +128,7 @@ def test_every_episode_is_as_if_encoded_alone(encoder):
 class EncodesLastFramesAfterTheReset(SlotStream):
     def _step_over_ends(self, going_on, starting, rows, action):
         slots, _ = super()._step_over_ends(going_on, starting, rows, action)
-        return slots, self._columns(self._start(going_on[rows], ())[0])
+        return slots, self._columns(*self._start(going_on[rows], ())[0])
 
 
 class ForgetsTheReset(SlotStream):
@@ -140,8 +140,7 @@ class ForgetsTheReset(SlotStream):
         if len(frames) == self.num_envs:
             return super()._start(frames, noise)
         kept = tree_map(lambda leaf: leaf[self._rows], self._state)
-        is_first = torch.zeros(len(frames), dtype=torch.bool)
-        return self._encoder.step(self._video(frames), kept, is_first)
+        return self._encode(frames, kept, noise, is_first=False)
 
 
 class MixesEnvironments(SlotStream):
@@ -156,8 +155,8 @@ class MixesEndedEpisodes(SlotStream):
 
 
 class ReordersSlots(SlotStream):
-    def _columns(self, output):
-        return np.sort(super()._columns(output), axis=1)
+    def _columns(self, slots, attn):
+        return np.sort(super()._columns(slots, attn), axis=1)
 
 
 NEEDS_MEMORY = (EncodesLastFramesAfterTheReset, ForgetsTheReset, MixesEnvironments)
