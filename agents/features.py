@@ -94,9 +94,10 @@ class Features(BaseFeaturesExtractor):
         Rows are those of the observation; an object that is not there has none.
         """
         for name, value in self._named(observation).items():
-            if name in self.readers and isinstance(self.readers[name], Pooling):
+            reader: Any = self.readers[name] if name in self.readers else None  # noqa: SIM401
+            if isinstance(reader, Pooling):
                 slots, is_present = self._set(name, value)
-                return self.readers[name].attention(slots, is_present)
+                return reader.attention(slots, is_present)
         return None
 
     def _named(self, observation: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -127,6 +128,7 @@ class Features(BaseFeaturesExtractor):
 
         Only rows that are present count.
         """
+        scale: Any
         for name, scale in self.scales.items():
             values = observations[name].flatten(0, 1)
             if name == OBJECTS:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -137,6 +138,7 @@ class SetTransformer(Pooling):
         """
         tokens, mask = self._tokens(slots, is_present)
         paths = torch.eye(tokens.shape[1], device=tokens.device)
+        block: Any
         for block in self.blocks:
             weights = block.weights(tokens, mask)
             paths = (weights @ paths + paths) / 2

@@ -278,7 +278,7 @@ class _Training:
         env = self.model.env
         assert env is not None
         self.model.set_random_seed(self.settings.seed)
-        seen = [env.reset()]
+        seen: list[Any] = [env.reset()]
         for _ in range(_NUM_MEASURED):
             actions = [self.model.action_space.sample() for _ in range(env.num_envs)]
             seen.append(env.step(np.stack(actions))[0])

@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import multiprocessing
+import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.context import BaseContext
 from typing import Any
@@ -67,12 +69,15 @@ class SameProcessVectorEnv(ObjectVectorEnv, SyncVectorEnv[Any, Any]):
 class SubProcessVectorEnv(ObjectVectorEnv, AsyncVectorEnv[Any, Any]):
     """Every environment in a process of its own; frames come through shared memory.
 
+    Ctrl-C reaches this process alone, which decides when to close the others.
+
     A script that makes one needs Python's usual guard, `if __name__ == "__main__":`.
     """
 
     def __init__(self, env_fns: Sequence[Callable[[], gymnasium.Env[Any, Any]]]) -> None:
         """Start the processes and build an environment in each."""
         method = worker_context().get_start_method()
+        env_fns = [functools.partial(_without_ctrl_c, build, os.getpid()) for build in env_fns]
         AsyncVectorEnv.__init__(self, env_fns, context=method, autoreset_mode=AUTORESET_MODE)
 
     def reset_async(self, *args: Any, **kwargs: Any) -> None:
@@ -122,6 +127,15 @@ class SubProcessVectorEnv(ObjectVectorEnv, AsyncVectorEnv[Any, Any]):
                 f"the process of environment {', '.join(dead) or '?'} has ended: all environments "
                 "are closed now, make them again (was the machine short of memory?)"
             ) from error
+
+
+def _without_ctrl_c(
+    build: Callable[[], gymnasium.Env[Any, Any]], creator: int
+) -> gymnasium.Env[Any, Any]:
+    """Build an environment; a terminal sends Ctrl-C to workers as well, which would end them."""
+    if os.getpid() != creator:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return build()
 
 
 def worker_context() -> BaseContext:
