@@ -104,8 +104,9 @@ def test_published_figures_are_of_environments_that_exist_and_name_their_source(
         assert env.split()[0] in names()
         for entry in entries:
             assert entry["name"] and entry["source"] and set(entry) & set(HEADLINES)
-            known = {"name", "source", "spread", "steps", *HEADLINES}
+            known = {"name", "source", "spread", "steps", "is_ceiling", *HEADLINES}
             assert set(entry) <= known and all(np.isfinite(entry.get(k, 0)) for k in HEADLINES)
+        assert sum(entry.get("is_ceiling", False) for entry in entries) == 1
     text = (ROOT / "results/published.yaml").read_text()
     assert yaml.safe_load(text)["crafter"][1]["score"] == 15.6
 
