@@ -82,6 +82,13 @@ class Features(BaseFeaturesExtractor):
         )
         self.encoder = slot_encoder
 
+    def train(self, mode: bool = True) -> Features:
+        """Switch to training; the encoder stays in `eval()`: its slots must not depend on luck."""
+        super().train(mode)
+        if self.encoder is not None:
+            self.encoder.eval()
+        return self
+
     def forward(self, observation: Tensor | Mapping[str, Tensor]) -> Tensor:
         """Make features (B,features_dim) of an observation; frames are floats in [0,1] here."""
         return torch.cat(

@@ -17,12 +17,13 @@ import torch
 from gymnasium.spaces import Discrete, Space
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_file, save_file
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import BasePolicy, MultiInputActorCriticPolicy
 from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.dqn.policies import MultiInputPolicy as QPolicy
+from torch import nn
 
 from ocrl.agents import spaces
 from ocrl.agents.features import Features
@@ -194,17 +195,35 @@ class PolicyAgent(Agent):
         """Fit the scale of sets to observations (B,K,F) by name, see `Features.measure`."""
         device = self.policy.device
         self.features.measure({name: value.to(device) for name, value in observations.items()})
+        self._copy_to_target()
+
+    def take_encoder(self, encoder: nn.Module) -> None:
+        """Begin with the weights of a trained encoder.
+
+        Raises:
+            ValueError: if the policy has no encoder of its own.
+        """
+        if self.features.encoder is None:
+            raise ValueError("expected a policy with an encoder of its own, got none")
+        self.features.encoder.load_state_dict(encoder.state_dict())
+        self._copy_to_target()
+
+    def _copy_to_target(self) -> None:
         if self.network.algorithm == "dqn":
-            target: Any = self.policy
-            target.q_net_target.load_state_dict(target.q_net.state_dict())
+            policy: Any = self.policy
+            policy.q_net_target.load_state_dict(policy.q_net.state_dict())
 
     def config(self) -> dict[str, Any]:
         """What `restore` builds the agent from, in plain values."""
         return {"_target_": "ocrl.agents.policy.PolicyAgent", **asdict(self.network)}
 
     def save_weights(self, folder: Path) -> None:
-        """Write the weights into a folder; tensors with two names once."""
-        save_model(self.policy, str(folder / WEIGHTS))
+        """Write the weights into a folder."""
+        weights = {
+            name: tensor.detach().cpu().clone().contiguous()
+            for name, tensor in _once(self.policy).items()
+        }
+        save_file(weights, folder / WEIGHTS)
 
     def load_weights(self, folder: Path) -> None:
         """Read what `save_weights` wrote.
@@ -213,7 +232,10 @@ class PolicyAgent(Agent):
             ValueError: if the file is damaged, or its weights are of another policy.
         """
         try:
-            load_model(self.policy, str(folder / WEIGHTS))
+            weights = load_file(folder / WEIGHTS)
+            if weights.keys() != _once(self.policy).keys():
+                raise RuntimeError(f"other names: {sorted(weights.keys() ^ _once(self.policy))}")
+            self.policy.load_state_dict(weights, strict=False)
         except (SafetensorError, FileNotFoundError) as error:
             raise ValueError(f"{folder / WEIGHTS} is damaged: {error}") from error
         except RuntimeError as error:
@@ -239,6 +261,15 @@ class PolicyAgent(Agent):
         agent.load_weights(folder)
         policy.set_training_mode(False)
         return agent
+
+
+def _once(policy: nn.Module) -> dict[str, torch.Tensor]:
+    """Weights by name; those with several names, as shared parts have, by the first one."""
+    names: dict[tuple[int, torch.Size], str] = {}
+    state = policy.state_dict()
+    for name, tensor in state.items():
+        names.setdefault((tensor.data_ptr(), tensor.shape), name)
+    return {name: state[name] for name in names.values()}
 
 
 def _build(network: Network, observation: Space[Any], action: Space[Any]) -> BasePolicy:

@@ -16,6 +16,7 @@ from gymnasium.vector import VectorEnv
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from torch import nn
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
@@ -117,7 +118,20 @@ class ModelFree:
         self.evaluate_every = evaluate_every
 
     def network(self, *, plain_key: str, encoder: Mapping[str, Any] | None = None) -> Network:
-        """What the policy is built from, for observations whose only part is `plain_key`."""
+        """What the policy is built from.
+
+        Args:
+            plain_key: name of the only part of an observation that is no `Dict`.
+            encoder: describes an encoder that reads the frame and learns with the policy.
+
+        Raises:
+            ValueError: if the policy's start would undo what the encoder has learned.
+        """
+        if encoder is not None and self.algorithm != "dqn" and self.policy.get("ortho_init", True):
+            raise ValueError(
+                "expected agent.policy.ortho_init=false for an encoder in the policy, got true: "
+                "it is made for layers that have not learned anything yet"
+            )
         return Network(self.algorithm, self.policy, plain_key, self.pooling, self.vision, encoder)
 
     def build(self, env: StableBaselinesVecEnv, network: Network) -> BaseAlgorithm:
@@ -150,7 +164,8 @@ class ModelFree:
         network: Network,
         evaluate: Evaluate | None = None,
         score: Score | None = None,
-        extra: Callable[[BaseAlgorithm, TensorBoard], RunPart] | None = None,
+        encoder: nn.Module | None = None,
+        extra: Callable[[PolicyAgent, TensorBoard], RunPart] | None = None,
     ) -> PolicyAgent:
         """Train, from the run's agent if it has one.
 
@@ -160,6 +175,7 @@ class ModelFree:
             network: from `network`.
             evaluate: called every `evaluate_every` steps.
             score: of achievements, where the environment has them.
+            encoder: whose weights the policy's own encoder, see `network`, begins with.
             extra: makes a further `RunPart`, such as one that tunes the encoder.
 
         Raises:
@@ -170,7 +186,10 @@ class ModelFree:
         """
         if isinstance(env, VectorEnv):
             env = StableBaselinesVecEnv(env)
-        return _Training(self, env, run, network).to_the_end(evaluate, score, extra)
+        training = _Training(self, env, run, network)
+        if encoder is not None:
+            training.agent.take_encoder(encoder)
+        return training.to_the_end(evaluate, score, extra)
 
     def config(self, network: Network) -> dict[str, Any]:
         """Everything that decides what is learned, in plain values; not how long or how fast."""
@@ -219,7 +238,7 @@ class _Training:
         self,
         evaluate: Evaluate | None,
         score: Score | None,
-        extra: Callable[[BaseAlgorithm, TensorBoard], RunPart] | None,
+        extra: Callable[[PolicyAgent, TensorBoard], RunPart] | None,
     ) -> PolicyAgent:
         resumed = self._resume()
         settings, directory = self.settings, self.run.directory
@@ -240,7 +259,7 @@ class _Training:
             )
             callbacks: list[BaseCallback] = [self.recorder]
             if extra is not None:
-                self.extra = extra(self.model, board)
+                self.extra = extra(self.agent, board)
                 callbacks.append(self.extra)
             if resumed is not None:
                 bar.say(f"going on at step {self.step}")
@@ -340,6 +359,9 @@ class _Training:
             return None
         meta = saving.read_meta(folder)
         known = {name: meta.get(name) for name in self.meta}
+        if isinstance(known["encoder"], dict):
+            # One that was tuned says what it was before.
+            known["encoder"] = known["encoder"].get("origin", known["encoder"])
         difference = checkpoint.describe_difference(
             {**saving.read_config(folder), **known}, {**self.config, **_as_json(self.meta)}
         )

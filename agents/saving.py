@@ -147,8 +147,8 @@ def encoder_path(path: Path | str) -> Path | None:
     known = read_meta(folder)["encoder"]
     if known is None:
         return None
-    # Relative ones are inside the run, which may have been moved.
-    found = folder.parent / known["path"]
+    # A tuned one is part of the agent; relative ones are inside the run, which may have been moved.
+    found = folder / "encoder" if "origin" in known else folder.parent / known["path"]
     check_encoder(folder, found)
     return found
 

@@ -38,26 +38,34 @@ def identity(
     """What `evaluation.json` says of whose it is: environment, observation, agent, seed, step."""
     return {
         "env": label(meta["env"], meta["env_arguments"]),
-        "obs": _observation(run, meta),
-        "agent": _agent(config, meta),
+        "obs": _observation(run, meta=meta, config=config),
+        "agent": _agent(meta=meta, config=config),
         "seed": config["training"]["seed"],
         "step": meta["step"],
         "training": _training(meta),
     }
 
 
-def _observation(run: Path | str, meta: Mapping[str, Any]) -> str:
+def _observation(run: Path | str, *, meta: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """What the agent sees; of slots also the encoder's kind, and how it learns on if it does."""
     main = {"frame": "pixels"}.get(meta["observation"]["main"], meta["observation"]["main"])
-    encoder = saving.encoder_path(run)
-    if encoder is not None:
-        target = str(checkpoint.read_config(encoder)["encoder"]["_target_"])
-        main = f"{main} ({target.split('.')[-2]})"
+    if config["encoder"] is not None:
+        main = f"slots ({_kind(config['encoder'])}, gradient)"
+    elif meta["encoder"] is not None:
+        path = saving.encoder_path(run)
+        assert path is not None
+        tuned = ", replay" if "origin" in meta["encoder"] else ""
+        main = f"slots ({_kind(checkpoint.read_config(path)['encoder'])}{tuned})"
     return "+".join([main, *meta["observation"]["vectors"]])
 
 
-def _agent(config: Mapping[str, Any], meta: Mapping[str, Any]) -> str:
-    part = "vision" if meta["observation"]["main"] == "frame" else "pooling"
-    name = str(config[part]["_target_"]).rpartition(".")[2]
+def _kind(encoder: Mapping[str, Any]) -> str:
+    return str(encoder["_target_"]).split(".")[-2]
+
+
+def _agent(*, meta: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    is_pixels = meta["observation"]["main"] == "frame" and config["encoder"] is None
+    name = str(config["vision" if is_pixels else "pooling"]["_target_"]).rpartition(".")[2]
     return f"{config['algorithm']} {re.sub('(?<=[a-z])(?=[A-Z])', ' ', name).lower()}"
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from encoder_modes import Encoder
 from gymnasium.vector import VectorEnv
 from launch import choices_of_environment
 from omegaconf import DictConfig
@@ -16,6 +17,8 @@ from rich.console import Console
 import ocrl
 from ocrl import checkpoint
 from ocrl.agents import saving
+from ocrl.agents.tuning import RecentFrames
+from ocrl.distributed import find_device
 from ocrl.envs import make_vec
 from ocrl.envs.slots import SlotVectorEnv
 from ocrl.model import SlotModel
@@ -31,6 +34,7 @@ def make_observed(
     model: SlotModel | None,
     num_envs: int,
     processes: bool,
+    remember: int = 0,
 ) -> VectorEnv[Any, Any, Any]:
     """Build a vector environment whose observations are what an agent learns from.
 
@@ -42,13 +46,14 @@ def make_observed(
         model: whose slots are observed.
         num_envs: how many environments.
         processes: one process per environment.
+        remember: frames of how many steps are kept below the slots, see `RecentFrames`.
 
     Raises:
         ValueError: if a part of the observation does not exist, or slots are asked for and the
             frames are of another size than the model's.
     """
     main = observation["main"]
-    frames = make_vec(
+    frames: VectorEnv[Any, Any, Any] = make_vec(
         env,
         num_envs,
         processes=processes,
@@ -60,6 +65,8 @@ def make_observed(
         return frames
     if model is None:
         raise ValueError("expected an encoder for obs=slots, got none")
+    if remember:
+        frames = RecentFrames(frames, num_steps=remember)
     is_of_decoder = observation["has_geometry"] and observation["geometry_of"] == "decoder"
     return SlotVectorEnv(
         frames,
@@ -98,8 +105,8 @@ def observed_again(
     )
 
 
-def find_encoder(config: DictConfig, *, env: str, directory: Path, console: Console) -> Path:
-    """The checkpoint at `encoder.path`, or one that is pretrained in the run's directory first.
+def find_encoder(config: DictConfig, *, env: str, directory: Path, console: Console) -> Encoder:
+    """The encoder at `encoder.path`, or one that is pretrained in the run's directory first.
 
     Raises:
         FileNotFoundError: if there is nothing at `encoder.path`.
@@ -119,7 +126,9 @@ def find_encoder(config: DictConfig, *, env: str, directory: Path, console: Cons
             f"expected an encoder of env={env}, got one trained on {trained_on} at {found}; "
             "encoder.any_env=true takes it all the same"
         )
-    return found
+    settings = checkpoint.plain(config.encoder)
+    model = ocrl.load(found).to(find_device(settings["device"]))
+    return Encoder(model, found, saving.describe_encoder(found, directory), settings)
 
 
 def pretraining_recipe(config: DictConfig, env: str) -> DictConfig:

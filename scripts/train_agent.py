@@ -8,20 +8,19 @@ from launch import choice, output_dir, script
 
 # isort: split
 from collections.abc import Mapping
+from functools import partial
 
 import hydra
 from agent_evaluation import evaluate_run, is_evaluated, settings_after_training
-from observations import SLOTS, find_encoder, make_observed
+from observations import FRAME, SLOTS, find_encoder, make_observed
 from omegaconf import DictConfig
 from rich.console import Console
 
-import ocrl
 from ocrl import checkpoint
 from ocrl.agents import saving
 from ocrl.agents.evaluation import play, summarize
 from ocrl.agents.policy import PolicyAgent
 from ocrl.agents.ppo import AgentRun, ModelFree
-from ocrl.distributed import find_device
 from ocrl.envs.crafter import crafter_score
 from ocrl.log import TensorBoard
 
@@ -37,24 +36,22 @@ def main(config: DictConfig) -> None:
         console.print(f"{directory}: trained for {trainer.total_steps} steps before; nothing to do")
         return
     arguments = {name: value for name, value in settings["env"].items() if name != "_target_"}
-    model, encoder = None, None
+    encoder = None
     if observation["main"] == SLOTS:
-        path = find_encoder(config, env=env, directory=directory, console=console)
-        model = ocrl.load(path).to(find_device(settings["encoder"]["device"]))
-        encoder = saving.describe_encoder(path, directory)
-
-    def make(num_envs: int, *, processes: bool):  # type: ignore[no-untyped-def]
-        return make_observed(
-            env,
-            arguments=arguments,
-            observation=observation,
-            model=model,
-            num_envs=num_envs,
-            processes=processes,
-        )
+        encoder = find_encoder(config, env=env, directory=directory, console=console)
+        if encoder.mode == "gradient":
+            # The policy holds the encoder, so it is given frames.
+            observation = {**observation, "main": FRAME}
+    make = partial(
+        make_observed,
+        env,
+        arguments=arguments,
+        observation=observation,
+        model=None if encoder is None else encoder.model,
+    )
 
     def evaluate(agent: PolicyAgent, step: int, board: TensorBoard) -> Mapping[str, float]:
-        apart = make(min(16, evaluation["num_episodes"]), processes=False)
+        apart = make(num_envs=min(16, evaluation["num_episodes"]), processes=False)
         episodes = play(
             agent,
             apart,
@@ -63,24 +60,25 @@ def main(config: DictConfig) -> None:
             is_deterministic=evaluation["is_deterministic"],
         )
         apart.close()
-        return summarize(episodes, score=crafter_score)["mean"]
+        figures: Mapping[str, float] = summarize(episodes, score=crafter_score)["mean"]
+        return figures
 
-    envs = make(trainer.num_envs, processes=trainer.processes)
+    envs = make(
+        num_envs=trainer.num_envs,
+        processes=trainer.processes,
+        remember=0 if encoder is None else encoder.remember,
+    )
+    meta = {"env": env, "env_arguments": arguments, "observation": observation}
+    own = encoder if encoder is not None and encoder.mode == "gradient" else None
     try:
         trainer.train(
             envs,
-            run=AgentRun(
-                directory,
-                {
-                    "env": env,
-                    "env_arguments": arguments,
-                    "observation": observation,
-                    "encoder": encoder,
-                },
-            ),
-            network=trainer.network(plain_key=observation["main"]),
+            run=AgentRun(directory, {**meta, "encoder": encoder and encoder.described}),
+            network=trainer.network(plain_key=observation["main"], encoder=own and own.config),
             evaluate=evaluate,
             score=crafter_score,
+            encoder=own and own.model.encoder,
+            extra=encoder and encoder.part(envs, env=env, arguments=arguments, seed=trainer.seed),
         )
     finally:
         envs.close()

@@ -12,10 +12,13 @@ import time
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
 
+from ocrl import checkpoint
 from ocrl.agents import load, saving
 
 ROOT = Path(__file__).parents[2]
+BROADCAST = ("decoder=broadcast", "decoder.channels=[8]", "decoder.strides=[4]")
 SMALL = (
     *("env=sprites-object_comparison", "env.size=32", "env.max_steps=20"),
     *("agent.num_envs=2", "agent.arguments.n_steps=16", "agent.arguments.batch_size=16"),
@@ -23,6 +26,22 @@ SMALL = (
     *("agent.evaluate_every=96", "evaluation.num_episodes=2", "pooling.dim=8"),
     "pooling.num_heads=2",
 )
+
+
+def save_model(folder, overrides):
+    """A small untrained slot model, as a run leaves it."""
+    common = [
+        *("num_slots=4", "slot_dim=8", "image_size=[32,32]"),
+        *("encoder.backbone.channels=[8]", "encoder.backbone.strides=[4]"),
+    ]
+    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "configs")):
+        config = compose("pretrain", overrides=[*overrides, *common])
+    model = {"_target_": "ocrl.model.SlotModel", "is_conditioned": False}
+    for part in ("encoder", "decoder", "objectives", "weights"):
+        model[part] = checkpoint.plain(config[part])
+    checkpoint.save(
+        folder / "checkpoint", checkpoint.build(model), config=model, step=1, env="sprites"
+    )
 
 
 def rows(directory):
@@ -78,6 +97,28 @@ def test_without_an_encoder_it_pretrains_one_and_says_so(workplace):
     longer = workplace.run("train_agent", *arguments, "agent.total_steps=64")
     assert longer.returncode == 0 and "pretraining" not in longer.stderr, longer.stderr
     assert "going on at step 32" in longer.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["replay", "gradient"])
+def test_the_encoder_learns_on(workplace, mode):
+    # One without memory, as the policy's gradient needs it.
+    save_model(workplace.folder / "alone", ["encoder=slot_attention", *BROADCAST])
+    options = [
+        *SMALL,
+        *("obs=slots", "encoder.path=alone", f"encoder.mode={mode}", "encoder.every=1"),
+        *("encoder.replay.num_steps=1", "encoder.replay.batch_size=4", f"name={mode}"),
+        f"encoder.replay.episodes={workplace.folder / 'episodes'}",
+    ]
+    done = workplace.run("train_agent", *options)
+    assert done.returncode == 0, done.stderr
+    directory = workplace.output("train_agent", mode)
+    meta = saving.read_meta(directory)
+    assert meta["observation"]["main"] == ("slots" if mode == "replay" else "frame")
+    path = saving.encoder_path(directory)
+    assert path == directory / "agent/encoder" or mode == "gradient"
+    agent = load(directory)
+    assert (agent.features.encoder is not None) == (mode == "gradient")
 
 
 @pytest.mark.parametrize(
