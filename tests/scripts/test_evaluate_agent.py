@@ -254,3 +254,12 @@ def test_an_agent_reads_other_numbers_of_rows_and_nothing_else(save_run, tmp_pat
     assert agent.reading(agent.policy.observation_space) is agent
     with pytest.raises(ValueError, match="but for rows of sets"):
         agent.reading(Box(-np.inf, np.inf, (rows, columns + 1), np.float32))
+
+
+def test_an_encoder_that_learns_with_the_policy_is_another_method(scripts, save_run, tmp_path):
+    run = save_run(tmp_path / "run", "frame")
+    meta, config = saving.read_meta(run), saving.read_config(run)
+    config["encoder"] = {"_target_": "ocrl.encoders.slot_attention.SlotAttentionEncoder"}
+    identity = scripts["agent_context"].identity(run, meta=meta, config=config)
+    assert identity["obs"] == "slots (slot_attention, gradient)"
+    assert identity["agent"] == "ppo set transformer"
