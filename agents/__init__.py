@@ -2,3 +2,8 @@
 
 if __name__ == "agents":
     raise ImportError("'agents' is not a package of its own: write 'import ocrl.agents'")
+
+from ocrl.agents.interface import Agent
+from ocrl.agents.saving import load
+
+__all__ = ["Agent", "load"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import gymnasium
@@ -26,6 +27,8 @@ FIRST_REGION_ID = 32768
 FIRST_ITEM_ID = VOID_ID - len(constants.items)
 """The ids of the inventory's items, for masks that show it."""
 _GROUND_MATERIALS = constants.walkable
+MAX_COUNT = max(item["max"] for item in constants.items.values())
+"""The most that the inventory holds of anything, and the most of every vital."""
 
 
 def crafter_score(success_rates: ArrayLike | Mapping[str, float]) -> float:
@@ -79,6 +82,9 @@ class CrafterEnv(ObjectEnv):
 
     categories = ("player", "cow", "zombie", "skeleton", "arrow", "plant")
     attribute_names = ("health", "facing_x", "facing_y", "sleeping", "ripe")
+    action_names = tuple(constants.actions)
+    attribute_limits = MappingProxyType({"health": MAX_COUNT})
+    vector_sizes = MappingProxyType({"inventory": len(constants.items)})
 
     def __init__(
         self,
@@ -134,11 +140,6 @@ class CrafterEnv(ObjectEnv):
         self.max_objects = layout.grid[0] * layout.grid[1]
         self.observation_space = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
         self.action_space = gymnasium.spaces.Discrete(len(constants.actions))
-
-    @property
-    def action_names(self) -> tuple[str, ...]:
-        """What each action does."""
-        return tuple(constants.actions)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -226,6 +227,12 @@ class CrafterEnv(ObjectEnv):
             row["attributes"] = _attributes(obj)
             count += 1
         return table[:count]
+
+    def vectors(self) -> dict[str, NDArray[np.float32]]:
+        """`inventory` (16,): vitals and items in the order of crafter, as shares of the most."""
+        self._check_started()
+        counts = np.array([*self._game.player.inventory.values()], np.float32)
+        return {"inventory": counts / MAX_COUNT}
 
     def _check_started(self) -> None:
         if self._seed is None:

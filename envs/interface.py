@@ -50,14 +50,24 @@ class ObjectEnv(gymnasium.Env[NDArray[np.uint8], Any]):
         attribute_names: names of the columns of `attributes` in `objects()`.
         attribute_classes: names of the classes of those attributes whose values are places in a
             list; what set prediction may ask for by name.
+        attribute_limits: the largest magnitude of those attributes that exceed 1 and have no
+            classes.
+        hidden_attributes: names of attributes that tell what no picture does, such as what the task
+            asks for; agents that are given objects are not given these.
         max_objects: no frame has more rows in `objects()` than this.
+        vector_sizes: how many numbers each of `vectors()` has.
+        action_names: a word for each discrete action; empty where there are none.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012  (as in gymnasium.Env)
     categories: tuple[str, ...]
     attribute_names: tuple[str, ...] = ()
     attribute_classes: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    attribute_limits: Mapping[str, float] = MappingProxyType({})
+    hidden_attributes: tuple[str, ...] = ()
     max_objects: int
+    vector_sizes: Mapping[str, int] = MappingProxyType({})
+    action_names: tuple[str, ...] = ()
 
     @abstractmethod
     def segmentation(self, preset: str = "entities") -> NDArray[np.uint16]:
@@ -78,4 +88,8 @@ class ObjectEnv(gymnasium.Env[NDArray[np.uint8], Any]):
 
         Cameras: `intrinsics` (V,3,3) and `extrinsics` (V,4,4); `depth` ([V,]H,W).
         """
+        return {}
+
+    def vectors(self) -> dict[str, NDArray[np.float32]]:
+        """What an agent may be told beside the picture, by name: numbers (W,) in [0,1]."""
         return {}

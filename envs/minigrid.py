@@ -22,6 +22,7 @@ from minigrid.minigrid_env import MiniGridEnv as Game
 from numpy.typing import NDArray
 
 from ocrl.envs.interface import PRESETS, ObjectEnv, object_dtype
+from ocrl.envs.minigrid_mission import MissionCode
 from ocrl.envs.minigrid_render import (
     EMPTY_CODE,
     FORWARD,
@@ -142,8 +143,11 @@ class MiniGridEnv(ObjectEnv):
         self._drawn = np.full((rows, columns), -1, dtype=np.int64)
         self._origin = np.array([left, top]) / tile_size
         self._bot = MiniGridBot()
+        self._mission_code = MissionCode(self._game)
+        self.vector_sizes = {"mission": self._mission_code.size}
         self.observation_space = gymnasium.spaces.Box(0, 255, self._canvas.shape, np.uint8)
         self.action_space = self._game.action_space
+        self.action_names = tuple(action.name for action in self._game.actions)
 
     @property
     def game(self) -> Game:
@@ -157,6 +161,7 @@ class MiniGridEnv(ObjectEnv):
         super().reset(seed=seed)
         self._game.reset(seed=seed, options=options)
         self._bot.reset()
+        self._mission: NDArray[np.float32] | None = None
         self._cells: list[WorldObj | None] = list(self._game.grid.grid)
         self._start = self._cells
         self._changes: list[tuple[int, WorldObj | None]] = []
@@ -178,6 +183,12 @@ class MiniGridEnv(ObjectEnv):
 
     def _info(self, is_success: bool) -> dict[str, Any]:
         return {"mission": self._game.mission, "is_success": is_success}
+
+    def vectors(self) -> dict[str, NDArray[np.float32]]:
+        """`mission` (W,): what is asked for, see `MissionCode`."""
+        if self._mission is None:
+            self._mission = self._mission_code(self._game)
+        return {"mission": self._mission.copy()}
 
     def _identify(self, item: WorldObj | None) -> int:
         """The id of what a cell holds, 0 for material; boxes and their contents in turn."""

@@ -59,6 +59,7 @@ class SpritesEnv(ObjectEnv):
     categories = ("agent", "object")
     attribute_names = ("shape", "color", "size", "is_target")
     attribute_classes = MappingProxyType({"shape": tuple(SHAPES), "color": tuple(COLORS)})
+    hidden_attributes = ("is_target",)
     render_mode = "rgb_array"
 
     def __init__(
@@ -159,6 +160,7 @@ class SpritesEnv(ObjectEnv):
         self._max_steps = max_steps
         self._background = np.asarray(background, dtype=np.uint8)
         self._is_discrete = action_kind == "discrete"
+        self.action_names = ("up", "down", "left", "right") if self._is_discrete else ()
         self._ids = np.zeros((size, size), dtype=np.uint16)
         self._bot = SpritesBot()
         self.observation_space = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)

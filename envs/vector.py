@@ -8,15 +8,19 @@ from __future__ import annotations
 import contextlib
 import functools
 import multiprocessing
+import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.context import BaseContext
 from typing import Any
 
+import gymnasium
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
-from ocrl.envs.interface import PRESETS, ObjectEnv
+from ocrl.envs.interface import PRESETS
+from ocrl.envs.observation import ObservedEnv
 from ocrl.envs.registry import make
 
 AUTORESET_MODE = AutoresetMode.SAME_STEP
@@ -24,7 +28,7 @@ AUTORESET_MODE = AutoresetMode.SAME_STEP
 
 
 class ObjectVectorEnv(VectorEnv[Any, Any, Any]):
-    """A Gymnasium vector environment over `ObjectEnv`s.
+    """A Gymnasium vector environment over `ObjectEnv`s, or `ObservedEnv`s around them.
 
     The step that ends an episode in environment e returns the first frame of the next episode in
     `observation[e]`, and the last frame of the one that ended in `info["final_obs"][e]` (with
@@ -57,7 +61,7 @@ class ObjectVectorEnv(VectorEnv[Any, Any, Any]):
 class SameProcessVectorEnv(ObjectVectorEnv, SyncVectorEnv[Any, Any]):
     """One environment after the other, in this process."""
 
-    def __init__(self, env_fns: Sequence[Callable[[], ObjectEnv]]) -> None:
+    def __init__(self, env_fns: Sequence[Callable[[], gymnasium.Env[Any, Any]]]) -> None:
         """Build every environment."""
         SyncVectorEnv.__init__(self, env_fns, autoreset_mode=AUTORESET_MODE)
 
@@ -65,12 +69,15 @@ class SameProcessVectorEnv(ObjectVectorEnv, SyncVectorEnv[Any, Any]):
 class SubProcessVectorEnv(ObjectVectorEnv, AsyncVectorEnv[Any, Any]):
     """Every environment in a process of its own; frames come through shared memory.
 
+    Ctrl-C reaches this process alone, which decides when to close the others.
+
     A script that makes one needs Python's usual guard, `if __name__ == "__main__":`.
     """
 
-    def __init__(self, env_fns: Sequence[Callable[[], ObjectEnv]]) -> None:
+    def __init__(self, env_fns: Sequence[Callable[[], gymnasium.Env[Any, Any]]]) -> None:
         """Start the processes and build an environment in each."""
         method = worker_context().get_start_method()
+        env_fns = [functools.partial(_without_ctrl_c, build, os.getpid()) for build in env_fns]
         AsyncVectorEnv.__init__(self, env_fns, context=method, autoreset_mode=AUTORESET_MODE)
 
     def reset_async(self, *args: Any, **kwargs: Any) -> None:
@@ -122,6 +129,15 @@ class SubProcessVectorEnv(ObjectVectorEnv, AsyncVectorEnv[Any, Any]):
             ) from error
 
 
+def _without_ctrl_c(
+    build: Callable[[], gymnasium.Env[Any, Any]], creator: int
+) -> gymnasium.Env[Any, Any]:
+    """Build an environment; a terminal sends Ctrl-C to workers as well, which would end them."""
+    if os.getpid() != creator:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return build()
+
+
 def worker_context() -> BaseContext:
     """How worker processes start: not by forking this one, which may have threads and a GPU.
 
@@ -135,7 +151,13 @@ def worker_context() -> BaseContext:
 
 
 def make_vec(
-    name: str, num_envs: int, *, processes: bool = False, **kwargs: Any
+    name: str,
+    num_envs: int,
+    *,
+    processes: bool = False,
+    observe: Sequence[str] | None = None,
+    is_shuffled: bool = False,
+    **kwargs: Any,
 ) -> ObjectVectorEnv:
     """Build several copies of an environment.
 
@@ -146,12 +168,25 @@ def make_vec(
         name: as in `make`.
         num_envs: E.
         processes: one process per environment instead of all of them in this one.
+        observe: parts of the observation, as `ObservedEnv` names them: `frame`, `objects`, and the
+            environment's vectors, such as `inventory` and `mission`. They are made where the
+            environment is, so that they cost no further message. None for the plain frame.
+        is_shuffled: put the rows of `objects` into another random order in every frame.
         **kwargs: as in `make`.
 
     Raises:
-        ValueError: if the environment or an argument does not exist, or `num_envs` is below 1.
+        ValueError: if the environment, an argument or a part of the observation does not exist, or
+            `num_envs` is below 1.
     """
     if num_envs < 1:
         raise ValueError(f"expected num_envs of at least 1, got {num_envs}")
-    env_fns = [functools.partial(make, name, **kwargs)] * num_envs
+    build = functools.partial(_make_observed, name, observe, is_shuffled, kwargs)
+    env_fns = [build] * num_envs
     return SubProcessVectorEnv(env_fns) if processes else SameProcessVectorEnv(env_fns)
+
+
+def _make_observed(
+    name: str, keys: Sequence[str] | None, is_shuffled: bool, kwargs: dict[str, Any]
+) -> gymnasium.Env[Any, Any]:
+    env = make(name, **kwargs)
+    return env if keys is None else ObservedEnv(env, keys, is_shuffled=is_shuffled)

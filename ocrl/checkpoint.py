@@ -16,10 +16,11 @@ import importlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -36,6 +37,7 @@ VERSION = 1
 ALLOWED_PACKAGES = ("ocrl.", "torch.nn.")
 FOLDER = "checkpoint"
 """Where a run keeps its checkpoint, inside the run's directory."""
+Base = TypeVar("Base")
 _FILES = ("config.yaml", "meta.json", "model.safetensors")
 
 
@@ -68,7 +70,7 @@ def _build(node: Any, where: str) -> Any:
     }
     if "_target_" not in node:
         return arguments
-    target = _find_class(str(node["_target_"]), where)
+    target = find_class(str(node["_target_"]), nn.Module, where=where)
     try:
         return target(**arguments)
     except TypeError as error:
@@ -77,9 +79,20 @@ def _build(node: Any, where: str) -> Any:
         ) from error
 
 
-def _find_class(target: str, where: str) -> type[nn.Module]:
+def find_class(target: str, base: type[Base], *, where: str = "") -> type[Base]:
+    """The class that a `_target_` names.
+
+    Args:
+        target: module and class.
+        base: what it must be derived from.
+        where: it stands in a configuration, for the message.
+
+    Raises:
+        ValueError: if it is none, or is not defined under `ocrl.` or `torch.nn.`.
+    """
+    kind = "torch.nn.Module" if base is nn.Module else base.__name__
     message = (
-        f"{where or 'config'}: expected _target_ to name a torch.nn.Module class defined under "
+        f"{where or 'config'}: expected _target_ to name a {kind} class defined under "
         f"{' or '.join(ALLOWED_PACKAGES)}, got {target!r}"
     )
     module_name, _, class_name = target.rpartition(".")
@@ -89,9 +102,9 @@ def _find_class(target: str, where: str) -> type[nn.Module]:
         found = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"{message} ({error})") from error
-    is_module = isinstance(found, type) and issubclass(found, nn.Module)
+    is_derived = isinstance(found, type) and issubclass(found, base)
     # A module reaches other packages through its own imports: ask where the class was defined.
-    if not is_module or not f"{found.__module__}.".startswith(ALLOWED_PACKAGES):
+    if not is_derived or not f"{found.__module__}.".startswith(ALLOWED_PACKAGES):
         raise ValueError(message)
     return found
 
@@ -124,17 +137,13 @@ def save(
     Raises:
         OSError: if writing fails; what was there before is untouched.
     """
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.writing")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
+    with replacing(path) as temporary:
         tensors = model.state_dict() if weights is None else weights
         save_file(
             {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()},
             temporary / "model.safetensors",
         )
-        (temporary / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(plain(config))))
+        write_yaml(temporary / "config.yaml", config)
         meta = {
             "version": VERSION,
             "step": step,
@@ -146,6 +155,21 @@ def save(
         if resume is not None:
             (temporary / "resume").mkdir()
             torch.save(dict(resume), temporary / "resume" / "state.pt")
+
+
+@contextmanager
+def replacing(path: Path | str) -> Iterator[Path]:
+    """Fill a folder under a temporary name; what was at `path` stays until the new one is whole.
+
+    Raises:
+        OSError: if writing fails; what was there before is untouched.
+    """
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.writing")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
         _sync(temporary)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -218,11 +242,25 @@ def read_config(path: Path | str) -> dict[str, Any]:
     """Read the configuration that a checkpoint's model is built from."""
     folder = find(path)
     read_meta(folder)
+    return read_yaml(folder / "config.yaml")
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """Read a configuration, resolved.
+
+    Raises:
+        ValueError: if the file is damaged.
+    """
     try:
-        config: dict[str, Any] = plain(OmegaConf.load(folder / "config.yaml"))
+        config: dict[str, Any] = plain(OmegaConf.load(file))
     except (YAMLError, OmegaConfBaseException) as error:
-        raise ValueError(f"{folder / 'config.yaml'} is damaged: {error}") from error
+        raise ValueError(f"{file} is damaged: {error}") from error
     return config
+
+
+def write_yaml(file: Path, config: Mapping[str, Any] | DictConfig) -> None:
+    """Write a configuration, resolved."""
+    file.write_text(OmegaConf.to_yaml(OmegaConf.create(plain(config))))
 
 
 def read_weights(path: Path | str) -> dict[str, torch.Tensor]:
@@ -244,7 +282,15 @@ def read_resume(path: Path | str) -> dict[str, Any]:
     """Read the state to go on training from, on the CPU."""
     folder = find(path)
     read_meta(folder)
-    file = folder / "resume" / "state.pt"
+    return read_state(folder / "resume" / "state.pt")
+
+
+def read_state(file: Path) -> dict[str, Any]:
+    """Read tensors and plain values from a file of `torch.save`, on the CPU; executes nothing.
+
+    Raises:
+        ValueError: if the file is damaged, or holds anything else.
+    """
     try:
         state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, UnpicklingError) as error:
@@ -393,6 +439,7 @@ __all__: Sequence[str] = [
     "describe_difference",
     "digest",
     "find",
+    "find_class",
     "from_pretrained",
     "load",
     "load_encoder",
@@ -402,6 +449,10 @@ __all__: Sequence[str] = [
     "read_config",
     "read_meta",
     "read_resume",
+    "read_state",
     "read_weights",
+    "read_yaml",
+    "replacing",
     "save",
+    "write_yaml",
 ]

@@ -70,8 +70,21 @@ class GaussianInitializer(Initializer):
         condition: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """See `Initializer.forward`."""
-        return self.mean + self.noise(len(tokens), generator) * self.log_std.exp()
+        """Make queries of noise.
+
+        Args:
+            tokens: (B,N,F), read for its batch size only.
+            condition: noise (B,K,D) to use instead of its own, in training and in `eval()`; what
+                has another shape is a hint for other initializers.
+            generator: of the noise.
+
+        Returns:
+            (B,K,D).
+        """
+        noise = condition
+        if noise is None or noise.shape[1:] != self.noise.fixed.shape:
+            noise = self.noise(len(tokens), generator)
+        return self.mean + noise * self.log_std.exp()
 
 
 class LearnedInitializer(Initializer):

@@ -29,7 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
-OF_ENVIRONMENTS = ("rollouts", "experiment")
+OF_ENVIRONMENTS = ("rollouts", "experiment", "task")
 """Groups with an option for each environment."""
 
 INTERRUPTED = "interrupted; the same command goes on where it was stopped"

@@ -23,6 +23,7 @@ ONLY_IN = {
     "hydra": {"scripts/"},
     "omegaconf": {"ocrl/checkpoint.py", "scripts/"},
     "stable_baselines3": {"agents/"},
+    "sb3_contrib": {"agents/"},
     "crafter": {"envs/crafter", "envs/policies_crafter"},
     "minigrid": {"envs/minigrid", "envs/policies_minigrid"},
     "transformers": {"ocrl/backbones/vit.py"},
@@ -56,10 +57,15 @@ def allowed(path):
     parts = path.relative_to(ROOT).parts
     if parts[0] == "scripts":
         return None
+    where = "/".join(parts)
     if parts[0] == "agents":
-        return {"ocrl"}
+        # An agent receives a built environment; the adapter also wraps one.
+        library = {f"ocrl.{entry.stem}" for entry in (ROOT / "ocrl").iterdir()}
+        adapted = {"ocrl.envs.slots"} if where == "agents/vector.py" else set()
+        return library | adapted | {"ocrl.agents", "ocrl.load", "ocrl.__version__"}
     if parts[0] == "envs":
-        return BASE | {"ocrl.data", "ocrl.envs", "ocrl.__version__"}
+        encoding = {"ocrl.stream"} if where == "envs/slots.py" else set()
+        return BASE | {"ocrl.data", "ocrl.envs", "ocrl.__version__"} | encoding
     part = parts[1].removesuffix(".py")
     if part == "nn":
         return {"ocrl.nn"}
@@ -67,6 +73,8 @@ def allowed(path):
         return BASE | {f"ocrl.{part}", "ocrl.nn", "ocrl.initializers", "ocrl.matching"} | PROPERTIES
     if part == "initializers":
         return BASE | {"ocrl.nn"}
+    if part == "stream":
+        return BASE | {"ocrl.initializers", "ocrl.nn.location"}
     if part == "data":
         return BASE | {"ocrl.data"} | PROPERTIES
     if part in ("properties", "average_precision"):

@@ -1,14 +1,18 @@
 """Where slots are: places and scales, and how they weigh in the competition.
 
-B batch, K slots, N tokens of a grid in row-major order.
+B batch, K slots, N tokens of a grid (h, w) in row-major order.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
 from torch import Tensor
+
+NUM_GEOMETRY = 7
+"""Columns of `mask_geometry`."""
 
 
 def cell_centres(grid: tuple[int, int]) -> Tensor:
@@ -85,3 +89,44 @@ def spread_places(num_places: int) -> Tensor:
     radius = 0.42 * (index / max(num_places, 1)).sqrt()
     angle = index * math.pi * (3 - math.sqrt(5))
     return 0.5 + torch.stack([radius * angle.sin(), radius * angle.cos()], dim=-1)
+
+
+def mask_geometry(masks: Tensor, *, eps: float = 1e-3) -> Tensor:
+    """Where each slot is and how large, in sides of the picture.
+
+    Args:
+        masks: (...,K,h,w), sums to 1 over K.
+        eps: the least mass, in cells, that a slot's is taken for.
+
+    Returns:
+        (...,K,7): x and y of the mask's centre of mass, its area (the share of the picture), and
+        left, top, right, bottom of the cells in which no other slot has more. A slot without such
+        a cell has the empty box at its centre.
+    """
+    weights, sides, signs = _grid_tables(*masks.shape[-2:], masks.dtype, masks.device)
+    flat = masks.flatten(-2)
+    sums = flat @ weights
+    centres = sums[..., :6] / sums[..., 6:].clamp_min(eps)
+    # 4 puts the sides of other cells beyond all that are in [-1,1]: one minimum finds the box.
+    behind = (flat.amax(dim=-2, keepdim=True) - flat).sign()
+    box = torch.add(sides, behind[..., None, :], alpha=4).amin(dim=-1)
+    box = torch.where(box > 1, centres[..., 2:], box) * signs
+    return torch.cat([centres[..., :2], sums[..., 6:] / flat.shape[-1], box], dim=-1)
+
+
+@functools.cache
+def _grid_tables(
+    height: int, width: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What `mask_geometry` needs to know of the cells of a grid.
+
+    Returns:
+        (N,7) x and y of the centres; x, y, -x, -y; 1. (4,N) left, top, -right, -bottom of the
+        cells. (4,) the signs of those.
+    """
+    with torch.inference_mode(False):
+        centres = cell_centres((height, width)).to(device, dtype).flip(-1)
+        half = centres.new_tensor([0.5 / width, 0.5 / height])
+        weights = torch.cat([centres, centres, -centres, torch.ones_like(centres[:, :1])], dim=-1)
+        sides = torch.cat([centres - half, -centres - half], dim=-1).mT.contiguous()
+        return weights, sides, centres.new_tensor([1.0, 1.0, -1.0, -1.0])

@@ -95,6 +95,17 @@ def test_noise_is_drawn_in_training_and_fixed_in_eval(initializer: Initializer) 
     assert (alone[0, 2] - alone[0, 3]).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("is_training", [False, True])
+def test_gaussian_takes_noise_that_is_given(is_training: bool) -> None:
+    gaussian = GaussianInitializer(3, slot_dim=8, is_learned=True).train(is_training)
+    tokens, noise = torch.zeros(2, 5, 4), torch.randn(2, 3, 8)
+    expected = gaussian.mean + noise * gaussian.log_std.exp()
+    torch.testing.assert_close(gaussian(tokens, condition=noise), expected)
+    # Boxes are for other initializers.
+    plain = gaussian.eval()(tokens)
+    torch.testing.assert_close(gaussian(tokens, condition=torch.rand(2, 3, 4)), plain)
+
+
 def test_fixed_noise_travels_with_the_weights() -> None:
     torch.manual_seed(0)
     first = GaussianInitializer(4, slot_dim=2, is_learned=False).eval()

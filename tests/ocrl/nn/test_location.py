@@ -3,7 +3,14 @@ import math
 import pytest
 import torch
 
-from ocrl.nn.location import cell_centres, follow, log_density, moments, spread_places
+from ocrl.nn.location import (
+    cell_centres,
+    follow,
+    log_density,
+    mask_geometry,
+    moments,
+    spread_places,
+)
 
 
 def test_centres_of_the_cells():
@@ -65,3 +72,20 @@ def test_places_are_in_the_picture_and_apart(num_places):
     assert ((places > 0) & (places < 1)).all()
     if num_places > 1:
         assert torch.pdist(places).min() > 0.4 / math.sqrt(num_places)
+
+
+def test_geometry_of_masks_by_hand():
+    """A picture of 2 x 4 cells: slot 0 owns three, slot 1 five, slot 2 has a bit everywhere."""
+    left = torch.tensor([[0.9, 0.9, 0.0, 0.0], [0.9, 0.0, 0.0, 0.0]])
+    masks = torch.stack([left, 0.9 - left, torch.full((2, 4), 0.1)])
+    expected = torch.tensor(
+        [
+            [5 / 24, 5 / 12, 0.9 * 3 / 8, 0.0, 0.0, 0.5, 1.0],
+            [27 / 40, 0.55, 0.9 * 5 / 8, 0.25, 0.0, 1.0, 1.0],
+            [0.5, 0.5, 0.1, 0.5, 0.5, 0.5, 0.5],
+        ]
+    )
+    torch.testing.assert_close(mask_geometry(masks), expected)
+    batch = mask_geometry(torch.stack([masks, masks.flip(-1)]))
+    torch.testing.assert_close(batch[0], expected)
+    torch.testing.assert_close(batch[1, :2, 3], torch.tensor([0.5, 0.0]))

@@ -1,0 +1,192 @@
+"""From an observation of named parts to the vector that a policy's heads read.
+
+B batch, K slots or objects, F features of one, C H W image, W numbers of a vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from gymnasium.spaces import Space
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from torch import Tensor, nn
+
+from ocrl import checkpoint
+from ocrl.agents import spaces
+from ocrl.agents.pooling import Pooling
+from ocrl.agents.vision import Vision
+from ocrl.interfaces import FrameSlotEncoder
+
+OBJECTS = "objects"
+"""The set whose first column says whether a row is there."""
+_EPS = 1e-3
+"""A feature that varies less is constant."""
+
+
+class Features(BaseFeaturesExtractor):
+    """Sets through a pooling, frames through vision, vectors as they are, side by side.
+
+    The features of a set are shifted and scaled, each by itself, to what `measure` found once,
+    before learning: a small size in the corner of a large slot counts as much as any other.
+    With an encoder the frame becomes slots first, through which the policy's gradient reaches the
+    encoder, and slots go through a pooling.
+    """
+
+    def __init__(
+        self,
+        observation_space: Space[Any],
+        *,
+        plain_key: str,
+        pooling: Mapping[str, Any],
+        vision: Mapping[str, Any],
+        encoder: Mapping[str, Any] | None,
+    ) -> None:
+        """Build what the parts of an observation need.
+
+        Args:
+            observation_space: a `Box` or a flat `Dict` of them; frames are (C,H,W) here.
+            plain_key: name of the only part of an observation that is no `Dict`.
+            pooling: describes a `Pooling` but for `slot_dim` and `num_slots`.
+            vision: describes a `Vision` but for `frame_shape`.
+            encoder: describes a `FrameSlotEncoder` that reads the frame; None for none.
+
+        Raises:
+            ValueError: if a part is of a kind that no policy here reads, or the encoder has a
+                memory, or expects other frames.
+        """
+        self._parts = spaces.parts(observation_space, plain_key=plain_key)
+        self._plain_key = plain_key
+        built: dict[str, Pooling | Vision] = {}
+        slot_encoder = None if encoder is None else _frame_encoder(encoder)
+        for name, part in self._parts.items():
+            kind = spaces.kind(name, part)
+            if kind == spaces.FRAME and slot_encoder is None:
+                built[name] = checkpoint.build({**vision, "frame_shape": list(part.shape)})
+            elif kind == spaces.FRAME and slot_encoder is not None:
+                _check_frame(slot_encoder, part.shape)
+                built[name] = _pooling(pooling, slot_encoder.num_slots, slot_encoder.slot_dim)
+            elif kind == spaces.SET:
+                built[name] = _pooling(pooling, part.shape[0], _num_features(name, part.shape))
+        vectors = [part.shape[0] for name, part in self._parts.items() if name not in built]
+        sizes = [module.out_dim for module in built.values()]
+        super().__init__(observation_space, features_dim=sum(sizes) + sum(vectors))
+        self.readers = nn.ModuleDict(built)
+        self.scales = nn.ModuleDict(
+            {
+                name: _Scale(_num_features(name, self._parts[name].shape))
+                for name in built
+                if spaces.kind(name, self._parts[name]) == spaces.SET
+            }
+        )
+        self.encoder = slot_encoder
+
+    def train(self, mode: bool = True) -> Features:
+        """Switch to training; the encoder stays in `eval()`: its slots must not depend on luck."""
+        super().train(mode)
+        if self.encoder is not None:
+            self.encoder.eval()
+        return self
+
+    def forward(self, observation: Tensor | Mapping[str, Tensor]) -> Tensor:
+        """Make features (B,features_dim) of an observation; frames are floats in [0,1] here."""
+        return torch.cat(
+            [self._read(name, value) for name, value in self._named(observation).items()], dim=-1
+        )
+
+    def attention(self, observation: Tensor | Mapping[str, Tensor]) -> Tensor | None:
+        """Share (B,K) of each slot of the first set in its pooling; None where there is no such.
+
+        Rows are those of the observation; an object that is not there has none.
+        """
+        for name, value in self._named(observation).items():
+            reader: Any = self.readers[name] if name in self.readers else None  # noqa: SIM401
+            if isinstance(reader, Pooling):
+                slots, is_present = self._set(name, value)
+                return reader.attention(slots, is_present)
+        return None
+
+    def _named(self, observation: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if isinstance(observation, Tensor):
+            return {self._plain_key: observation}
+        # In the order of the space, which alone is the same everywhere.
+        return {name: observation[name] for name in self._parts}
+
+    def _read(self, name: str, value: Tensor) -> Tensor:
+        if name not in self.readers:
+            return value
+        reader = self.readers[name]
+        if isinstance(reader, Vision):
+            return reader(value)
+        return reader(*self._set(name, value))
+
+    def _set(self, name: str, value: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Slots (B,K,F) and which of them are there."""
+        if value.ndim == 4:
+            assert self.encoder is not None
+            return self.encoder.encode(value, condition=None).slots[:, 0], None
+        if name != OBJECTS:
+            return self.scales[name](value), None
+        return self.scales[name](value[..., 1:]), value[..., 0] > 0.5
+
+    def measure(self, observations: Mapping[str, Tensor]) -> None:
+        """Take mean and deviation of the features of sets from observations (B,K,F) by name.
+
+        Only rows that are present count.
+        """
+        scale: Any
+        for name, scale in self.scales.items():
+            values = observations[name].flatten(0, 1)
+            if name == OBJECTS:
+                values = values[values[:, 0] > 0.5, 1:]
+            scale.measure(values)
+
+
+class _Scale(nn.Module):
+    """Shifts and scales features by fixed amounts, none until they are measured."""
+
+    shift: Tensor
+    factor: Tensor
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.register_buffer("shift", torch.zeros(num_features))
+        self.register_buffer("factor", torch.ones(num_features))
+
+    def forward(self, values: Tensor) -> Tensor:
+        return (values - self.shift) * self.factor
+
+    def measure(self, values: Tensor) -> None:
+        """Make values (n,F) like these have mean 0 and deviation 1, constant ones mean 0 only."""
+        deviation, mean = torch.std_mean(values, dim=0, correction=0)
+        self.shift.copy_(mean)
+        self.factor.copy_(torch.where(deviation > _EPS, 1 / deviation.clamp(min=_EPS), 1.0))
+
+
+def _num_features(name: str, shape: tuple[int, ...]) -> int:
+    return shape[1] - 1 if name == OBJECTS else shape[1]
+
+
+def _pooling(config: Mapping[str, Any], num_slots: int, slot_dim: int) -> Pooling:
+    pooling: Pooling = checkpoint.build({**config, "slot_dim": slot_dim, "num_slots": num_slots})
+    return pooling
+
+
+def _frame_encoder(config: Mapping[str, Any]) -> FrameSlotEncoder:
+    encoder = checkpoint.build(config)
+    if not isinstance(encoder, FrameSlotEncoder):
+        raise ValueError(
+            "expected an encoder without memory (a FrameSlotEncoder) to be trained by the "
+            f"policy's gradient, got {type(encoder).__name__}; use encoder.mode=replay"
+        )
+    return encoder
+
+
+def _check_frame(encoder: FrameSlotEncoder, shape: tuple[int, ...]) -> None:
+    expected = (3, *encoder.backbone.image_size)
+    if tuple(shape) != expected:
+        raise ValueError(
+            f"expected frames of shape {expected}, which the encoder was trained on, got "
+            f"{tuple(shape)}; make the environment with another size, or take another encoder"
+        )

@@ -1,0 +1,72 @@
+"""What every agent offers, whatever it was trained with.
+
+E environments, K slots, A action size.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+State = Any
+"""A pytree (dict, tuple, array) of arrays or tensors; passed in and out, never kept."""
+
+Observation = NDArray[Any] | Mapping[str, NDArray[Any]]
+"""(E,...) of a plain space, or such an array for each key of a dictionary."""
+
+
+class Agent(ABC):
+    """Acts on a batch of environments."""
+
+    @abstractmethod
+    def initial_state(self, num_envs: int) -> State:
+        """The state before any observation of `num_envs` environments."""
+
+    @abstractmethod
+    def act(
+        self,
+        observation: Observation,
+        state: State,
+        is_first: NDArray[Any],
+        *,
+        is_deterministic: bool,
+    ) -> tuple[NDArray[Any], State]:
+        """Choose what each environment does next.
+
+        Args:
+            observation: (E,...), as the agent's environment gives it.
+            state: from `initial_state` or the previous call; it is not changed in place.
+            is_first: (E,) bool; true starts those environments afresh.
+            is_deterministic: take the likeliest action instead of drawing one.
+
+        Returns:
+            Actions (E,) or (E,A), and the next state.
+
+        Raises:
+            ValueError: if the observation is not of the agent's space.
+        """
+
+    def attention(self, observation: Observation) -> NDArray[Any] | None:
+        """The share (E,K) of the policy's attention on each slot; it sums to 1 over K.
+
+        None where the policy has no attention over a set of slots or objects.
+        """
+        return None
+
+    @classmethod
+    def restore(cls, folder: Path, *, config: Mapping[str, Any], meta: Mapping[str, Any]) -> Agent:
+        """Build the agent that was saved in a folder, see `ocrl.agents.load`.
+
+        Args:
+            folder: holds its weights.
+            config: what the folder's `config.yaml` says, `_target_` included.
+            meta: what its `meta.json` says.
+
+        Raises:
+            ValueError: if agents of this class are not saved, or the folder does not fit.
+        """
+        raise ValueError(f"expected an agent that can be loaded, got {cls.__name__}")

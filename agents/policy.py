@@ -1,0 +1,281 @@
+"""Policies of Stable-Baselines3 as agents.
+
+E environments, K slots, A action size.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from gymnasium.spaces import Discrete, Space
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from stable_baselines3 import A2C, DQN, PPO
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.policies import BasePolicy, MultiInputActorCriticPolicy
+from stable_baselines3.common.preprocessing import preprocess_obs
+from stable_baselines3.dqn.policies import MultiInputPolicy as QPolicy
+from torch import nn
+
+from ocrl.agents import spaces
+from ocrl.agents.features import Features
+from ocrl.agents.interface import Agent, Observation, State
+from ocrl.agents.pooling import Concatenation
+
+Algorithm = Literal["ppo", "a2c", "dqn", "recurrent_ppo"]
+WEIGHTS = "policy.safetensors"
+_KNOWN: dict[str, tuple[type[BaseAlgorithm], type[BasePolicy]]] = {
+    "ppo": (PPO, MultiInputActorCriticPolicy),
+    "a2c": (A2C, MultiInputActorCriticPolicy),
+    "dqn": (DQN, QPolicy),
+}
+_RECURRENT = "recurrent_ppo"
+_NOT_OF_NETWORK = ("_target_", "training")
+
+
+def find_algorithm(name: str) -> tuple[type[BaseAlgorithm], type[BasePolicy]]:
+    """The classes of an algorithm and of its policy.
+
+    Raises:
+        ValueError: if there is no such algorithm, or its package is not installed.
+    """
+    if name in _KNOWN:
+        return _KNOWN[name]
+    if name != _RECURRENT:
+        raise ValueError(f"expected algorithm to be one of {[*_KNOWN, _RECURRENT]}, got {name!r}")
+    try:
+        contrib = importlib.import_module("sb3_contrib")
+        policies = importlib.import_module("sb3_contrib.ppo_recurrent.policies")
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            "algorithm recurrent_ppo needs sb3-contrib: pip install 'ocrl[recurrent]'"
+        ) from error
+    return contrib.RecurrentPPO, policies.RecurrentMultiInputActorCriticPolicy
+
+
+def check_actions(algorithm: str, space: Space[Any]) -> None:
+    """Refuse actions that an algorithm can not choose.
+
+    Raises:
+        ValueError: if they are continuous and the algorithm is DQN.
+    """
+    if algorithm == "dqn" and not isinstance(space, Discrete):
+        raise ValueError(
+            f"expected discrete actions for dqn, which compares the value of each, got {space}; "
+            "use agent=ppo, or an environment with discrete actions"
+        )
+
+
+@dataclass(frozen=True)
+class Network:
+    """Everything but spaces that a policy is built from, in plain values.
+
+    Attributes:
+        algorithm: whose policy it is.
+        policy: further arguments of the policy, by the names of Stable-Baselines3.
+        plain_key: name of the only part of an observation that is no `Dict`.
+        pooling: see `Features`.
+        vision: see `Features`.
+        encoder: see `Features`.
+    """
+
+    algorithm: str
+    policy: Mapping[str, Any]
+    plain_key: str
+    pooling: Mapping[str, Any]
+    vision: Mapping[str, Any]
+    encoder: Mapping[str, Any] | None
+
+    def arguments(self) -> dict[str, Any]:
+        """What the policy's constructor takes beside spaces and learning rate."""
+        return {
+            **self.policy,
+            "features_extractor_class": Features,
+            "features_extractor_kwargs": {
+                "plain_key": self.plain_key,
+                "pooling": self.pooling,
+                "vision": self.vision,
+                "encoder": self.encoder,
+            },
+        }
+
+
+class PolicyAgent(Agent):
+    """Acts by a policy of Stable-Baselines3, live in training or loaded.
+
+    That of DQN takes the best action whether or not the likeliest is asked for: its exploration
+    belongs to training.
+    """
+
+    def __init__(self, policy: BasePolicy, *, network: Network) -> None:
+        """Wrap a policy.
+
+        Args:
+            policy: not copied, so that an agent follows its training.
+            network: what it was built from.
+        """
+        self.policy = policy
+        self.network = network
+
+    def initial_state(self, num_envs: int) -> State:
+        """Zeros of a recurrent policy, nothing for others."""
+        if self.network.algorithm != _RECURRENT:
+            return None
+        memory: Any = self.policy
+        layers, _, size = memory.lstm_hidden_state_shape
+        zeros = np.zeros((layers, num_envs, size), np.float32)
+        return zeros, zeros.copy()
+
+    def act(
+        self,
+        observation: Observation,
+        state: State,
+        is_first: NDArray[Any],
+        *,
+        is_deterministic: bool,
+    ) -> tuple[NDArray[Any], State]:
+        """Choose actions, see `Agent.act`; those of a box are clipped to it."""
+        return self.policy.predict(
+            observation,
+            state=state,
+            episode_start=np.asarray(is_first),
+            deterministic=is_deterministic,
+        )
+
+    @torch.no_grad()
+    def attention(self, observation: Observation) -> NDArray[Any] | None:
+        """Share (E,K) of each slot in the policy's pooling, see `Agent.attention`."""
+        self.policy.set_training_mode(False)
+        tensors, _ = self.policy.obs_to_tensor(observation)
+        inputs: Any = preprocess_obs(tensors, self.policy.observation_space)
+        share = self.features.attention(inputs)
+        return None if share is None else share.cpu().numpy()
+
+    def reading(self, space: Space[Any]) -> PolicyAgent:
+        """The same agent for observations whose sets have other numbers of rows.
+
+        Args:
+            space: of the observation in one environment.
+
+        Raises:
+            ValueError: if it differs in more than that, or the pooling concatenates rows.
+        """
+        own, found = self.policy.observation_space, spaces.channels_first(space)
+        if found == own:
+            return self
+        key = self.network.plain_key
+        expected, given = (
+            {name: part.shape[len(part.shape) == 2 :] for name, part in parts.items()}
+            for parts in (spaces.parts(s, plain_key=key) for s in (own, found))
+        )
+        if expected != given:
+            raise ValueError(f"expected observations of {own} but for rows of sets, got {space}")
+        if any(isinstance(module, Concatenation) for module in self.policy.modules()):
+            raise ValueError(f"expected sets of {own}, whose rows are concatenated, got {space}")
+        policy = copy.copy(self.policy)
+        policy.observation_space = found
+        return PolicyAgent(policy, network=self.network)
+
+    @property
+    def features(self) -> Features:
+        """The part of the policy that reads observations."""
+        is_q = self.network.algorithm == "dqn"
+        owner: Any = self.policy.q_net if is_q else self.policy
+        return owner.features_extractor
+
+    def measure(self, observations: Mapping[str, torch.Tensor]) -> None:
+        """Fit the scale of sets to observations (B,K,F) by name, see `Features.measure`."""
+        device = self.policy.device
+        self.features.measure({name: value.to(device) for name, value in observations.items()})
+        self._copy_to_target()
+
+    def take_encoder(self, encoder: nn.Module) -> None:
+        """Begin with the weights of a trained encoder.
+
+        Raises:
+            ValueError: if the policy has no encoder of its own.
+        """
+        if self.features.encoder is None:
+            raise ValueError("expected a policy with an encoder of its own, got none")
+        self.features.encoder.load_state_dict(encoder.state_dict())
+        self._copy_to_target()
+
+    def _copy_to_target(self) -> None:
+        if self.network.algorithm == "dqn":
+            policy: Any = self.policy
+            policy.q_net_target.load_state_dict(policy.q_net.state_dict())
+
+    def config(self) -> dict[str, Any]:
+        """What `restore` builds the agent from, in plain values."""
+        return {"_target_": "ocrl.agents.policy.PolicyAgent", **asdict(self.network)}
+
+    def save_weights(self, folder: Path) -> None:
+        """Write the weights into a folder."""
+        weights = {
+            name: tensor.detach().cpu().clone().contiguous()
+            for name, tensor in _once(self.policy).items()
+        }
+        save_file(weights, folder / WEIGHTS)
+
+    def load_weights(self, folder: Path) -> None:
+        """Read what `save_weights` wrote.
+
+        Raises:
+            ValueError: if the file is damaged, or its weights are of another policy.
+        """
+        try:
+            weights = load_file(folder / WEIGHTS)
+            if weights.keys() != _once(self.policy).keys():
+                raise RuntimeError(f"other names: {sorted(weights.keys() ^ _once(self.policy))}")
+            self.policy.load_state_dict(weights, strict=False)
+        except (SafetensorError, FileNotFoundError) as error:
+            raise ValueError(f"{folder / WEIGHTS} is damaged: {error}") from error
+        except RuntimeError as error:
+            sentence = " ".join(str(error).split())
+            raise ValueError(
+                f"{folder}: the weights do not fit the configuration: {sentence}"
+            ) from error
+
+    @classmethod
+    def restore(
+        cls, folder: Path, *, config: Mapping[str, Any], meta: Mapping[str, Any]
+    ) -> PolicyAgent:
+        """Build the agent that was saved in a folder, see `Agent.restore`."""
+        try:
+            network = Network(**{k: v for k, v in config.items() if k not in _NOT_OF_NETWORK})
+        except TypeError as error:
+            raise ValueError(f"{folder / 'config.yaml'} is no agent's: {error}") from error
+        observation, action = (
+            spaces.from_json(meta[name]) for name in ("observation_space", "action_space")
+        )
+        policy = _build(network, spaces.channels_first(observation), action)
+        agent = cls(policy, network=network)
+        agent.load_weights(folder)
+        policy.set_training_mode(False)
+        return agent
+
+
+def _once(policy: nn.Module) -> dict[str, torch.Tensor]:
+    """Weights by name; those with several names, as shared parts have, by the first one."""
+    names: dict[tuple[int, torch.Size], str] = {}
+    state = policy.state_dict()
+    for name, tensor in state.items():
+        names.setdefault((tensor.data_ptr(), tensor.shape), name)
+    return {name: state[name] for name in names.values()}
+
+
+def _build(network: Network, observation: Space[Any], action: Space[Any]) -> BasePolicy:
+    _, policy_class = find_algorithm(network.algorithm)
+
+    def no_rate(progress_remaining: float) -> float:
+        return 0.0
+
+    return policy_class(observation, action, no_rate, **network.arguments())

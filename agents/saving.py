@@ -1,0 +1,181 @@
+"""Agents on disk: one folder that describes itself, and executes nothing when it is loaded.
+
+policy.safetensors  weights: tensors only
+config.yaml         a `_target_` and plain values
+meta.json           version, step, environment, observation, spaces, encoder
+encoder/            the slot model, where the agent tunes it
+resume/             only needed to go on training
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gymnasium.spaces import Space
+
+from ocrl import checkpoint
+from ocrl.agents import spaces
+from ocrl.agents.interface import Agent
+
+VERSION = 1
+"""Of the folder's layout; an agent of another one is refused."""
+FOLDER = "agent"
+"""Where a run keeps its agent, inside the run's directory."""
+
+
+def find(path: Path | str) -> Path:
+    """Find the folder of an agent: the path itself, or the one in a run's directory.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    path = Path(path)
+    for candidate in (path, path / FOLDER):
+        # A crash between the two renames of a save leaves only the previous one.
+        for folder in (candidate, candidate.with_name(f"{candidate.name}.previous")):
+            if (folder / "meta.json").is_file() and (folder / "config.yaml").is_file():
+                return folder
+    raise FileNotFoundError(
+        f"expected an agent (policy.safetensors, config.yaml, meta.json) at {path}"
+    )
+
+
+def read_meta(path: Path | str) -> dict[str, Any]:
+    """Read what an agent's folder says of itself.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it was written in another version of the layout, or is damaged.
+    """
+    file = find(path) / "meta.json"
+    try:
+        meta = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged: {error}") from error
+    if not isinstance(meta, dict) or "observation_space" not in meta:
+        raise ValueError(f"{file} is not that of an agent")
+    if meta.get("version") != VERSION:
+        raise ValueError(
+            f"agent {file.parent}: expected version {VERSION}, got {meta.get('version')}; load it "
+            "with the release that wrote it"
+        )
+    return meta
+
+
+def read_config(path: Path | str) -> dict[str, Any]:
+    """Read what an agent is built from.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it is damaged.
+    """
+    return checkpoint.read_yaml(find(path) / "config.yaml")
+
+
+def load(path: Path | str, *, env: Any = None, encoder: Path | str | None = None) -> Agent:
+    """Load an agent, on the CPU.
+
+    Args:
+        path: a run's directory, or the folder `agent` in it.
+        env: a vector environment that the agent is to act in, to check that it fits.
+        encoder: checkpoint of the encoder whose slots the agent is to be given, to check that it
+            is the one that it learned with.
+
+    Raises:
+        FileNotFoundError: if there is no agent.
+        ValueError: if it is damaged, has another version, names an unknown class, or the
+            environment or the encoder is not that of its training.
+    """
+    folder = find(path)
+    meta, config = read_meta(folder), read_config(folder)
+    target = checkpoint.find_class(str(config.get("_target_")), Agent)
+    if encoder is not None:
+        check_encoder(folder, encoder)
+    if env is not None:
+        check_env(folder, env)
+    return target.restore(folder, config=config, meta=meta)
+
+
+def check_encoder(path: Path | str, encoder: Path | str) -> None:
+    """Refuse an encoder that an agent did not learn with.
+
+    Raises:
+        ValueError: if its hash is not the one that the agent names, or it names none.
+    """
+    known = read_meta(path)["encoder"]
+    if known is None:
+        raise ValueError(f"{find(path)} learned without an encoder, got that of {encoder}")
+    found = checkpoint.digest(encoder)
+    if found != known["hash"]:
+        raise ValueError(
+            f"{find(path)} learned with the encoder {known['path']} (hash {known['hash'][:12]}), "
+            f"got that of {encoder} (hash {found[:12]}): its slots mean something else"
+        )
+
+
+def describe_encoder(checkpoint_path: Path, run: Path) -> dict[str, str]:
+    """What an agent's `meta.json` says of the encoder that it learns with.
+
+    Args:
+        checkpoint_path: of the encoder.
+        run: directory of the agent's run; a checkpoint in it is found wherever the run is moved.
+    """
+    found, run = checkpoint_path.resolve(), run.resolve()
+    place = found.relative_to(run) if found.is_relative_to(run) else found
+    return {"path": str(place), "hash": checkpoint.digest(found)}
+
+
+def trained_steps(run: Path) -> int:
+    """Environment steps that the agent of a run has learned from; 0 where there is none."""
+    try:
+        return int(read_meta(run)["step"])
+    except FileNotFoundError:
+        return 0
+
+
+def encoder_path(path: Path | str) -> Path | None:
+    """Checkpoint of the encoder that an agent learned with; None where there is none.
+
+    Raises:
+        FileNotFoundError: if it is not there any more.
+        ValueError: if another one is there now.
+    """
+    folder = find(path)
+    known = read_meta(folder)["encoder"]
+    if known is None:
+        return None
+    # A tuned one is part of the agent; relative ones are inside the run, which may have been moved.
+    found = folder / "encoder" if "origin" in known else folder.parent / known["path"]
+    check_encoder(folder, found)
+    return found
+
+
+def check_env(path: Path | str, env: Any) -> None:
+    """Refuse an environment with other spaces than those of an agent's training.
+
+    Args:
+        path: of the agent.
+        env: a vector environment of Gymnasium or of Stable-Baselines3.
+
+    Raises:
+        ValueError: if a space differs; the message names both.
+    """
+    meta = read_meta(path)
+    for name in ("observation_space", "action_space"):
+        found: Space[Any] = getattr(env, f"single_{name}", None) or getattr(env, name)
+        expected = spaces.from_json(meta[name])
+        if spaces.to_json(found) != meta[name]:
+            raise ValueError(
+                f"{find(path)}: expected the {name.replace('_', ' ')} of its training, "
+                f"{expected}, got {found}"
+            )
+
+
+def write(folder: Path, agent: Any, *, config: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
+    """Write an agent that has `save_weights` into a folder, as part of `checkpoint.replacing`."""
+    agent.save_weights(folder)
+    checkpoint.write_yaml(folder / "config.yaml", config)
+    (folder / "meta.json").write_text(json.dumps({"version": VERSION, **meta}, indent=2) + "\n")

@@ -1,0 +1,103 @@
+"""The true objects of a frame as a set of vectors, for agents that are given what others see.
+
+M rows, F columns.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ocrl.envs.interface import ObjectEnv
+
+
+class ObjectTable:
+    """Turns `objects()` of an environment into an array (M,F) of numbers.
+
+    Columns, named by `columns`: presence, 1 for an object and 0 for an empty row, which is all
+    zero; the category, one of so many columns being 1; x and y of the position; width and height of
+    the box; the attributes, those with classes as one column per class, those with a limit divided
+    by it. The environment's `hidden_attributes` are left out: they tell what no picture does.
+
+    Attributes:
+        columns: F names.
+        shape: (M, F); M is the environment's `max_objects`.
+    """
+
+    def __init__(self, env: ObjectEnv, *, is_shuffled: bool) -> None:
+        """Find out which columns the objects of an environment have.
+
+        Args:
+            env: read only here.
+            is_shuffled: put the rows into another random order in every frame, empty ones among
+                them, so that no place in the array stands for an object; else in the order of
+                `objects()`.
+
+        Raises:
+            ValueError: if the environment has several views.
+        """
+        if len(env.observation_space.shape or ()) != 3:
+            raise ValueError(
+                f"expected an environment with one view (H,W,3) for a table of objects, got "
+                f"observations of shape {env.observation_space.shape}"
+            )
+        self._num_categories = len(env.categories)
+        self._is_shuffled = is_shuffled
+        self._rng = np.random.default_rng()
+        self._numbers: list[int] = []
+        self._classes: list[tuple[int, int]] = []
+        limits: list[float] = []
+        numbers: list[str] = []
+        classes: list[str] = []
+        for index, name in enumerate(env.attribute_names):
+            if name in env.hidden_attributes:
+                continue
+            if name in env.attribute_classes:
+                known = env.attribute_classes[name]
+                self._classes.append((index, len(known)))
+                classes += [f"{name}={entry}" for entry in known]
+            else:
+                self._numbers.append(index)
+                limits.append(env.attribute_limits.get(name, 1.0))
+                numbers.append(name)
+        self._limits = np.array(limits, np.float32)
+        self.columns = (
+            "presence",
+            *(f"category={name}" for name in env.categories),
+            *("x", "y", "width", "height"),
+            *numbers,
+            *classes,
+        )
+        self.shape = (env.max_objects, len(self.columns))
+
+    def seed(self, seed: int) -> None:
+        """Seed the order of the rows."""
+        self._rng = np.random.default_rng([seed, len(self.columns)])
+
+    def __call__(self, objects: NDArray[Any]) -> NDArray[np.float32]:
+        """The array (M,F) of a table of objects."""
+        table = np.zeros(self.shape, np.float32)
+        count = len(objects)
+        places = self._rng.permutation(len(table))[:count] if self._is_shuffled else slice(count)
+        table[places] = self._encode(objects)
+        return table
+
+    def _encode(self, objects: NDArray[Any]) -> NDArray[np.float32]:
+        """Rows (m,F) of the objects that are there."""
+        attributes, box = objects["attributes"], objects["box"]
+        rows = np.arange(len(objects))
+        encoded = np.zeros((len(objects), self.shape[1]), np.float32)
+        encoded[:, 0] = 1.0
+        encoded[rows, 1 + objects["category"].astype(np.int64)] = 1.0
+        column = 1 + self._num_categories
+        encoded[:, column : column + 2] = objects["position"]
+        encoded[:, column + 2 : column + 4] = box[:, 2:] - box[:, :2]
+        column += 4
+        end = column + len(self._numbers)
+        encoded[:, column:end] = attributes[:, self._numbers] / self._limits
+        for index, count in self._classes:
+            encoded[rows, end + attributes[:, index].astype(np.int64)] = 1.0
+            end += count
+        return encoded

@@ -1,0 +1,85 @@
+"""What an agent observes of an environment: frames, objects, and vectors beside them.
+
+H W image, M rows and F columns of the table of objects, W numbers of a vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box, Dict
+from numpy.typing import NDArray
+
+from ocrl.envs.interface import ObjectEnv
+from ocrl.envs.object_table import ObjectTable
+from ocrl.envs.registry import unknown
+
+FRAME, OBJECTS = "frame", "objects"
+
+
+class ObservedEnv(gymnasium.Wrapper[Any, Any, NDArray[np.uint8], Any]):
+    """An `ObjectEnv` whose observation is made of named parts.
+
+    `frame` (H,W,3) uint8 is the picture; `objects` (M,F) the true objects, see `ObjectTable`; any
+    other name is one of the environment's `vectors()` (W,), such as `inventory` or `mission`. One
+    part is the observation itself, several are a dict. Masks and tables are reached as before.
+    """
+
+    def __init__(self, env: ObjectEnv, keys: Sequence[str], *, is_shuffled: bool = False) -> None:
+        """Compose the observation.
+
+        Args:
+            env: the environment.
+            keys: names of the parts, one or more.
+            is_shuffled: see `ObjectTable`; `reset(seed=s)` seeds the order too.
+
+        Raises:
+            ValueError: if a part does not exist or is named twice, or none is named.
+        """
+        super().__init__(env)
+        known = (FRAME, OBJECTS, *env.vector_sizes)
+        for key in keys:
+            if key not in known:
+                raise ValueError(unknown("part of the observation", key, known))
+        if not keys or len(set(keys)) < len(keys):
+            raise ValueError(f"expected different parts of the observation, got {list(keys)}")
+        self._env = env
+        self._keys = tuple(keys)
+        self._table = ObjectTable(env, is_shuffled=is_shuffled) if OBJECTS in keys else None
+        self._needs_vectors = any(key in env.vector_sizes for key in keys)
+        spaces = {key: self._space(key) for key in keys}
+        self.observation_space = spaces[keys[0]] if len(keys) == 1 else Dict(spaces)
+
+    def _space(self, key: str) -> gymnasium.Space[Any]:
+        if key == FRAME:
+            return self._env.observation_space
+        if key == OBJECTS:
+            assert self._table is not None
+            return Box(-np.inf, np.inf, self._table.shape, np.float32)
+        return Box(0.0, 1.0, (self._env.vector_sizes[key],), np.float32)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """See Gymnasium."""
+        frame, info = self.env.reset(seed=seed, options=options)
+        if seed is not None and self._table is not None:
+            self._table.seed(seed)
+        return self._observe(frame), info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """See Gymnasium."""
+        frame, *outcome = self.env.step(action)
+        return self._observe(frame), *outcome
+
+    def _observe(self, frame: NDArray[np.uint8]) -> Any:
+        vectors = self._env.vectors() if self._needs_vectors else {}
+        parts: dict[str, Any] = {**vectors, FRAME: frame}
+        if self._table is not None:
+            parts[OBJECTS] = self._table(self._env.objects())
+        if len(self._keys) == 1:
+            return parts[self._keys[0]]
+        return {key: parts[key] for key in self._keys}

@@ -1,0 +1,90 @@
+"""Train an agent that sees slots, pixels or the true objects: one command.
+
+python scripts/train_agent.py env=sprites-object_comparison obs=slots encoder.path=PATH
+"""
+
+# The launcher comes first: it sets memory and threads before torch is loaded.
+from launch import choice, output_dir, script
+
+# isort: split
+from collections.abc import Mapping
+from functools import partial
+
+import hydra
+from agent_evaluation import evaluate_run, is_evaluated, settings_after_training
+from observations import FRAME, SLOTS, find_encoder, make_observed
+from omegaconf import DictConfig
+from rich.console import Console
+
+from ocrl import checkpoint
+from ocrl.agents import saving
+from ocrl.agents.evaluation import play, summarize
+from ocrl.agents.policy import PolicyAgent
+from ocrl.agents.ppo import AgentRun, ModelFree
+from ocrl.envs.crafter import crafter_score
+from ocrl.log import TensorBoard
+
+
+@script("agent")
+def main(config: DictConfig) -> None:
+    """Find or train an encoder, then train the agent; each goes on where it was stopped."""
+    settings = checkpoint.plain(config)
+    observation, evaluation = settings["observation"], settings["evaluation"]
+    trainer: ModelFree = hydra.utils.instantiate(config.agent, _recursive_=False, _convert_="all")
+    directory, env, console = output_dir(), choice("env"), Console(stderr=True, soft_wrap=True)
+    if saving.trained_steps(directory) >= trainer.total_steps and is_evaluated(directory):
+        console.print(f"{directory}: trained for {trainer.total_steps} steps before; nothing to do")
+        return
+    arguments = {name: value for name, value in settings["env"].items() if name != "_target_"}
+    encoder = None
+    if observation["main"] == SLOTS:
+        encoder = find_encoder(config, env=env, directory=directory, console=console)
+        if encoder.mode == "gradient":
+            # The policy holds the encoder, so it is given frames.
+            observation = {**observation, "main": FRAME}
+    make = partial(
+        make_observed,
+        env,
+        arguments=arguments,
+        observation=observation,
+        model=None if encoder is None else encoder.model,
+    )
+
+    def evaluate(agent: PolicyAgent, step: int, board: TensorBoard) -> Mapping[str, float]:
+        apart = make(num_envs=min(16, evaluation["num_episodes"]), processes=False)
+        episodes = play(
+            agent,
+            apart,
+            num_episodes=evaluation["num_episodes"],
+            seed=trainer.seed,
+            is_deterministic=evaluation["is_deterministic"],
+        )
+        apart.close()
+        figures: Mapping[str, float] = summarize(episodes, score=crafter_score)["mean"]
+        return figures
+
+    envs = make(
+        num_envs=trainer.num_envs,
+        processes=trainer.processes,
+        remember=0 if encoder is None else encoder.remember,
+    )
+    meta = {"env": env, "env_arguments": arguments, "observation": observation}
+    own = encoder if encoder is not None and encoder.mode == "gradient" else None
+    try:
+        trainer.train(
+            envs,
+            run=AgentRun(directory, {**meta, "encoder": encoder and encoder.described}),
+            network=trainer.network(plain_key=observation["main"], encoder=own and own.config),
+            evaluate=evaluate,
+            score=crafter_score,
+            encoder=own and own.model.encoder,
+            extra=encoder and encoder.part(envs, env=env, arguments=arguments, seed=trainer.seed),
+        )
+    finally:
+        envs.close()
+    evaluate_run(directory, say=console.print, settings=settings_after_training(evaluation))
+    console.print(f"agent, progress.csv, evaluation.json, video.mp4, tensorboard: {directory}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""Pooling: order does not matter, absent rows neither, and attention says where it looked."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from ocrl import checkpoint
+from ocrl.agents import pooling
+
+FILES = sorted((Path(__file__).parents[2] / "configs/pooling").glob("*.yaml"))
+INVARIANT = [path for path in FILES if path.stem != "concatenation"]
+
+
+def built(path, *, num_slots=5, slot_dim=7):
+    torch.manual_seed(0)
+    config = yaml.safe_load(path.read_text())
+    del config["_partial_"]
+    return checkpoint.build(config | {"slot_dim": slot_dim, "num_slots": num_slots})
+
+
+def sets(*, seed=1, batch=3, num_slots=5, slot_dim=7):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, num_slots, slot_dim, generator=generator)
+
+
+def test_every_class_has_a_file():
+    targets = {yaml.safe_load(path.read_text())["_target_"].rpartition(".")[2] for path in FILES}
+    assert targets == {"SetTransformer", "MeanPooling", "RelationNetwork", "Concatenation"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_set_becomes_one_vector_through_which_every_weight_learns(path):
+    module = built(path)
+    pooled = module(sets())
+    assert pooled.shape == (3, module.out_dim)
+    # Not the sum: a last LayerNorm gives all sums of its output no gradient.
+    (pooled * torch.randn(pooled.shape)).sum().backward()
+    # Keys' biases shift all logits alike, which the softmax does not see.
+    learns = {n: p.grad.abs().sum() > 0 for n, p in module.named_parameters()}
+    assert all(learns[name] for name in learns if not name.endswith("to_k.bias")), learns
+
+
+@pytest.mark.parametrize("path", INVARIANT, ids=lambda path: path.stem)
+def test_the_order_of_slots_changes_nothing(path):
+    module, slots = built(path), sets()
+    order = torch.tensor([3, 0, 4, 2, 1])
+    torch.testing.assert_close(module(slots[:, order]), module(slots))
+    is_present = torch.tensor([[1, 0, 1, 1, 0]] * 3, dtype=torch.bool)
+    shuffled = module(slots[:, order], is_present[:, order])
+    torch.testing.assert_close(shuffled, module(slots, is_present))
+
+
+def test_the_order_of_slots_matters_to_concatenation():
+    module, slots = built(FILES[0].with_stem("concatenation")), sets()
+    assert not torch.allclose(module(slots.flip(1)), module(slots), atol=1e-3)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_what_absent_rows_hold_changes_nothing(path):
+    module, slots = built(path), sets()
+    is_present = torch.tensor([[1, 0, 1, 1, 0]] * 3, dtype=torch.bool)
+    other = torch.where(is_present[..., None], slots, sets(seed=2))
+    torch.testing.assert_close(module(other, is_present), module(slots, is_present))
+    assert not torch.allclose(module(slots), module(slots, is_present), atol=1e-3)
+
+
+@pytest.mark.parametrize("path", INVARIANT, ids=lambda path: path.stem)
+def test_absent_rows_are_as_if_the_set_were_smaller(path):
+    module, slots = built(path), sets()
+    is_present = torch.tensor([[1, 1, 1, 0, 0]] * 3, dtype=torch.bool)
+    torch.testing.assert_close(module(slots, is_present), module(slots[:, :3]))
+    nothing = module(slots, torch.zeros(3, 5, dtype=torch.bool))
+    assert nothing.isfinite().all()
+    torch.testing.assert_close(nothing[0], nothing[1])
+
+
+def test_the_read_out_token_alone_is_computed_as_all_tokens_would_be():
+    module, slots = built(FILES[0].with_stem("set_transformer")), sets()
+    tokens, mask = module._tokens(slots, None)
+    for block in module.blocks:
+        tokens = block(tokens, mask, num_read=None)
+    torch.testing.assert_close(module(slots), module.norm_out(tokens[:, 0]))
+
+
+def test_attention_is_a_share_of_the_slots_that_are_present():
+    module, slots = built(FILES[0].with_stem("set_transformer")), sets()
+    order = torch.tensor([3, 0, 4, 2, 1])
+    share = module.attention(slots)
+    torch.testing.assert_close(share.sum(-1), torch.ones(3))
+    torch.testing.assert_close(module.attention(slots[:, order]), share[:, order])
+    is_present = torch.tensor([[1, 0, 1, 1, 0], [1] * 5, [0] * 5], dtype=torch.bool)
+    share = module.attention(slots, is_present)
+    assert (share[~is_present] == 0).all() and share.isfinite().all()
+    torch.testing.assert_close(share.sum(-1), torch.tensor([1.0, 1.0, 0.0]))
+
+
+def test_attention_is_the_product_of_the_layers_weights():
+    # One head, one layer: half what the read-out token keeps, half its softmax over the slots.
+    module = pooling.SetTransformer(2, num_slots=2, dim=4, num_layers=1, num_heads=1, mlp_factor=1)
+    slots = sets(batch=1, num_slots=2, slot_dim=2)
+    tokens, _ = module._tokens(slots, None)
+    block = module.blocks[0]
+    normal = block.norm_inputs(tokens)[0].double()
+    query, key = (
+        normal @ layer.weight.double().T + layer.bias.double()
+        for layer in (block.attention.to_q, block.attention.to_k)
+    )
+    expected = (query[0] @ key.T / 4**0.5).softmax(-1)[1:]
+    found = module.attention(slots)[0].double()
+    torch.testing.assert_close(found, expected / expected.sum(), atol=1e-6, rtol=0)
+
+
+def test_the_relation_network_sees_pairs():
+    # Golden: with identity maps the mean over pairs of relu(a_i + b_j) is known.
+    module = pooling.RelationNetwork(1, num_slots=2, dim=1, num_layers=2)
+    with torch.no_grad():
+        for layer in (module.to_first, module.to_second):
+            layer.weight.fill_(1.0)
+        module.to_first.bias.zero_()
+    module.inner = module.outer = torch.nn.Identity()
+    pooled = module(torch.tensor([[[1.0], [-3.0]]]))
+    torch.testing.assert_close(pooled, torch.tensor([[(2.0 + 0.0 + 0.0 + 0.0) / 4]]))
+
+
+def test_impossible_sizes_are_refused():
+    with pytest.raises(ValueError, match="num_layers of at least 1, got 0"):
+        pooling.SetTransformer(2, num_slots=2, dim=4, num_layers=0, num_heads=1, mlp_factor=1)
+    with pytest.raises(ValueError, match="num_heads must divide dim"):
+        pooling.SetTransformer(2, num_slots=2, dim=4, num_layers=1, num_heads=3, mlp_factor=1)
+    with pytest.raises(ValueError, match="num_layers of at least 2, got 1"):
+        pooling.RelationNetwork(2, num_slots=2, dim=4, num_layers=1)
