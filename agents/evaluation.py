@@ -5,12 +5,14 @@ E environments, N episodes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import gymnasium
 import numpy as np
+import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
@@ -74,6 +76,14 @@ def episode_seeds(seed: int, num_episodes: int) -> list[int]:
     return [int(number) >> 1 for number in sequence.generate_state(num_episodes)]
 
 
+@contextmanager
+def own_random_numbers(seed: int) -> Iterator[None]:
+    """Draw from torch by `seed` inside, and leave the numbers drawn outside as they would be."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield
+
+
 def play(
     agent: Agent,
     env: VectorEnv[Any, Any, Any],
@@ -85,8 +95,10 @@ def play(
     """Play N episodes whose worlds follow from `seed` alone.
 
     Episode n has the n-th of `episode_seeds`, whoever plays it and however many environments there
-    are, so agents can be compared episode by episode. All environments start together and the
-    slowest one is waited for: counting the first N episodes to end would favour short ones.
+    are, so agents can be compared episode by episode. Actions drawn from torch follow from `seed`
+    too, and training around it goes on with its own random numbers. All environments start
+    together and the slowest one is waited for: counting the first N episodes to end would favour
+    short ones.
 
     Args:
         agent: who plays.
@@ -106,10 +118,11 @@ def play(
     num_rounds = -(-num_episodes // env.num_envs)
     seeds = episode_seeds(seed, num_rounds * env.num_envs)
     ends: list[_End] = []
-    for start in range(0, len(seeds), env.num_envs):
-        counted = min(env.num_envs, num_episodes - start)
-        round_seeds = seeds[start : start + env.num_envs]
-        ends += _play_round(agent, env, round_seeds, counted, is_deterministic)
+    with own_random_numbers(seed):
+        for start in range(0, len(seeds), env.num_envs):
+            counted = min(env.num_envs, num_episodes - start)
+            round_seeds = seeds[start : start + env.num_envs]
+            ends += _play_round(agent, env, round_seeds, counted, is_deterministic)
     has_success = all("is_success" in end.info for end in ends)
     names = sorted(ends[0].info.get("achievements", {}))
     return Episodes(
@@ -137,7 +150,7 @@ def _play_round(
     is_deterministic: bool,
 ) -> list[_End]:
     """One episode in each environment; those of the first `num_counted` environments."""
-    observation, _ = env.reset(seed=list(seeds))
+    observation, _ = env.reset(seed=list(seeds))  # type: ignore[arg-type]
     state = agent.initial_state(env.num_envs)
     is_first = np.ones(env.num_envs, dtype=bool)
     total = np.zeros(env.num_envs)

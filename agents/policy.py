@@ -5,6 +5,7 @@ E environments, K slots, A action size.
 
 from __future__ import annotations
 
+import copy
 import importlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -27,6 +28,7 @@ from torch import nn
 from ocrl.agents import spaces
 from ocrl.agents.features import Features
 from ocrl.agents.interface import Agent, Observation, State
+from ocrl.agents.pooling import Concatenation
 
 Algorithm = Literal["ppo", "a2c", "dqn", "recurrent_ppo"]
 WEIGHTS = "policy.safetensors"
@@ -156,6 +158,31 @@ class PolicyAgent(Agent):
         inputs: Any = preprocess_obs(tensors, self.policy.observation_space)
         share = self.features.attention(inputs)
         return None if share is None else share.cpu().numpy()
+
+    def reading(self, space: Space[Any]) -> PolicyAgent:
+        """The same agent for observations whose sets have other numbers of rows.
+
+        Args:
+            space: of the observation in one environment.
+
+        Raises:
+            ValueError: if it differs in more than that, or the pooling concatenates rows.
+        """
+        own, found = self.policy.observation_space, spaces.channels_first(space)
+        if found == own:
+            return self
+        key = self.network.plain_key
+        expected, given = (
+            {name: part.shape[len(part.shape) == 2 :] for name, part in parts.items()}
+            for parts in (spaces.parts(s, plain_key=key) for s in (own, found))
+        )
+        if expected != given:
+            raise ValueError(f"expected observations of {own} but for rows of sets, got {space}")
+        if any(isinstance(module, Concatenation) for module in self.policy.modules()):
+            raise ValueError(f"expected sets of {own}, whose rows are concatenated, got {space}")
+        policy = copy.copy(self.policy)
+        policy.observation_space = found
+        return PolicyAgent(policy, network=self.network)
 
     @property
     def features(self) -> Features:

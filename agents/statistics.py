@@ -11,57 +11,70 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from einops import rearrange
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 CONFIDENCE = 0.95
 """Of every interval."""
 _NUM_RESAMPLES = 2000
 
 
-def interquartile_mean(scores: ArrayLike) -> float:
+def overall_mean(scores: ArrayLike) -> NDArray[np.float64]:
+    """The mean (...) of all runs on all tasks (...,R,M)."""
+    return _finite(scores).mean(axis=(-2, -1))
+
+
+def interquartile_mean(scores: ArrayLike) -> NDArray[np.float64]:
     """The mean of the middle half of all runs on all tasks (section 4.3 of the paper).
 
     A quarter of the scores, rounded down, is cut off at each end: fewer than four scores have
     their plain mean.
 
     Args:
-        scores: (R,M), or (R,) of one task.
+        scores: (...,R,M).
+
+    Returns:
+        (...).
 
     Raises:
         ValueError: if there is no score or one is not finite.
     """
-    return float(stats.trim_mean(_finite(scores), 0.25, axis=None))
+    flat = np.sort(rearrange(_finite(scores), "... r m -> ... (r m)"), axis=-1)
+    cut = flat.shape[-1] // 4
+    return flat[..., cut : flat.shape[-1] - cut].mean(axis=-1)
 
 
-def probability_of_improvement(scores: ArrayLike, others: ArrayLike) -> float:
+def probability_of_improvement(scores: ArrayLike, others: ArrayLike) -> NDArray[np.float64]:
     """How likely a run is better than one of another method, on a task drawn at random.
 
     The Mann-Whitney U statistic over the number of pairs of runs, averaged over tasks; equal scores
     count one half (section 4.3 of the paper).
 
     Args:
-        scores: (R,M), or (R,) of one task.
-        others: (R',M) of the other method on the same tasks, or (R',).
+        scores: (...,R,M).
+        others: (...,R',M) of the other method on the same tasks.
+
+    Returns:
+        (...), in [0,1].
 
     Raises:
         ValueError: if the numbers of tasks differ, or a score is not finite.
     """
-    left, right = _by_task(scores), _by_task(others)
-    if left.shape[1] != right.shape[1]:
-        raise ValueError(f"expected scores on {left.shape[1]} tasks, got {right.shape[1]}")
-    pairs = left[:, None] - right[None]
-    return float(np.mean(0.5 + 0.5 * np.sign(pairs)))
+    left, right = _finite(scores), _finite(others)
+    if left.shape[-1] != right.shape[-1]:
+        raise ValueError(f"expected scores on {left.shape[-1]} tasks, got {right.shape[-1]}")
+    signs = np.sign(left[..., :, None, :] - right[..., None, :, :])
+    return 0.5 + 0.5 * signs.mean(axis=(-3, -2, -1))
 
 
 def stratified_interval(
-    statistic: Callable[..., float], *samples: ArrayLike, seed: int = 0
+    statistic: Callable[..., NDArray[np.float64]], *samples: ArrayLike, seed: int = 0
 ) -> tuple[float, float] | None:
     """A percentile bootstrap interval that draws runs anew within each task.
 
     Args:
-        statistic: of arrays of the samples' shapes (R,M).
-        *samples: (R,M) or (R,), one for each argument of `statistic`; drawn independently.
+        statistic: one of the above: from arrays (...,R,M) to (...).
+        *samples: (R,M), one for each argument of `statistic`; drawn independently.
         seed: of the draws.
 
     Returns:
@@ -69,22 +82,20 @@ def stratified_interval(
         the spread.
 
     Raises:
-        ValueError: if a score is not finite.
+        ValueError: if a sample has another number of axes, or a score is not finite.
     """
-    arrays = [_by_task(sample) for sample in samples]
+    arrays = [_finite(sample) for sample in samples]
+    for array in arrays:
+        if array.ndim != 2:
+            raise ValueError(f"expected scores (R,M), got shape {array.shape}")
     if all(len(array) < 2 for array in arrays):
         return None
     rng = np.random.default_rng(seed)
-    values = [
-        statistic(
-            *(
-                np.take_along_axis(array, rng.integers(len(array), size=array.shape), axis=0)
-                for array in arrays
-            )
-        )
-        for _ in range(_NUM_RESAMPLES)
+    drawn = [
+        np.take_along_axis(a[None], rng.integers(len(a), size=(_NUM_RESAMPLES, *a.shape)), axis=1)
+        for a in arrays
     ]
-    low, high = np.quantile(values, _tails())
+    low, high = np.quantile(statistic(*drawn), _tails())
     return float(low), float(high)
 
 
@@ -131,10 +142,3 @@ def _finite(values: ArrayLike) -> NDArray[np.float64]:
     if array.size == 0 or not np.isfinite(array).all():
         raise ValueError(f"expected finite scores, got {array.tolist()}")
     return array
-
-
-def _by_task(scores: ArrayLike) -> NDArray[np.float64]:
-    array = _finite(scores)
-    if array.ndim not in (1, 2):
-        raise ValueError(f"expected scores (R,M) or (R,), got shape {array.shape}")
-    return array.reshape(len(array), -1)

@@ -82,6 +82,7 @@ class CrafterEnv(ObjectEnv):
 
     categories = ("player", "cow", "zombie", "skeleton", "arrow", "plant")
     attribute_names = ("health", "facing_x", "facing_y", "sleeping", "ripe")
+    action_names = tuple(constants.actions)
     attribute_limits = MappingProxyType({"health": MAX_COUNT})
     vector_sizes = MappingProxyType({"inventory": len(constants.items)})
 
@@ -139,11 +140,6 @@ class CrafterEnv(ObjectEnv):
         self.max_objects = layout.grid[0] * layout.grid[1]
         self.observation_space = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
         self.action_space = gymnasium.spaces.Discrete(len(constants.actions))
-
-    @property
-    def action_names(self) -> tuple[str, ...]:
-        """What each action does."""
-        return tuple(constants.actions)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

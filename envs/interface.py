@@ -56,6 +56,7 @@ class ObjectEnv(gymnasium.Env[NDArray[np.uint8], Any]):
             asks for; agents that are given objects are not given these.
         max_objects: no frame has more rows in `objects()` than this.
         vector_sizes: how many numbers each of `vectors()` has.
+        action_names: a word for each discrete action; empty where there are none.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012  (as in gymnasium.Env)
@@ -66,6 +67,7 @@ class ObjectEnv(gymnasium.Env[NDArray[np.uint8], Any]):
     hidden_attributes: tuple[str, ...] = ()
     max_objects: int
     vector_sizes: Mapping[str, int] = MappingProxyType({})
+    action_names: tuple[str, ...] = ()
 
     @abstractmethod
     def segmentation(self, preset: str = "entities") -> NDArray[np.uint16]:

@@ -147,6 +147,7 @@ class MiniGridEnv(ObjectEnv):
         self.vector_sizes = {"mission": self._mission_code.size}
         self.observation_space = gymnasium.spaces.Box(0, 255, self._canvas.shape, np.uint8)
         self.action_space = self._game.action_space
+        self.action_names = tuple(action.name for action in self._game.actions)
 
     @property
     def game(self) -> Game:

@@ -83,11 +83,10 @@ class SlotObservations:
                 "size, or take another encoder"
             )
         shape = (self.stream.num_slots, self.stream.num_columns)
-        parts[SLOTS] = Box(-np.inf, np.inf, shape, np.float32)
-        self._keys = [key for key in (SLOTS, *parts) if key != FRAME or has_frame]
-        self._keys = list(dict.fromkeys(self._keys))
-        kept = {key: parts[key] for key in self._keys}
-        self.space = Dict(kept) if len(kept) > 1 else kept[SLOTS]
+        beside = {key: part for key, part in parts.items() if key != FRAME or has_frame}
+        kept = {SLOTS: Box(-np.inf, np.inf, shape, np.float32), **beside}
+        self._keys = tuple(kept)
+        self.space = Dict(kept) if beside else kept[SLOTS]
 
     def reset(self, observation: Any) -> Any:
         """The observation of the first frames of all environments."""

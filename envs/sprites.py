@@ -160,6 +160,7 @@ class SpritesEnv(ObjectEnv):
         self._max_steps = max_steps
         self._background = np.asarray(background, dtype=np.uint8)
         self._is_discrete = action_kind == "discrete"
+        self.action_names = ("up", "down", "left", "right") if self._is_discrete else ()
         self._ids = np.zeros((size, size), dtype=np.uint16)
         self._bot = SpritesBot()
         self.observation_space = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)

@@ -4,9 +4,46 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 
 from ocrl.visualize import spread
+
+
+@dataclass(frozen=True)
+class Band:
+    """A curve with what is known of it, for `band_chart`.
+
+    Attributes:
+        x: places from left to right, rising.
+        mean: the curve's height at each.
+        low: the lower edge of the band around it; None for a curve without one.
+        high: the upper edge.
+        color: as CSS writes it.
+    """
+
+    x: Sequence[float]
+    mean: Sequence[float]
+    low: Sequence[float] | None
+    high: Sequence[float] | None
+    color: str
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A row of `interval_chart`.
+
+    Attributes:
+        values: one dot for each.
+        mean: where the bar stands.
+        interval: a thick line from its lower to its upper end; None for none.
+        color: as CSS writes it.
+    """
+
+    values: Sequence[float]
+    mean: float
+    interval: Sequence[float] | None
+    color: str
 
 
 def line_chart(curves: Mapping[str, Sequence[float]]) -> str:
@@ -81,6 +118,114 @@ def dot_chart(values: Mapping[str, Sequence[float]]) -> str:
     return f"<svg viewBox='0 0 400 {bottom + 22}' role='img'>{''.join(parts)}</svg>"
 
 
+def band_chart(
+    bands: Mapping[str, Band],
+    *,
+    levels: Mapping[str, float],
+    limits: tuple[float, float],
+    x_name: str,
+) -> str:
+    """Curves with bands around them and dashed levels across, as an SVG element.
+
+    Args:
+        bands: by name.
+        levels: heights of dashed lines, by the word written beside them.
+        limits: the least and the largest height of the chart; what lies outside is cut off.
+        x_name: written under the axis.
+    """
+    low, high = limits
+    left, right, top, bottom = 44.0, 352.0, 10.0, 168.0
+    last = max(band.x[-1] for band in bands.values())
+
+    def x(place: float) -> float:
+        return left + (right - left) * place / last
+
+    def y(value: float) -> float:
+        return bottom - (bottom - top) * (min(max(value, low), high) - low) / (high - low)
+
+    parts = [_rules(low, high, y, left, right)]
+    for place in _ticks(0.0, last):
+        parts.append(
+            f"<text x='{x(place):.1f}' y='184' text-anchor='middle'>{_short(place)}</text>"
+        )
+    parts.append(f"<text x='{right}' y='198' text-anchor='end'>{escape(x_name)}</text>")
+    for name, value in levels.items():
+        parts.append(
+            f"<line class='level' x1='{left}' x2='{right}' y1='{y(value):.1f}' y2='{y(value):.1f}'>"
+            f"<title>{escape(name)}: {value:.3g}</title></line>"
+            f"<text x='{right + 5}' y='{y(value) + 4:.1f}'>{escape(name)}</text>"
+        )
+    for name, band in bands.items():
+        points = [
+            f"{x(place):.1f} {y(value):.1f}" for place, value in zip(band.x, band.mean, strict=True)
+        ]
+        if band.low is not None and band.high is not None:
+            upper, lower = (list(zip(band.x, side, strict=True)) for side in (band.high, band.low))
+            edge = [*upper, *reversed(lower)]
+            outline = "L".join(f"{x(place):.1f} {y(value):.1f}" for place, value in edge)
+            parts.append(f"<path fill='{band.color}' fill-opacity='.16' d='M{outline}Z'/>")
+        parts.append(f"<path class='curve' stroke='{band.color}' d='M{'L'.join(points)}'/>")
+        parts.extend(
+            f"<circle class='hit' style='color:{band.color}' cx='{x(place):.1f}' "
+            f"cy='{y(value):.1f}' r='4'><title>{escape(name)}, {place:,.0f}: {value:.3g}</title>"
+            "</circle>"
+            for place, value in zip(band.x, band.mean, strict=True)
+        )
+    return f"<svg viewBox='0 0 400 202' role='img'>{''.join(parts)}</svg>"
+
+
+def interval_chart(
+    rows: Mapping[str, Spread], *, levels: Mapping[str, float], limits: tuple[float, float]
+) -> str:
+    """A row for each name: its dots, its interval and a bar at its mean, as an SVG element.
+
+    Args:
+        rows: by name.
+        levels: places of dashed lines, by the word written over them.
+        limits: the least and the largest value of the chart.
+    """
+    low, high = limits
+    left, right = 12.0, 388.0
+
+    def x(value: float) -> float:
+        return left + (right - left) * (min(max(value, low), high) - low) / (high - low)
+
+    bottom = 24 + 38 * len(rows)
+    parts = []
+    for value in _ticks(low, high):
+        parts.append(
+            f"<line class='rule' x1='{x(value):.1f}' x2='{x(value):.1f}' y1='16' y2='{bottom}'/>"
+            f"<text x='{x(value):.1f}' y='{bottom + 15}' text-anchor='middle'>{value:g}</text>"
+        )
+    for name, value in levels.items():
+        at = x(value)
+        parts.append(
+            f"<line class='level' x1='{at:.1f}' x2='{at:.1f}' y1='16' y2='{bottom}'/>"
+            f"<text x='{min(max(at, 20.0), 376.0):.1f}' y='11' text-anchor='middle'>"
+            f"{escape(name)}</text>"
+        )
+    for row, (name, own) in enumerate(rows.items()):
+        y = 46 + 38 * row
+        parts.append(f"<text class='name' x='{left + 2}' y='{y - 11}'>{escape(name)}</text>")
+        if own.interval is not None:
+            begin, end = own.interval
+            parts.append(
+                f"<line x1='{x(begin):.1f}' x2='{x(end):.1f}' y1='{y}' y2='{y}' stroke-width='9' "
+                f"stroke='{own.color}' stroke-opacity='.28' stroke-linecap='round'>"
+                f"<title>{begin:.3g} to {end:.3g}</title></line>"
+            )
+        parts.extend(
+            f"<circle cx='{x(value):.1f}' cy='{y}' r='3.5' fill='{own.color}' fill-opacity='.6'>"
+            f"<title>{value:.3g}</title></circle>"
+            for value in own.values
+        )
+        parts.append(
+            f"<line x1='{x(own.mean):.1f}' x2='{x(own.mean):.1f}' y1='{y - 8}' y2='{y + 8}' "
+            f"stroke='{own.color}' stroke-width='2.5'><title>{own.mean:.3g}</title></line>"
+        )
+    return f"<svg viewBox='0 0 400 {bottom + 22}' role='img'>{''.join(parts)}</svg>"
+
+
 def _limits(values: Sequence[float]) -> tuple[float, float]:
     """The axis of scores: 0 to 1, lower where a score is negative."""
     lowest = min((value for value in values if math.isfinite(value)), default=0.0)
@@ -88,7 +233,21 @@ def _limits(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    return [low + 0.25 * step for step in range(round((high - low) / 0.25) + 1)]
+    """Round numbers from `low` to `high`, four to eight steps."""
+    coarse = (high - low) / 4
+    power = 10.0 ** math.floor(math.log10(coarse))
+    step = max(f * power for f in (1, 2, 2.5, 5) if f * power <= coarse * (1 + 1e-9))
+    first = math.ceil(low / step - 1e-9)
+    last = math.floor(high / step + 1e-9)
+    return [round(number * step, 12) for number in range(first, last + 1)]
+
+
+def _short(number: float) -> str:
+    """A number of steps in few letters: 250k, 1.5M."""
+    for size, letter in ((1e6, "M"), (1e3, "k")):
+        if abs(number) >= size:
+            return f"{number / size:g}{letter}"
+    return f"{number:g}"
 
 
 def _rules(low: float, high: float, y: Callable[[float], float], left: float, right: float) -> str:

@@ -119,6 +119,8 @@ details > summary { cursor: pointer; color: var(--soft); margin: 12px 0 8px; }
 svg { display: block; width: 100%; height: auto; }
 svg text { font: 11px system-ui, sans-serif; fill: var(--soft); }
 svg .rule { stroke: var(--line); stroke-width: 1; }
+svg .level { stroke: var(--soft); stroke-width: 1; stroke-dasharray: 4 4; }
+svg .name { fill: var(--ink); }
 svg .curve { fill: none; stroke-width: 2; stroke-linejoin: round; }
 svg .hit { fill: transparent; } svg .hit:hover { fill: currentColor; }
 .legend > span { margin-right: 18px; font-size: 13px; color: var(--soft); }

@@ -252,7 +252,7 @@ class SlotStream:
         device = self._anchor.device
         pixels = torch.from_numpy(frames.copy()).to(device)
         output, state = self._encoder.step(
-            rearrange(pixels, "e h w c -> e c h w").float().div_(255.0),
+            rearrange(pixels, "e h w c -> e c h w") / 255.0,
             state,
             torch.full((len(frames),), is_first, device=device),
             action=action,

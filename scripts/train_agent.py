@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from functools import partial
 
 import hydra
+from agent_evaluation import evaluate_run, is_evaluated, settings_after_training
 from observations import FRAME, SLOTS, find_encoder, make_observed
 from omegaconf import DictConfig
 from rich.console import Console
@@ -31,7 +32,7 @@ def main(config: DictConfig) -> None:
     observation, evaluation = settings["observation"], settings["evaluation"]
     trainer: ModelFree = hydra.utils.instantiate(config.agent, _recursive_=False, _convert_="all")
     directory, env, console = output_dir(), choice("env"), Console(stderr=True, soft_wrap=True)
-    if saving.trained_steps(directory) >= trainer.total_steps:
+    if saving.trained_steps(directory) >= trainer.total_steps and is_evaluated(directory):
         console.print(f"{directory}: trained for {trainer.total_steps} steps before; nothing to do")
         return
     arguments = {name: value for name, value in settings["env"].items() if name != "_target_"}
@@ -81,7 +82,8 @@ def main(config: DictConfig) -> None:
         )
     finally:
         envs.close()
-    console.print(f"agent, progress.csv, tensorboard: {directory}")
+    evaluate_run(directory, say=console.print, settings=settings_after_training(evaluation))
+    console.print(f"agent, progress.csv, evaluation.json, video.mp4, tensorboard: {directory}")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,13 @@ from ocrl.properties import PropertySpec
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
 ROOTS = [path for path in FILES if path.parent == CONFIGS]
-PARTS = [path for path in FILES if path.parent != CONFIGS and "@package" not in path.read_text()]
+TABLES = sorted((CONFIGS / "variants").glob("*.yaml"))
+"""Name changes of an environment each, and build nothing."""
+PARTS = [
+    path
+    for path in FILES
+    if path.parent != CONFIGS and path not in TABLES and "@package" not in path.read_text()
+]
 EXPERIMENTS = sorted((CONFIGS / "experiment").glob("*.yaml"))
 SMALL_EXPERIMENTS = sorted((CONFIGS / "experiment/small").glob("*.yaml"))
 GROUPS = {

@@ -103,25 +103,30 @@ def mask_geometry(masks: Tensor, *, eps: float = 1e-3) -> Tensor:
         left, top, right, bottom of the cells in which no other slot has more. A slot without such
         a cell has the empty box at its centre.
     """
-    weights, edges = _grid_tables(*masks.shape[-2:], masks.dtype, masks.device)
+    weights, sides, signs = _grid_tables(*masks.shape[-2:], masks.dtype, masks.device)
     flat = masks.flatten(-2)
     sums = flat @ weights
-    mass = sums[..., 2:]
-    centre = sums[..., :2] / mass.clamp_min(eps)
+    centres = sums[..., :6] / sums[..., 6:].clamp_min(eps)
     # 4 puts the sides of other cells beyond all that are in [-1,1]: one minimum finds the box.
-    elsewhere = 4.0 * (flat.amax(dim=-2, keepdim=True) - flat).sign()
-    low, high = (edges + elsewhere[..., None, :]).amin(dim=-1).chunk(2, dim=-1)
-    corners = (torch.where(low > 1, centre, corner) for corner in (low, -high))
-    return torch.cat([centre, mass / flat.shape[-1], *corners], dim=-1)
+    behind = (flat.amax(dim=-2, keepdim=True) - flat).sign()
+    box = torch.add(sides, behind[..., None, :], alpha=4).amin(dim=-1)
+    box = torch.where(box > 1, centres[..., 2:], box) * signs
+    return torch.cat([centres[..., :2], sums[..., 6:] / flat.shape[-1], box], dim=-1)
 
 
 @functools.cache
 def _grid_tables(
     height: int, width: int, dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Of a grid's cells: (N,3) x, y and 1; (4,N) left, top and, negative, right, bottom."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What `mask_geometry` needs to know of the cells of a grid.
+
+    Returns:
+        (N,7) x and y of the centres; x, y, -x, -y; 1. (4,N) left, top, -right, -bottom of the
+        cells. (4,) the signs of those.
+    """
     with torch.inference_mode(False):
         centres = cell_centres((height, width)).to(device, dtype).flip(-1)
         half = centres.new_tensor([0.5 / width, 0.5 / height])
-        sides = torch.cat([centres - half, -centres - half], dim=-1)
-        return torch.cat([centres, torch.ones_like(centres[:, :1])], dim=-1), sides.mT.contiguous()
+        weights = torch.cat([centres, centres, -centres, torch.ones_like(centres[:, :1])], dim=-1)
+        sides = torch.cat([centres - half, -centres - half], dim=-1).mT.contiguous()
+        return weights, sides, centres.new_tensor([1.0, 1.0, -1.0, -1.0])

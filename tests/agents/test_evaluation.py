@@ -3,6 +3,7 @@
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from ocrl.agents.evaluation import (
@@ -74,6 +75,24 @@ def test_short_episodes_are_not_favoured():
     # The first sixteen to end would be shorter than the sixteen that were asked for.
     episodes = play(Counter(), vector(16), num_episodes=16, seed=0, is_deterministic=True)
     assert sorted(episodes.lengths) == sorted(lengths_of(0, 16)) and episodes.lengths.max() > 15
+
+
+class Drawing(Counter):
+    """Acts with a number drawn from torch."""
+
+    def act(self, observation, state, is_first, *, is_deterministic):
+        return torch.rand(len(is_first)).numpy(), state
+
+
+def test_drawn_actions_follow_from_the_seed_and_leave_training_alone():
+    torch.manual_seed(7)
+    alone = torch.rand(3)
+    torch.manual_seed(7)
+    options = {"num_episodes": 5, "is_deterministic": False}
+    first, again, other = (play(Drawing(), vector(3), seed=s, **options) for s in (1, 1, 2))
+    torch.testing.assert_close(torch.rand(3), alone)
+    np.testing.assert_array_equal(first.returns, again.returns)
+    assert not np.array_equal(first.returns, other.returns)
 
 
 def test_seeds_are_apart_and_one_list_is_the_start_of_another():

@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from ocrl.agents.statistics import (
     interquartile_mean,
     mean_interval,
+    overall_mean,
     probability_of_improvement,
     stratified_interval,
 )
@@ -26,18 +28,22 @@ def test_golden_numbers_of_rliable():
 
 
 def test_the_middle_half():
-    assert interquartile_mean([0.0, 1.0, 2.0, 100.0]) == 1.5
-    assert interquartile_mean([0.0, 4.0, 5.0]) == 3.0
+    assert interquartile_mean([[0.0, 1.0, 2.0, 100.0]]) == 1.5
+    assert interquartile_mean([[0.0], [4.0], [5.0]]) == 3.0
     assert interquartile_mean(np.arange(8.0).reshape(2, 4)) == 3.5
+    several = np.random.default_rng(0).random((5, 3, 4))
+    expected = [stats.trim_mean(one, 0.25, axis=None) for one in several]
+    np.testing.assert_allclose(interquartile_mean(several), expected)
+    np.testing.assert_allclose(overall_mean(several), [one.mean() for one in several])
 
 
 def test_chances_to_be_better():
-    assert probability_of_improvement([2.0, 3.0], [0.0, 1.0]) == 1.0
-    assert probability_of_improvement([1.0, 1.0], [1.0]) == 0.5
+    assert probability_of_improvement([[2.0], [3.0]], [[0.0], [1.0]]) == 1.0
+    assert probability_of_improvement([[1.0], [1.0]], [[1.0]]) == 0.5
     assert probability_of_improvement([[1.0, 0.0]], [[0.0, 1.0]]) == 0.5
-    scores, others = np.random.default_rng(0).random((2, 5, 3))
-    both = probability_of_improvement(scores, others), probability_of_improvement(others, scores)
-    assert sum(both) == pytest.approx(1.0)
+    scores, others = np.random.default_rng(0).integers(0, 4, (2, 5, 3)).astype(float)
+    u = [stats.mannwhitneyu(*pair).statistic for pair in zip(scores.T, others.T, strict=True)]
+    assert probability_of_improvement(scores, others) == pytest.approx(np.mean(u) / 25)
 
 
 def test_the_interval_of_a_mean_is_the_textbooks():
@@ -45,7 +51,15 @@ def test_the_interval_of_a_mean_is_the_textbooks():
     half = 1.959964 * values.std() / 20
     low, high = mean_interval(values)
     assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.02)
-    assert stratified_interval(np.mean, values) == pytest.approx((low, high), abs=0.02)
+    assert stratified_interval(overall_mean, values[:, None]) == pytest.approx(
+        (low, high), abs=0.02
+    )
+
+
+def test_an_interval_of_what_follows_from_a_mean():
+    values = np.random.default_rng(3).random((50, 2))
+    low, high = mean_interval(values.sum(axis=1))
+    assert mean_interval(values, transform=np.sum) == pytest.approx((low, high))
 
 
 def test_curves_are_drawn_whole():
@@ -59,15 +73,19 @@ def test_curves_are_drawn_whole():
 def test_runs_are_drawn_within_their_task():
     # Each task's runs are alike: nothing changes, unless runs cross tasks.
     scores = np.array([[0.0, 1.0], [0.0, 1.0], [0.0, 1.0]])
-    assert stratified_interval(np.mean, scores) == (0.5, 0.5)
+    assert stratified_interval(overall_mean, scores) == (0.5, 0.5)
     assert stratified_interval(interquartile_mean, scores) == (0.5, 0.5)
 
 
 def test_one_run_has_no_interval_and_seeds_repeat():
     assert mean_interval([0.5]) is None
-    assert stratified_interval(np.mean, [[0.5, 0.7]]) is None
-    assert stratified_interval(np.mean, OURS, seed=1) == stratified_interval(np.mean, OURS, seed=1)
-    assert stratified_interval(np.mean, OURS, seed=1) != stratified_interval(np.mean, OURS, seed=2)
+    assert stratified_interval(overall_mean, [[0.5, 0.7]]) is None
+    assert stratified_interval(overall_mean, OURS, seed=1) == stratified_interval(
+        overall_mean, OURS, seed=1
+    )
+    assert stratified_interval(overall_mean, OURS, seed=1) != stratified_interval(
+        overall_mean, OURS, seed=2
+    )
 
 
 @pytest.mark.parametrize(
@@ -76,7 +94,7 @@ def test_one_run_has_no_interval_and_seeds_repeat():
         (lambda: interquartile_mean([]), "expected finite scores"),
         (lambda: mean_interval([0.0, np.nan]), "expected finite scores"),
         (lambda: probability_of_improvement([[1.0, 2.0]], [[1.0]]), "2 tasks, got 1"),
-        (lambda: stratified_interval(np.mean, np.zeros((2, 2, 2))), r"got shape \(2, 2, 2\)"),
+        (lambda: stratified_interval(overall_mean, np.zeros((2, 2, 2))), r"got shape \(2, 2, 2\)"),
     ],
 )
 def test_mistakes(call, sentence):

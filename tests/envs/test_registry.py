@@ -91,3 +91,11 @@ def test_the_bare_name_says_what_to_import(package):
     spec = importlib.util.spec_from_file_location(package, file)
     with pytest.raises(ImportError, match=f"import ocrl.{package}"):
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+def test_every_discrete_action_has_a_word() -> None:
+    for name in ("sprites-object_goal", "minigrid", "crafter"):
+        env = registry.make(name)
+        assert len(env.action_names) == env.action_space.n, name
+        assert all(word == word.lower() for word in env.action_names)
+    assert registry.make("sprites-reach").action_names == ()

@@ -361,3 +361,14 @@ def test_bad_arguments():
         SlotStream(encoder, num_envs=1, decoder=decoder)
     with pytest.raises(ValueError, match="which needs the frames"):
         SlotStream(encoder, num_envs=1, decoder=decoder, has_geometry=True)
+
+
+@pytest.mark.gpu
+def test_it_runs_where_the_encoder_is():
+    played = episodes()
+    on_cpu, on_gpu = (
+        play(SlotStream(encoder, num_envs=3, is_noisy=True, has_geometry=True), played)
+        for encoder in (noisy_savi(), noisy_savi().cuda())
+    )
+    # Convolutions may round to TF32 there; a box may be a cell larger for it.
+    np.testing.assert_allclose(flat(on_gpu)[..., :16], flat(on_cpu)[..., :16], atol=0.05)

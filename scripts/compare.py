@@ -1,0 +1,71 @@
+"""Set runs of agents side by side: scores over seeds, learning curves, held-out worlds.
+
+    python scripts/compare.py outputs/train_agent/sprites-*
+    python scripts/compare.py outputs/train_agent/sprites-* --write results/sprites
+    python scripts/compare.py --readme README.md
+
+A run is a directory that scripts/train_agent.py left, or one kept in results/; a folder of runs
+stands for all of them. Runs are grouped by environment, observation and agent. The table goes to
+the terminal; table.md, comparison.json and report.html beside it. `--write` keeps what is needed to
+compare again, a few kilobytes a run. `--readme` writes the tables of all that is kept in results/
+between the two marker comments of a file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from kept_results import FRACTION, RESULTS, found_runs, keep, read_published, with_tables
+
+from ocrl.agents.comparison import compare
+from ocrl.agents.comparison_page import render
+from ocrl.agents.comparison_table import markdown
+from ocrl.agents.results import read_run
+from ocrl.report import write_text
+
+
+def main() -> None:
+    """Read the runs, compare them and write what was asked for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="*", type=Path)
+    parser.add_argument("--fraction", type=float, default=FRACTION, help="of the best return")
+    parser.add_argument("--output", type=Path, default=Path("outputs/compare"))
+    parser.add_argument("--title", default="Agents side by side")
+    parser.add_argument("--write", type=Path, help="keep the runs in this folder")
+    parser.add_argument("--readme", type=Path, help="write the tables of results/ into this file")
+    arguments = parser.parse_args()
+    if not arguments.runs and arguments.readme is None:
+        parser.error("expected directories of runs, or --readme FILE")
+    try:
+        if arguments.runs:
+            write_comparison(arguments)
+        if arguments.readme is not None:
+            text = arguments.readme.read_text()
+            write_text(arguments.readme, with_tables(text, RESULTS))
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+
+
+def write_comparison(arguments: argparse.Namespace) -> None:
+    """Compare the runs of the command line, and keep them if asked to."""
+    runs = [read_run(path) for path in found_runs(arguments.runs)]
+    published, output = read_published(), arguments.output
+    result = compare(runs, fraction=arguments.fraction)
+    output.mkdir(parents=True, exist_ok=True)
+    text = markdown(result, published)
+    write_text(output / "table.md", text)
+    write_text(output / "comparison.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
+    page = render(runs, fraction=arguments.fraction, published=published, title=arguments.title)
+    write_text(output / "report.html", page)
+    sys.stdout.write(text)
+    for run in runs if arguments.write is not None else ():
+        keep(run, arguments.write)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""Play a trained agent, in its worlds and in those that training held out.
+
+python scripts/evaluate_agent.py checkpoint=outputs/train_agent/NAME episodes=100
+"""
+
+# The launcher comes first: it sets memory and threads before torch is loaded.
+from launch import script
+
+# isort: split
+import sys
+
+from agent_evaluation import evaluate_run
+from kept_results import FRACTION, read_published
+from omegaconf import DictConfig
+from rich.console import Console
+
+from ocrl import checkpoint
+from ocrl.agents.comparison import compare
+from ocrl.agents.comparison_table import evaluation_rows, markdown, markdown_table
+from ocrl.agents.results import read_run
+
+
+@script("evaluate_agent")
+def main(config: DictConfig) -> None:
+    """Evaluate each run, print its table, and that over seeds where there are several."""
+    settings = checkpoint.plain(config)
+    runs = settings["checkpoint"]
+    if runs is None:
+        raise ValueError("expected checkpoint=RUN on the command line, got none")
+    for name in ("episodes", "num_envs", "video_steps"):
+        if settings[name] < 1:
+            raise ValueError(f"expected {name} of at least 1, got {settings[name]}")
+    if not settings["seeds"]:
+        raise ValueError("expected seeds=[NUMBER,...], got none")
+    runs = [runs] if isinstance(runs, str) else list(runs)
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    for run in runs:
+        console.print(f"{run}: {settings['episodes']} episodes for each of {settings['seeds']}")
+        record = evaluate_run(run, say=console.print, settings=settings)
+        sys.stdout.write(f"\n{run}\n\n{markdown_table(evaluation_rows(record))}\n")
+        if record["ceiling"] is not None:
+            sys.stdout.write(f"\nceiling: {record['ceiling']['source']}\n")
+    if len(runs) > 1:
+        result = compare([read_run(run) for run in runs], fraction=FRACTION)
+        sys.stdout.write(f"\nover seeds\n\n{markdown(result, read_published())}")
+
+
+if __name__ == "__main__":
+    main()

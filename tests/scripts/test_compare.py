@@ -1,0 +1,129 @@
+"""Runs become a table, a page and something small to keep, and the README follows what is kept."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from ocrl.agents.results import HEADLINES, write_evaluation
+from ocrl.envs.registry import names
+
+ROOT = Path(__file__).parents[2]
+
+
+def write_run(folder, obs, seed, rate):
+    folder.mkdir(parents=True)
+    steps = range(1000, 21_000, 1000)
+    rows = [f"{step},{step / 500},{rate * step / 20_000:.4f},9.0,,,500" for step in steps]
+    head = "step,seconds,return,length,success,score,steps_per_second"
+    (folder / "progress.csv").write_text("\n".join([head, *rows]) + "\n")
+    mean = {"return": rate, "length": 9.0, "success": rate}
+    record = {
+        **{"env": "sprites-object_goal", "obs": obs, "agent": "ppo", "seed": seed, "step": 20_000},
+        **{"mean": mean, "interval": {}, "score": None, "achievements": None},
+        **{"episodes": {"return": [rate] * 50}, "floor": {"mean": {"success": 0.2}}},
+    }
+    write_evaluation(folder, record)
+
+
+@pytest.fixture
+def compare(load_script, monkeypatch, tmp_path):
+    module = load_script("compare")
+    for obs, rate in (("pixels", 0.5), ("slots", 0.8)):
+        for seed in range(3):
+            write_run(tmp_path / "runs" / f"{obs}-{seed}", obs, seed, rate + 0.1 * seed)
+
+    def start(*arguments):
+        options = ["--output", str(tmp_path / "out")]
+        monkeypatch.setattr(sys, "argv", ["compare", *map(str, arguments), *options])
+        module.main()
+
+    return start
+
+
+def test_a_folder_of_runs(compare, tmp_path, capsys):
+    compare(tmp_path / "runs", "--fraction", 0.5, "--title", "Mine")
+    printed = capsys.readouterr().out
+    assert printed == (tmp_path / "out/table.md").read_text()
+    row = next(line for line in printed.splitlines() if "slots ppo" in line)
+    assert "0.900 [0.800, 1.000]" in row and "steps to 50%" in printed
+    assert "published: PPO on SLATE | " in printed
+    result = json.loads((tmp_path / "out/comparison.json").read_text())
+    assert result["envs"]["sprites-object_goal"]["methods"]["slots ppo"]["seeds"] == [0, 1, 2]
+    assert "<title>Mine</title>" in (tmp_path / "out/report.html").read_text()
+
+
+def test_what_is_kept_compares_the_same(compare, tmp_path, capsys):
+    overrides = tmp_path / "runs/slots-0/.hydra/overrides.yaml"
+    overrides.parent.mkdir()
+    overrides.write_text("- env=sprites-object_goal\n- 'agent.arguments={gamma: 0.9}'\n")
+    kept = tmp_path / "results" / "goal"
+    compare(*sorted((tmp_path / "runs").iterdir()), "--write", kept)
+    first = capsys.readouterr().out
+    compare(kept)
+    assert capsys.readouterr().out == first
+    assert (kept / "sprites-object_goal-slots-ppo-0/command.txt").read_text() == (
+        "python scripts/train_agent.py env=sprites-object_goal 'agent.arguments={gamma: 0.9}'\n"
+    )
+    assert len(list(kept.iterdir())) == 6
+
+
+def test_the_tables_stand_between_the_markers(compare, load_script, tmp_path, monkeypatch):
+    module = load_script("kept_results")
+    for name in ("kept_results", "compare"):
+        monkeypatch.setattr(load_script(name), "RESULTS", tmp_path / "results")
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results/published.yaml").write_text("{}\n")
+    compare(tmp_path / "runs", "--write", tmp_path / "results/goal")
+    readme = tmp_path / "README.md"
+    readme.write_text(f"Before\n\n{module.MARKERS[0]}\nold\n{module.MARKERS[1]}\n\nAfter\n")
+    compare("--readme", readme)
+    text = readme.read_text()
+    assert text.startswith("Before\n") and text.endswith(f"{module.MARKERS[1]}\n\nAfter\n")
+    assert "old" not in text and "`results/goal`:" in text and "0.900 [0.800, 1.000]" in text
+    compare("--readme", readme)
+    assert readme.read_text() == text
+    assert module.with_tables("no markers", tmp_path / "results") == "no markers"
+    empty = module.with_tables(text, tmp_path / "nothing")
+    assert empty.split(module.MARKERS[0])[1].split(module.MARKERS[1])[0].strip() == ""
+
+
+def test_the_readme_is_up_to_date(load_script):
+    module = load_script("kept_results")
+    text = (ROOT / "README.md").read_text()
+    assert module.with_tables(text, module.RESULTS) == text, "run compare.py --readme README.md"
+
+
+def test_published_figures_are_of_environments_that_exist_and_name_their_source(load_script):
+    published = load_script("kept_results").read_published()
+    assert published
+    for env, entries in published.items():
+        assert env.split()[0] in names()
+        for entry in entries:
+            assert entry["name"] and entry["source"] and set(entry) & set(HEADLINES)
+            known = {"name", "source", "spread", "steps", "is_ceiling", *HEADLINES}
+            assert set(entry) <= known and all(np.isfinite(entry.get(k, 0)) for k in HEADLINES)
+        assert sum(entry.get("is_ceiling", False) for entry in entries) == 1
+    text = (ROOT / "results/published.yaml").read_text()
+    assert yaml.safe_load(text)["crafter"][1]["score"] == 15.6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((), "expected directories of runs, or --readme FILE"),
+        (("nowhere",), "expected the directory of a training run, got nowhere"),
+        (("runs", "--fraction", "90"), r"expected a fraction in (0,1], got 90"),
+        (("runs", "runs"), "expected one run of pixels ppo on sprites-object_goal with seed 0"),
+        (("--readme", "broken.md"), "expected both '<!-- results"),
+    ],
+)
+def test_mistakes_end_in_one_sentence(compare, tmp_path, monkeypatch, capsys, arguments, sentence):
+    monkeypatch.chdir(tmp_path)
+    Path("broken.md").write_text("<!-- /results -->")
+    with pytest.raises(SystemExit, match="2"):
+        compare(*arguments)
+    assert sentence in capsys.readouterr().err
