@@ -71,6 +71,9 @@ def test_one_command_trains_an_agent_and_knows_when_it_is_done(workplace, option
     assert [int(row["step"]) for row in rows(directory)][-1] == 224
     assert all(0 <= float(row["success"]) <= 1 for row in rows(directory) if row["success"])
     assert "evaluation at step 96" in done.stderr
+    # The same as a picture that moves.
+    events = b"".join(path.read_bytes() for path in (directory / "tensorboard").iterdir())
+    assert b"evaluation/episode" in events and b"GIF89a" in events
     load(directory)
     if name == "slots":
         assert saving.encoder_path(directory) == (workplace.folder / "run/checkpoint").resolve()
