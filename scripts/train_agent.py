@@ -30,6 +30,7 @@ def main(config: DictConfig) -> None:
     """Find or train an encoder, then train the agent; each goes on where it was stopped."""
     settings = checkpoint.plain(config)
     observation, evaluation = settings["observation"], settings["evaluation"]
+    afterwards = after.settings_after_training(evaluation)
     trainer: ModelFree = hydra.utils.instantiate(config.agent, _recursive_=False, _convert_="all")
     directory, env, console = output_dir(), choice("env"), Console(stderr=True, soft_wrap=True)
     if saving.trained_steps(directory) >= trainer.total_steps and after.is_evaluated(directory):
@@ -64,7 +65,7 @@ def main(config: DictConfig) -> None:
             agent,
             make(num_envs=1, processes=False),
             has_slots=observation["main"] == SLOTS,
-            settings=after.settings_after_training(evaluation),
+            settings=afterwards,
         )
         board.picture("evaluation/episode", picture, step=step)
         figures: Mapping[str, float] = summarize(episodes, score=crafter_score)["mean"]
