@@ -40,8 +40,7 @@ def main(config: DictConfig) -> None:
     encoder = None
     if observation["main"] == SLOTS:
         encoder = find_encoder(config, env=env, directory=directory, console=console)
-        if encoder.mode == "gradient":
-            # The policy holds the encoder, so it is given frames.
+        if encoder.mode == "gradient":  # the policy holds the encoder, so it is given frames
             observation = {**observation, "main": FRAME}
     make = partial(
         make_observed,
