@@ -125,11 +125,17 @@ class Recorder(BaseCallback):
         self._ended: list[tuple[Any, ...]] = []
         self._reached: dict[str, int] = {}
 
-    def resume(self, state: Mapping[str, Any], *, step: int) -> None:
-        """Go on from `state()`, and forget rows after `step`, which will be played again."""
-        self.elapsed, self.num_episodes = state["elapsed"], state["num_episodes"]
-        self.achieved, self._reached = dict(state["achieved"]), dict(state["reached"])
-        self._ended = [tuple(ended) for ended in state["ended"]]
+    def resume(self, state: Mapping[str, Any] | None, *, step: int) -> None:
+        """Go on from `state()`, and forget rows after `step`, which will be played again.
+
+        Args:
+            state: None where nothing had been saved.
+            step: of the checkpoint.
+        """
+        if state is not None:
+            self.elapsed, self.num_episodes = state["elapsed"], state["num_episodes"]
+            self.achieved, self._reached = dict(state["achieved"]), dict(state["reached"])
+            self._ended = [tuple(ended) for ended in state["ended"]]
         if not self._path.is_file():
             return
         with self._path.open(newline="") as file:

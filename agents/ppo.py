@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -191,7 +192,7 @@ class ModelFree:
             training.agent.take_encoder(encoder)
         return training.to_the_end(evaluate, score, extra)
 
-    def config(self, network: Network) -> dict[str, Any]:
+    def config(self) -> dict[str, Any]:
         """Everything that decides what is learned, in plain values; not how long or how fast."""
         return {
             "algorithm": self.algorithm,
@@ -220,7 +221,7 @@ class _Training:
         self.settings, self.run = settings, run
         self.model = settings.build(env, network)
         self.agent = PolicyAgent(self.model.policy, network=network)
-        self.config = {**self.agent.config(), "training": settings.config(network)}
+        self.config = {**self.agent.config(), "training": settings.config()}
         self.meta = {
             **run.meta,
             "observation_space": spaces.to_json(env.observation_space),
@@ -246,8 +247,8 @@ class _Training:
             return self.agent
         if resumed is None:
             self._measure_sets()
-        start = self.step + 1 if self.step else 0
-        board = TensorBoard(directory / "tensorboard", start_step=start)
+        # What a part of the run that was killed logged after this step is hidden.
+        board = TensorBoard(directory / "tensorboard", start_step=self.step + 1)
         bar = ProgressBar("training", total=settings.total_steps, start=self.step)
         with board, bar, asked_to_stop() as stop:
             self.recorder = Recorder(
@@ -257,40 +258,45 @@ class _Training:
                 log_every=settings.log_every,
                 score=score,
             )
-            callbacks: list[BaseCallback] = [self.recorder]
-            if extra is not None:
-                self.extra = extra(self.agent, board)
-                callbacks.append(self.extra)
+            self.extra = None if extra is None else extra(self.agent, board)
+            self.recorder.resume(resumed and resumed["recorder"], step=self.step)
             if resumed is not None:
                 bar.say(f"going on at step {self.step}")
-                self.recorder.resume(resumed["recorder"], step=self.step)
                 if self.extra is not None:
                     self.extra.resume(resumed["extra"])
-            if evaluate is not None:
-                callbacks.append(
-                    Evaluator(
-                        lambda step, board: evaluate(self.agent, step, board),
-                        every=settings.evaluate_every,
-                        board=board,
-                        bar=bar,
-                    )
-                )
-            callbacks.append(
-                Checkpoints(
-                    self.save,
-                    every=settings.checkpoint_every,
-                    seed=settings.seed,
-                    stop=stop,
-                    where=self.run.agent,
-                    total_steps=settings.total_steps,
-                )
-            )
-            self._learn(callbacks)
+            self._learn(self._callbacks(evaluate, board, bar, stop))
             self.recorder.write_row()
             self.save()
             bar.update(self.step)
             bar.say(f"trained for {self.step} steps")
         return self.agent
+
+    def _callbacks(
+        self, evaluate: Evaluate | None, board: TensorBoard, bar: ProgressBar, stop: Event
+    ) -> list[BaseCallback]:
+        """What happens at the end of a rollout, in this order; a checkpoint holds all of it."""
+        settings = self.settings
+        callbacks: list[BaseCallback] = [self.recorder]
+        if self.extra is not None:
+            callbacks.append(self.extra)
+        if evaluate is not None:
+            callbacks.append(
+                Evaluator(
+                    lambda step, board: evaluate(self.agent, step, board),
+                    every=settings.evaluate_every,
+                    board=board,
+                    bar=bar,
+                )
+            )
+        last = Checkpoints(
+            self.save,
+            every=settings.checkpoint_every,
+            seed=settings.seed,
+            stop=stop,
+            where=self.run.agent,
+            total_steps=settings.total_steps,
+        )
+        return [*callbacks, last]
 
     def _measure_sets(self) -> None:
         """Play at random for a while, for the scale of what the policy reads."""

@@ -19,9 +19,10 @@ from ocrl.agents import saving
 from ocrl.agents.evaluation import RandomAgent, evaluate, own_random_numbers
 from ocrl.agents.policy import PolicyAgent
 from ocrl.agents.results import EVALUATION, read_evaluation, write_evaluation
-from ocrl.agents.video import Look, record, write_video
+from ocrl.agents.video import Look, Recording, draw, record, write_video
 from ocrl.envs import make_vec
 from ocrl.envs.crafter import crafter_score
+from ocrl.visualize import to_gif
 
 _NUM_GIF_FRAMES = 60
 
@@ -122,20 +123,40 @@ def film(
     """Write the video of the first episode."""
     env: Any = observed_again(run, num_envs=1, processes=False)
     try:
-        with own_random_numbers(settings["seeds"][0]):
-            recording = record(
-                agent,
-                env,
-                _look_at(env, has_slots=meta["observation"]["main"] == SLOTS),
-                seed=settings["seeds"][0],
-                num_steps=settings["video_steps"],
-                is_deterministic=settings["is_deterministic"],
-                action_names=env.get_attr("action_names")[0] or None,
-            )
+        has_slots = meta["observation"]["main"] == SLOTS
+        recording = episode(agent, env, has_slots=has_slots, settings=settings)
     finally:
         env.close()
     rate = settings["frames_per_second"]
     return write_video(run, recording, frames_per_second=rate, num_gif_frames=_NUM_GIF_FRAMES)
+
+
+def episode(
+    agent: PolicyAgent, env: Any, *, has_slots: bool, settings: Mapping[str, Any]
+) -> Recording:
+    """Play the first episode in one environment and keep what was seen and done."""
+    with own_random_numbers(settings["seeds"][0]):
+        return record(
+            agent,
+            env,
+            _look_at(env, has_slots=has_slots),
+            seed=settings["seeds"][0],
+            num_steps=settings["video_steps"],
+            is_deterministic=settings["is_deterministic"],
+            action_names=env.get_attr("action_names")[0] or None,
+        )
+
+
+def moving_picture(
+    agent: PolicyAgent, env: Any, *, has_slots: bool, settings: Mapping[str, Any]
+) -> bytes:
+    """The end of the first episode as a GIF, for TensorBoard; closes the environment."""
+    try:
+        video = draw(episode(agent, env, has_slots=has_slots, settings=settings))
+    finally:
+        env.close()
+    rate = settings["frames_per_second"]
+    return to_gif(video[-_NUM_GIF_FRAMES:], frames_per_second=rate)
 
 
 def _look_at(env: Any, *, has_slots: bool) -> Look:

@@ -10,8 +10,8 @@ from launch import choice, output_dir, script
 from collections.abc import Mapping
 from functools import partial
 
+import agent_evaluation as after
 import hydra
-from agent_evaluation import evaluate_run, is_evaluated, settings_after_training
 from observations import FRAME, SLOTS, find_encoder, make_observed
 from omegaconf import DictConfig
 from rich.console import Console
@@ -30,17 +30,17 @@ def main(config: DictConfig) -> None:
     """Find or train an encoder, then train the agent; each goes on where it was stopped."""
     settings = checkpoint.plain(config)
     observation, evaluation = settings["observation"], settings["evaluation"]
+    afterwards = after.settings_after_training(evaluation)
     trainer: ModelFree = hydra.utils.instantiate(config.agent, _recursive_=False, _convert_="all")
     directory, env, console = output_dir(), choice("env"), Console(stderr=True, soft_wrap=True)
-    if saving.trained_steps(directory) >= trainer.total_steps and is_evaluated(directory):
+    if saving.trained_steps(directory) >= trainer.total_steps and after.is_evaluated(directory):
         console.print(f"{directory}: trained for {trainer.total_steps} steps before; nothing to do")
         return
     arguments = {name: value for name, value in settings["env"].items() if name != "_target_"}
     encoder = None
     if observation["main"] == SLOTS:
         encoder = find_encoder(config, env=env, directory=directory, console=console)
-        if encoder.mode == "gradient":
-            # The policy holds the encoder, so it is given frames.
+        if encoder.mode == "gradient":  # the policy holds the encoder, so it is given frames
             observation = {**observation, "main": FRAME}
     make = partial(
         make_observed,
@@ -60,6 +60,13 @@ def main(config: DictConfig) -> None:
             is_deterministic=evaluation["is_deterministic"],
         )
         apart.close()
+        picture = after.moving_picture(
+            agent,
+            make(num_envs=1, processes=False),
+            has_slots=observation["main"] == SLOTS,
+            settings=afterwards,
+        )
+        board.picture("evaluation/episode", picture, step=step)
         figures: Mapping[str, float] = summarize(episodes, score=crafter_score)["mean"]
         return figures
 
@@ -82,7 +89,9 @@ def main(config: DictConfig) -> None:
         )
     finally:
         envs.close()
-    evaluate_run(directory, say=console.print, settings=settings_after_training(evaluation))
+    after.evaluate_run(
+        directory, say=console.print, settings=after.settings_after_training(evaluation)
+    )
     console.print(f"agent, progress.csv, evaluation.json, video.mp4, tensorboard: {directory}")
 
 

@@ -71,6 +71,9 @@ def test_one_command_trains_an_agent_and_knows_when_it_is_done(workplace, option
     assert [int(row["step"]) for row in rows(directory)][-1] == 224
     assert all(0 <= float(row["success"]) <= 1 for row in rows(directory) if row["success"])
     assert "evaluation at step 96" in done.stderr
+    # The same as a picture that moves.
+    events = b"".join(path.read_bytes() for path in (directory / "tensorboard").iterdir())
+    assert b"evaluation/episode" in events and b"GIF89a" in events
     load(directory)
     if name == "slots":
         assert saving.encoder_path(directory) == (workplace.folder / "run/checkpoint").resolve()
@@ -138,6 +141,7 @@ def test_a_mistake_is_one_sentence(workplace, options, words):
     workplace.assert_mistake("train_agent", *kept, *options, words=words)
 
 
+@pytest.mark.slow
 def test_another_encoder_is_another_run(workplace):
     options = [*SMALL, "obs=slots", "agent.total_steps=32", "name=exchanged"]
     assert workplace.run("train_agent", *options, "encoder.path=run").returncode == 0
@@ -145,7 +149,7 @@ def test_another_encoder_is_another_run(workplace):
     assert done.returncode == 1 and "belongs to another run: its encoder." in done.stderr
 
 
-@pytest.mark.parametrize("processes", [False, True])
+@pytest.mark.parametrize("processes", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_asked_to_stop_it_saves_and_says_how_to_go_on(workplace, processes):
     name = f"stopped-{processes}"
     options = [*SMALL, "obs=objects", "agent.total_steps=1000000", f"agent.processes={processes}"]
