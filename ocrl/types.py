@@ -2,7 +2,7 @@
 
 B batch, T frames, V views (cameras), K slots, D slot size, N tokens of a frame, F token
 features, C H W image, A action size, P points or rays, G code groups, V also the vocabulary of
-tokens, where there are no views.
+tokens, where there are no views; of what is imagined, H steps.
 """
 
 from __future__ import annotations
@@ -189,3 +189,39 @@ class DecoderOutput:
     masks: Tensor
     parts: Tensor | None = None
     aux: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SlotPrediction:
+    """What a slot dynamics says of the frames after those it read.
+
+    Attributes:
+        slots: (B,T,K,D), those of frame t + 1 at place t.
+        carried: (B,T,K,E) the same in the dynamics' own terms, from which it goes on when it
+            imagines; `slots` themselves unless it has a latent (`ocrl.dynamics.latent`).
+        logits: (B,T,K,C) of a latent's distribution, in float32; None without one.
+    """
+
+    slots: Tensor
+    carried: Tensor
+    logits: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Imagined:
+    """A future that a slot dynamics imagined.
+
+    Attributes:
+        prediction: of each step; `prediction.slots` (B,H,K,D) at place h are those after action h.
+        action: (B,H) or (B,H,A), what was done at each step; None without actions.
+        state: the dynamics' state, which has not read the last slots yet.
+    """
+
+    prediction: SlotPrediction
+    action: Tensor | None
+    state: object
+
+    @property
+    def slots(self) -> Tensor:
+        """(B,H,K,D)."""
+        return self.prediction.slots

@@ -21,6 +21,7 @@ from ocrl.interfaces import (
     Decoder,
     Initializer,
     Objective,
+    SlotDynamics,
     SlotEncoder,
     Tokenizer,
 )
@@ -41,6 +42,7 @@ GROUPS = {
     "tokenizer": ("ocrl.tokenizers", Tokenizer),
     "properties": ("ocrl.properties", PropertySpec),
     "prior": ("ocrl.priors", CodePrior),
+    "dynamics": ("ocrl.dynamics", SlotDynamics),
 }
 CONSTANTS = {"eps"}
 """Have a default in Python and no line."""
