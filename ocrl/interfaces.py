@@ -356,6 +356,18 @@ class SlotCodes(ABC):
         """
 
 
+class CodeReader(ABC):
+    """A module that speaks of slots in an encoder's codes; a mixin beside `nn.Module`."""
+
+    @abstractmethod
+    def take_codes(self, encoder: SlotCodes) -> None:
+        """Learn which slots an encoder's codes stand for.
+
+        Raises:
+            ValueError: if its slots are more than codes, or codes can not be read back from them.
+        """
+
+
 class CodePrior(nn.Module, ABC):
     """A distribution over the codes of a scene, whose slots are a set.
 

@@ -199,7 +199,7 @@ class SlotPrediction:
         slots: (B,T,K,D), those of frame t + 1 at place t.
         carried: (B,T,K,E) the same in the dynamics' own terms, from which it goes on when it
             imagines; `slots` themselves unless it has a latent (`ocrl.dynamics.latent`).
-        logits: (B,T,K,C) of a latent's distribution, in float32; None without one.
+        logits: (B,T,K,G,C) of a latent's distributions, in float32; None without a latent.
     """
 
     slots: Tensor

@@ -25,6 +25,7 @@ from ocrl.interfaces import (
     SlotEncoder,
     Tokenizer,
 )
+from ocrl.nn.latent import SlotLatent
 from ocrl.properties import PropertySpec
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -43,6 +44,7 @@ GROUPS = {
     "properties": ("ocrl.properties", PropertySpec),
     "prior": ("ocrl.priors", CodePrior),
     "dynamics": ("ocrl.dynamics", SlotDynamics),
+    "latent": ("ocrl.nn.latent", SlotLatent),
 }
 CONSTANTS = {"eps"}
 """Have a default in Python and no line."""

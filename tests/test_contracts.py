@@ -60,7 +60,7 @@ def test_decoder(name: str, small_vit: str) -> None:
 @pytest.mark.parametrize("actions", [(0, 0), (5, 0), (0, 3)], ids=["none", "discrete", "box"])
 @pytest.mark.parametrize("name", _names("dynamics"))
 def test_dynamics(name: str, actions: tuple[int, int], small_vit: str) -> None:
-    sizes = [f"+num_actions={actions[0]}", f"+action_dim={actions[1]}"]
+    sizes = [f"+num_actions={actions[0]}", f"+action_dim={actions[1]}", "+code_sizes=[5,3,4]"]
     dynamics, twin = _build_twins("dynamics", name, small_vit, *sizes)
     # Layers that start at zero would hide what happens in those before them.
     with torch.no_grad():
