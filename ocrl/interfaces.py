@@ -360,11 +360,11 @@ class CodeReader(ABC):
     """A module that speaks of slots in an encoder's codes; a mixin beside `nn.Module`."""
 
     @abstractmethod
-    def take_codes(self, encoder: SlotCodes) -> None:
+    def take_codes(self, encoder: SlotEncoder) -> None:
         """Learn which slots an encoder's codes stand for.
 
         Raises:
-            ValueError: if its slots are more than codes, or codes can not be read back from them.
+            ValueError: if its slots are not codes alone, or codes can not be read back from them.
         """
 
 

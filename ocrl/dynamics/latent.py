@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ocrl.interfaces import CodeReader, SlotCodes, SlotDynamics, State
+from ocrl.interfaces import CodeReader, SlotCodes, SlotDynamics, SlotEncoder, State
 from ocrl.nn.latent import FactorCodeLatent, SlotLatent
 from ocrl.types import SlotPrediction
 
@@ -68,11 +68,16 @@ class LatentDynamics(SlotDynamics, CodeReader):
         return self.latent.costs(prediction.logits, target)
 
     @torch.no_grad()
-    def take_codes(self, encoder: SlotCodes) -> None:
+    def take_codes(self, encoder: SlotEncoder) -> None:
         """See `CodeReader.take_codes`; a latent that is no encoder's codes stays as it is."""
         latent = self.latent
         if not isinstance(latent, FactorCodeLatent):
             return
+        if not isinstance(encoder, SlotCodes):
+            raise ValueError(
+                "expected an encoder whose slots are codes (encoder=svq, or vq_sa without "
+                f"continuous coordinates), got {type(encoder).__name__}"
+            )
         if tuple(encoder.code_sizes) != latent.code_sizes:
             raise ValueError(
                 f"expected an encoder with codes of sizes {list(latent.code_sizes)}, got "
