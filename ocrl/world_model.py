@@ -205,13 +205,14 @@ class WorldModel(nn.Module):
     def read(self, slots: Tensor, action: Tensor | None, is_first: Tensor) -> State:
         """The dynamics' state after a context (B,T,K,D) without its last frame.
 
-        With that frame's slots it is what `imagine` starts from.
+        With that frame's slots it is what `imagine` starts from. Actions (B,T,...) and `is_first`
+        may go on beyond the context.
         """
-        state = self.dynamics.initial_state(len(slots))
-        if slots.shape[1] == 1:
+        state, num_read = self.dynamics.initial_state(len(slots)), slots.shape[1] - 1
+        if not num_read:
             return state
-        done = None if action is None else action[:, : slots.shape[1] - 1]
-        return self.dynamics.observe(slots[:, :-1], done, state, is_first[:, :-1])[1]
+        done = None if action is None else action[:, :num_read]
+        return self.dynamics.observe(slots[:, :-1], done, state, is_first[:, :num_read])[1]
 
     # --- one pass -------------------------------------------------------------------------------
 
