@@ -435,7 +435,7 @@ def roc_auc(scores: Tensor, is_positive: Tensor) -> float:
     num_negative = len(is_positive) - num_positive
     if not num_positive or not num_negative:
         return float("nan")
-    values, place, counts = scores.double().unique(return_inverse=True, return_counts=True)
+    _, place, counts = scores.double().unique(return_inverse=True, return_counts=True)
     # The mean rank, from 1 on, of those that share a score.
     rank = counts.cumsum(0) - (counts - 1) / 2
     total = rank[place][is_positive].sum() - num_positive * (num_positive + 1) / 2

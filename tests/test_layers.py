@@ -15,6 +15,7 @@ TRAINING = {
     *("discovery", "distributed", "health", "interrupt", "log", "matching", "merging", "meter"),
     *("metrics", "model", "monitor", "properties", "report", "scene_prior", "schedules"),
     *("set_prediction", "step", "train", "visualize", "world_model", "horizon"),
+    "horizon_report",
 }
 LEAVES = {
     *("health", "interfaces", "interrupt", "log", "matching", "metrics", "schedules", "types"),
