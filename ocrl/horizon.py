@@ -101,6 +101,7 @@ def evaluate_horizons(
     *,
     horizons: Sequence[int],
     preset: str = "entities",
+    ends: Callable[[int], Iterable[Clip]] | None = None,
     judge: Backbone | None = None,
     device: torch.device | str = "cpu",
     num_examples: int = 2,
@@ -110,16 +111,18 @@ def evaluate_horizons(
     At each horizon: `slot_error`, the mean squared error after matching slots; `psnr`, `ssim` and
     `perceptual` of the frame (where the decoder makes pixels); `video_fg_ari`, `video_mbo_i` and
     `video_identity_switches` of the masks foretold from the first step up to it; `reward_error`,
-    the mean absolute error of the reward there; `termination_auc` over all steps up to it; and
-    `hits@1` and `mrr`, whether the slots foretold are nearer to those that came than to those of
-    the other clips at that step. For `copy` the frame is the last true one, the reward the mean of
-    all steps of the clips, and the termination not known.
+    the mean absolute error of the reward there; `termination_auc` of that very step; and
+    `hits@1`, `hits@5` and `mrr`, whether the slots foretold are nearer to those that came than to
+    those of the other clips at that step. For `copy` the frame is the last true one, the reward
+    the mean of all steps of the clips, and the termination not known.
 
     Args:
         model: set to `eval()` meanwhile.
         clips: of at least the context and the longest horizon; longer ones are cut.
         horizons: rising, from 1 on.
         preset: the segmentation that masks are scored against, if the clips have it.
+        ends: gives clips of so many frames that end with their episodes, for `termination_auc`:
+            few others do, and episodes that terminate early are too short for long horizons.
         judge: whose features `perceptual` compares; the model's own backbone if None.
         device: where the model is.
         num_examples: clips kept for drawing.
@@ -136,6 +139,10 @@ def evaluate_horizons(
     try:
         for clip in clips:
             tally.add(clip.to(device), num_examples)
+        if ends is not None:
+            for horizon in horizons:
+                for clip in ends(model.num_context + horizon):
+                    tally.add_end(clip.to(device), horizon)
     finally:
         model.train(was_training)
     if not tally.truths:
@@ -155,6 +162,8 @@ class _Tally:
         self.truths: list[Tensor] = []
         self.outcomes: dict[str, list[tuple[Tensor, Tensor]]] = {PREDICTION: [], ENCODER: []}
         self.came: list[tuple[Tensor, Tensor]] = []
+        # Where clips end: horizon to method to the chance to go on, and whether it terminated.
+        self.ends: dict[int, dict[str, list[tuple[Tensor, Tensor]]]] = {}
         self.examples: list[Rollout] = []
 
     def add(self, clip: Clip, num_examples: int) -> None:
@@ -166,26 +175,37 @@ class _Tally:
                 f"got {clip.num_frames} frames; ask for shorter horizons or use longer episodes"
             )
         clip = clip[: num_context + horizon].to_float()
+        said, last, action = self._say(clip, horizon)
+        truth = said[ENCODER]
+        self.truths.append(truth[:, self._at].cpu())
+        for method, value in said.items():
+            self.slots[method].append(value[:, self._at].cpu())
+            self._add_pictures(method, value, clip, num_examples)
+        self._add_outcomes(clip, last, action, said)
+
+    def add_end(self, clip: Clip, horizon: int) -> None:
+        """Take clips whose last frame, so many steps after the context, is their episodes'."""
+        if clip.terminated is None or not self.model.weights["continue"]:
+            return
+        said, last, action = self._say(clip.to_float(), horizon)
+        for method, (_, goes_on) in self._outcomes(last, action, said).items():
+            kept = self.ends.setdefault(horizon, {}).setdefault(method, [])
+            kept.append((goes_on[:, -1], clip.terminated[:, -1].cpu()))
+
+    def _say(self, clip: Clip, horizon: int) -> tuple[dict[str, Tensor], Tensor, Tensor | None]:
+        """The slots (B,H,K,D) of each method, those of the last frame seen, and the actions."""
+        num_context = self.model.num_context
         slots = self.model.encode(clip).slots
         if not slots.isfinite().all():
             raise ValueError("expected finite slots from the encoder, got nan or infinite values")
         has_actions = self.model.dynamics.num_actions or self.model.dynamics.action_dim
         action = clip.action if has_actions else None
-        state = self.model.read(slots[:, :num_context], action, clip.is_first[:, :num_context])
-        last = slots[:, num_context - 1]
+        state = self.model.read(slots[:, :num_context], action, clip.is_first)
+        last, truth = slots[:, num_context - 1], slots[:, num_context:]
         rest = None if action is None else action[:, num_context - 1 : -1]
         imagined = self.model.dynamics.imagine(last, state, rest, horizon)
-        truth = slots[:, num_context:]
-        said = {
-            PREDICTION: imagined.slots,
-            COPY: last[:, None].expand_as(truth),
-            ENCODER: truth,
-        }
-        self.truths.append(truth[:, self._at].cpu())
-        for method, value in said.items():
-            self.slots[method].append(value[:, self._at].cpu())
-            self._add_pictures(method, value, clip, num_examples)
-        self._add_outcomes(clip, last, rest, said)
+        said = {PREDICTION: imagined.slots, COPY: last[:, None].expand_as(truth), ENCODER: truth}
+        return said, last, rest
 
     @property
     def _at(self) -> list[int]:
@@ -263,10 +283,19 @@ class _Tally:
         self.came.append(
             (clip.reward[:, num_context:].cpu(), clip.terminated[:, num_context:].cpu())
         )
+        for method, outcome in self._outcomes(last, action, said).items():
+            self.outcomes[method].append(outcome)
+
+    def _outcomes(
+        self, last: Tensor, action: Tensor | None, said: Mapping[str, Tensor]
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """Rewards and chances to go on (B,H), on the CPU, that each method's slots lead to."""
+        found = {}
         for method in self.outcomes:
             before = torch.cat([last[:, None], said[method][:, :-1]], dim=1)
             reward, goes_on = self.model.outcomes(before, action, said[method])
-            self.outcomes[method].append((reward.cpu(), goes_on.cpu()))
+            found[method] = (reward.cpu(), goes_on.cpu())
+        return found
 
     # --- figures --------------------------------------------------------------------------------
 
@@ -276,7 +305,7 @@ class _Tally:
             for metric, methods in self.scores.items()
         }
         truth = torch.cat(self.truths)
-        ranks: dict[str, dict[str, list[float]]] = {"hits@1": {}, "mrr": {}}
+        ranks: dict[str, dict[str, list[float]]] = {"hits@1": {}, "hits@5": {}, "mrr": {}}
         errors: dict[str, list[float]] = {}
         for method in METHODS:
             pairs = [
@@ -287,7 +316,9 @@ class _Tally:
             ]
             errors[method] = [float(distance.diagonal().mean()) for distance in pairs]
             found = [metrics.retrieval_ranks(distance).double() for distance in pairs]
-            ranks["hits@1"][method] = [float((rank == 1).double().mean()) for rank in found]
+            for most in (1, 5):
+                shares = [float((rank <= most).double().mean()) for rank in found]
+                ranks[f"hits@{most}"][method] = shares
             ranks["mrr"][method] = [float((1 / rank).mean()) for rank in found]
         table = {"slot_error": errors, **table, **self._outcome_table(), **ranks}
         beyond = describe_beyond(self.model, self.horizons[-1])
@@ -313,13 +344,19 @@ class _Tally:
                 error = torch.cat([reward for reward, _ in said]).double() - rewards
                 errors[method] = _means([error.abs()[:, self._at]])
             if self.model.weights["continue"]:
-                stops = 1 - torch.cat([goes_on for _, goes_on in said])
+                goes_on = torch.cat([value for _, value in said])
                 areas[method] = [
-                    metrics.roc_auc(stops[:, :end].flatten(), ends[:, :end].flatten())
-                    for end in self.horizons
+                    self._area(method, goes_on[:, horizon - 1], ends[:, horizon - 1], horizon)
+                    for horizon in self.horizons
                 ]
         named = {"reward_error": errors, "termination_auc": areas}
         return {metric: values for metric, values in named.items() if values}
+
+    def _area(self, method: str, goes_on: Tensor, ends: Tensor, horizon: int) -> float:
+        """Of one step, with the clips that end there."""
+        pairs = [(goes_on, ends), *self.ends.get(horizon, {}).get(method, [])]
+        chances, terminated = (torch.cat(values) for values in zip(*pairs, strict=True))
+        return metrics.roc_auc(1 - chances, terminated)
 
 
 def _means(values: Sequence[Tensor]) -> list[float]:

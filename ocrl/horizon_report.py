@@ -31,8 +31,9 @@ _METRICS = {
     "video_mbo_i": ("video mBO", "of the masks foretold so far"),
     "video_identity_switches": ("switches", "of objects between slots so far; lower is better"),
     "reward_error": ("reward error", "mean absolute error; lower is better"),
-    "termination_auc": ("termination AUC", "of all steps so far"),
+    "termination_auc": ("termination AUC", "whether the episode terminates at that very step"),
     "hits@1": ("hits@1", "share of clips whose future is the nearest of all clips"),
+    "hits@5": ("hits@5", "the same, among the five nearest"),
     "mrr": ("MRR", "mean reciprocal rank of that"),
 }
 _SMALLEST_PICTURE = 192

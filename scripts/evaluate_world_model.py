@@ -11,7 +11,7 @@ from launch import output_dir, script
 from evaluate_discovery import counted, find_device
 from omegaconf import DictConfig
 from rich.console import Console
-from worlds import action_sizes
+from worlds import action_sizes, ending_clips
 
 import ocrl
 from ocrl import checkpoint
@@ -41,7 +41,8 @@ def main(config: DictConfig) -> None:
         )
     if is_footage(data["path"]):
         raise ValueError(f"expected episodes at {data['path']}, got pictures or a video")
-    dynamics, found = model.dynamics, action_sizes(EpisodeStore(data["path"]))
+    store = EpisodeStore(data["path"])
+    dynamics, found = model.dynamics, action_sizes(store)
     wanted = {"num_actions": dynamics.num_actions, "action_dim": dynamics.action_dim}
     if any(wanted.values()) and found != wanted:
         raise ValueError(f"expected episodes with {wanted}, as the model has, got {found}")
@@ -61,6 +62,7 @@ def main(config: DictConfig) -> None:
         counted(clips, console),
         horizons=horizons,
         preset=preset,
+        ends=ending_clips(model, store, **{k: data[k] for k in ("split", "holdout", "num_clips")}),
         judge=judge,
         device=device,
         num_examples=settings["num_examples"],

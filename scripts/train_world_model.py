@@ -15,7 +15,7 @@ from comparison import run
 from episodes import find_episodes
 from omegaconf import DictConfig
 from rich.console import Console
-from worlds import build_world, held_out_clips
+from worlds import build_world, ending_clips, held_out_clips
 
 import ocrl
 from ocrl import checkpoint
@@ -79,7 +79,10 @@ def main(config: DictConfig) -> None:
         )
         if world.is_first:
             trained = ocrl.load(directory).to(world.device)
-            result = evaluate_horizons(trained, held_out(evaluation.num_clips), **measured)
+            number = evaluation.num_clips
+            share = {"split": "holdout", "holdout": config.data.holdout, "num_clips": number}
+            ends = ending_clips(trained, store, **share)
+            result = evaluate_horizons(trained, held_out(number), ends=ends, **measured)
             details = {"dynamics": choice("dynamics"), "slots": str(source)}
             write_results(directory, result, title=f"World model of {env}", details=details)
             for sentence in [*summary(result), f"report.html, checkpoint: {directory}"]:

@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from ocrl import checkpoint
+from ocrl.data.clips import Split, evaluation_clips, split_episodes
 from ocrl.data.sources import read_clips
 from ocrl.data.store import EpisodeStore
 from ocrl.interfaces import SlotCodes
@@ -84,3 +85,27 @@ def held_out_clips(
         batch_size=4,
         max_frames=1,
     )
+
+
+def ending_clips(
+    model: WorldModel, store: EpisodeStore, *, split: Split, holdout: float, num_clips: int
+) -> Callable[[int], Iterator[Clip]]:
+    """Gives clips of so many frames that end with their episodes; none if all are shorter."""
+
+    def clips(clip_length: int) -> Iterator[Clip]:
+        episodes = split_episodes(store, split=split, holdout=holdout)
+        if store.lengths[episodes].max() < clip_length:
+            return iter(())
+        return evaluation_clips(
+            store,
+            clip_length=clip_length,
+            num_clips=num_clips,
+            split=split,
+            holdout=holdout,
+            batch_size=4,
+            image_size=model.model.encoder.backbone.image_size,
+            objects=model.model.is_conditioned,
+            at_end=True,
+        )
+
+    return clips

@@ -64,8 +64,8 @@ def test_every_figure_is_what_its_definition_says():
             psnr += metrics.psnr(recon[:, 2], clip.video[:, 4]).tolist()
             copied += metrics.psnr(clip.video[:, 1], clip.video[:, 4]).tolist()
             reward += (dream.reward[:, 2] - clip.reward[:, 4]).abs().tolist()
-            scores += (1 - dream.goes_on).flatten().tolist()
-            ends += clip.terminated[:, 2:].flatten().tolist()
+            scores += (1 - dream.goes_on[:, -1]).tolist()
+            ends += clip.terminated[:, -1].tolist()
             ids = world.model.decoder(dream.slots).masks[:, :3].argmax(2)
             truth = clip.segmentation["entities"][:, 2:5]
             boundary += metrics.ari(truth, ids, foreground=True).tolist()
@@ -78,17 +78,9 @@ def test_every_figure_is_what_its_definition_says():
     assert table["psnr"]["copy"][1] == mean(copied)
     assert table["reward_error"]["prediction"][1] == mean(reward)
     assert table["video_fg_ari"]["prediction"][1] == mean(boundary)
-    pairs = [
-        (s, t)
-        for s, e in zip(scores, ends, strict=True)
-        if e
-        for t, f in zip(scores, ends, strict=True)
-        if not f
-    ]
-    area = sum((s > t) + 0.5 * (s == t) for s, t in pairs) / len(pairs)
-    assert table["termination_auc"]["prediction"][2] == pytest.approx(area)
-    # Nothing terminates in the first step.
+    # Nothing terminates in the first step; in the last one the first clip of each batch does.
     assert math.isnan(table["termination_auc"]["prediction"][0])
+    assert table["termination_auc"]["prediction"][2] == pytest.approx(area(scores, ends))
     assert set(table["ssim"]) == {"prediction", "copy", "encoder"}
     assert all(0 <= value <= 4 for value in table["perceptual"]["prediction"])
     shown = result.examples[0]
@@ -96,10 +88,43 @@ def test_every_figure_is_what_its_definition_says():
     assert shown.ids.shape == (4, 16, 16) and len(result.examples) == 2
 
 
+def test_clips_that_end_with_their_episodes_say_when_these_terminate():
+    world, scores, ends = moving(), [], []
+
+    def endings(length):
+        for clip in clips():
+            part = clip[T - length :]
+            yield replace(part, is_first=torch.zeros_like(part.is_first))
+
+    result = evaluate_horizons(world, clips(), horizons=(1, 2), ends=endings)
+    with torch.no_grad():
+        for clip in [*clips(), *endings(3)]:
+            slots = world.encode(clip).slots
+            state = world.read(slots[:, :2], clip.action, clip.is_first)
+            dream = world.imagine(slots[:, 1], state, clip.action[:, 1:2], 1)
+            scores += (1 - dream.goes_on[:, 0]).tolist()
+            ends += clip.terminated[:, 2].tolist()
+    assert sum(ends) == 2
+    found = result.table["termination_auc"]
+    assert found["prediction"][0] == pytest.approx(area(scores, ends))
+    assert all(math.isfinite(value) for value in found["encoder"])
+
+
+def area(scores, ends):
+    """The share of pairs in which what terminates scores higher; ties count half."""
+    pairs = [
+        (score, other)
+        for score, is_end in zip(scores, ends, strict=True)
+        for other, other_end in zip(scores, ends, strict=True)
+        if is_end and not other_end
+    ]
+    return sum((s > t) + 0.5 * (s == t) for s, t in pairs) / len(pairs)
+
+
 def test_what_the_clips_lack_is_left_out():
     bare = [replace(clip, segmentation={}, reward=None) for clip in clips()]
     table = evaluate_horizons(moving(), bare, horizons=(1,)).table
-    assert set(table) == {"slot_error", "psnr", "ssim", "perceptual", "hits@1", "mrr"}
+    assert set(table) == {"slot_error", "psnr", "ssim", "perceptual", "hits@1", "hits@5", "mrr"}
 
 
 def test_the_figures_are_logged_and_written(tmp_path):

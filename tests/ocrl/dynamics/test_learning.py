@@ -1,0 +1,82 @@
+"""Each dynamics learns what can be foretold of moving points, far below the floor of no change."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from ocrl.checkpoint import build
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+K, D, CONTEXT, HORIZON = 3, 12, 3, 6
+SIZES = ["+slot_dim=12", "+num_actions=0", "+action_dim=2", "+code_sizes=[4]"]
+
+
+def points(batch_size, generator):
+    """Points with a constant velocity that all are pushed by actions; slots do not show it."""
+    num_frames = CONTEXT + HORIZON
+    place = torch.rand(batch_size, K, 2, generator=generator) - 0.5
+    velocity = 0.2 * torch.randn(batch_size, K, 2, generator=generator)
+    action = 0.2 * torch.randn(batch_size, num_frames, 2, generator=generator)
+    pushed = action.cumsum(1).roll(1, 1)
+    pushed[:, 0] = 0
+    time = torch.arange(num_frames)[:, None, None]
+    places = place[:, None] + time * velocity[:, None] + pushed[:, :, None]
+    names = torch.randn(batch_size, 1, K, D - 2, generator=generator).expand(-1, num_frames, -1, -1)
+    return torch.cat([places, 0.3 * names], dim=-1), action
+
+
+def errors(dynamics, slots, action):
+    """Mean squared errors of the rollout, and of saying that nothing changes."""
+    is_first = torch.zeros(len(slots), CONTEXT - 1, dtype=torch.bool)
+    state = dynamics.initial_state(len(slots))
+    _, state = dynamics.observe(slots[:, : CONTEXT - 1], action[:, : CONTEXT - 1], state, is_first)
+    last, truth = slots[:, CONTEXT - 1], slots[:, CONTEXT:]
+    rest = action[:, CONTEXT - 1 : -1]
+    imagined = dynamics.imagine(last, state, rest, HORIZON)
+    costs = [cost.mean() for cost in dynamics.costs(imagined.prediction, truth).values()]
+    error = (imagined.slots - truth)[..., :2].square().mean()
+    return error, (last[:, None] - truth)[..., :2].square().mean(), sum(costs)
+
+
+def learn(name, num_steps, *options):
+    with initialize_config_dir(str(CONFIGS), version_base=None):
+        config = compose(overrides=[f"+dynamics={name}", *SIZES, *options])
+    torch.manual_seed(0)
+    dynamics = build(config)["dynamics"]
+    optimizer = torch.optim.Adam(dynamics.parameters(), lr=2e-3)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(num_steps):
+        error, _, costs = errors(dynamics, *points(32, generator))
+        optimizer.zero_grad()
+        (error + costs).backward()
+        torch.nn.utils.clip_grad_norm_(dynamics.parameters(), 1.0)
+        optimizer.step()
+    with torch.no_grad():
+        error, floor, _ = errors(dynamics.eval(), *points(256, generator))
+    return (error / floor).item()
+
+
+SMALL = ("dynamics.dim=32", "dynamics.num_layers=2", "dynamics.num_heads=2")
+
+
+def test_a_velocity_that_no_frame_shows_is_learned_from_the_past():
+    assert learn("transformer", 60, *SMALL) < 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "share"),
+    [
+        ("slotformer", 0.2),
+        ("independent", 0.2),
+        ("recurrent", 0.2),
+        ("recurrent_scan", 0.2),
+        # One frame tells the actions, but no velocity.
+        ("graph", 0.95),
+        ("transformer_categorical", 0.6),
+    ],
+)
+def test_every_dynamics_learns(name, share):
+    assert learn(name, 400) < share
