@@ -569,13 +569,5 @@ class SlotDynamics(nn.Module, ABC):
             prediction, state = self.advance(carried, action, state, goes_on)
             steps.append(prediction)
             carried = prediction.carried
-        joined = _concatenate_predictions(steps)
-        return Imagined(joined, torch.stack(actions, dim=1) if actions else None, state)
-
-
-def _concatenate_predictions(steps: list[SlotPrediction]) -> SlotPrediction:
-    slots = torch.cat([step.slots for step in steps], dim=1)
-    is_same = steps[0].carried is steps[0].slots
-    carried = slots if is_same else torch.cat([step.carried for step in steps], dim=1)
-    logits = [step.logits for step in steps if step.logits is not None]
-    return SlotPrediction(slots, carried, torch.cat(logits, dim=1) if logits else None)
+        prediction = SlotPrediction.joined(steps)
+        return Imagined(prediction, torch.stack(actions, dim=1) if actions else None, state)

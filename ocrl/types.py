@@ -7,7 +7,7 @@ tokens, where there are no views; of what is imagined, H steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 
 import torch
@@ -205,6 +205,16 @@ class SlotPrediction:
     slots: Tensor
     carried: Tensor
     logits: Tensor | None = None
+
+    @staticmethod
+    def joined(parts: Sequence[SlotPrediction]) -> SlotPrediction:
+        """Predictions of frames one after the other as one."""
+        slots = torch.cat([part.slots for part in parts], dim=1)
+        carried = slots
+        if any(part.carried is not part.slots for part in parts):
+            carried = torch.cat([part.carried for part in parts], dim=1)
+        logits = [part.logits for part in parts if part.logits is not None]
+        return SlotPrediction(slots, carried, torch.cat(logits, dim=1) if logits else None)
 
 
 @dataclass(frozen=True)

@@ -262,7 +262,7 @@ class WorldModel(nn.Module):
             rest = None if action is None else action[:, num_read:-1]
             imagined = self.dynamics.imagine(slots[:, num_read], state, rest, self.horizon)
             parts.append(imagined.prediction)
-        return _joined(parts)
+        return SlotPrediction.joined(parts)
 
     def _losses(
         self, clip: Clip, slots: Tensor, prediction: SlotPrediction, is_same: Tensor
@@ -305,15 +305,6 @@ def describe_beyond(model: WorldModel, horizon: int) -> str | None:
         f"the dynamics was trained on rollouts of {model.horizon} steps, and is asked for "
         f"{horizon}: beyond those errors add up unseen, slots blur or change hands, and rewards "
         "are read from slots unlike any in training"
-    )
-
-
-def _joined(parts: list[SlotPrediction]) -> SlotPrediction:
-    logits = [part.logits for part in parts if part.logits is not None]
-    return SlotPrediction(
-        torch.cat([part.slots for part in parts], dim=1),
-        torch.cat([part.carried for part in parts], dim=1),
-        torch.cat(logits, dim=1) if logits else None,
     )
 
 

@@ -107,12 +107,14 @@ def test_the_actions_of_episodes_are_known(workplace, load_script, tmp_path):
 
 @pytest.mark.slow
 def test_without_a_slot_model_one_is_trained_first(workplace):
-    small = "image_size=[32,32],encoder.backbone.channels=[8],encoder.backbone.strides=[4]"
-    pretrain = (
-        f"pretrain=[env.size=32,{small},slot_dim=8,decoder=broadcast,decoder.channels=[8],"
-        "decoder.strides=[4],trainer.max_steps=2,collect.num_steps=60,collect.episode_length=10,"
-        "collect.num_workers=0,evaluation.num_clips=2,evaluation.clip_length=4]"
+    options = (
+        *("env.size=32", "image_size=[32,32]", "slot_dim=8"),
+        *("encoder.backbone.channels=[8]", "encoder.backbone.strides=[4]"),
+        *("decoder=broadcast", "decoder.channels=[8]", "decoder.strides=[4]"),
+        *("collect.num_steps=60", "collect.episode_length=10", "collect.num_workers=0"),
+        *("trainer.max_steps=2", "evaluation.num_clips=2", "evaluation.clip_length=4"),
     )
+    pretrain = "pretrain=[" + ",".join(f"'{option}'" for option in options) + "]"
     done = workplace.run("train_world_model", pretrain, *SMALL, "name=whole")
     assert done.returncode == 0, done.stderr
     output = workplace.output("train_world_model", "whole")

@@ -28,7 +28,7 @@ def points(batch_size, generator):
 
 
 def errors(dynamics, slots, action):
-    """Mean squared errors of the rollout, and of saying that nothing changes."""
+    """What is learned from, and errors of places: of the rollout, and if nothing changed."""
     is_first = torch.zeros(len(slots), CONTEXT - 1, dtype=torch.bool)
     state = dynamics.initial_state(len(slots))
     _, state = dynamics.observe(slots[:, : CONTEXT - 1], action[:, : CONTEXT - 1], state, is_first)
@@ -36,25 +36,25 @@ def errors(dynamics, slots, action):
     rest = action[:, CONTEXT - 1 : -1]
     imagined = dynamics.imagine(last, state, rest, HORIZON)
     costs = [cost.mean() for cost in dynamics.costs(imagined.prediction, truth).values()]
-    error = (imagined.slots - truth)[..., :2].square().mean()
-    return error, (last[:, None] - truth)[..., :2].square().mean(), sum(costs)
+    error, floor = (imagined.slots - truth).square(), (last[:, None] - truth).square()
+    return error.mean() + sum(costs), error[..., :2].mean(), floor[..., :2].mean()
 
 
-def learn(name, num_steps, *options):
+def learn(name, num_steps, *options, rate=2e-3):
     with initialize_config_dir(str(CONFIGS), version_base=None):
         config = compose(overrides=[f"+dynamics={name}", *SIZES, *options])
     torch.manual_seed(0)
     dynamics = build(config)["dynamics"]
-    optimizer = torch.optim.Adam(dynamics.parameters(), lr=2e-3)
+    optimizer = torch.optim.Adam(dynamics.parameters(), lr=rate)
     generator = torch.Generator().manual_seed(0)
     for _ in range(num_steps):
-        error, _, costs = errors(dynamics, *points(32, generator))
+        loss, _, _ = errors(dynamics, *points(32, generator))
         optimizer.zero_grad()
-        (error + costs).backward()
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(dynamics.parameters(), 1.0)
         optimizer.step()
     with torch.no_grad():
-        error, floor, _ = errors(dynamics.eval(), *points(256, generator))
+        _, error, floor = errors(dynamics.eval(), *points(256, generator))
     return (error / floor).item()
 
 
