@@ -6,7 +6,7 @@ B batch, T frames, K slots, D slot size, C frames of the context, H steps, M cli
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,12 +35,12 @@ class Rollout:
     Attributes:
         video: (H,C,H',W') the frames that came, in [0,1].
         recon: (H,C,H',W') the frames foretold; None if the decoder makes no pixels.
-        ids: (H,H',W') segments foretold; None if the decoder reads what it reconstructs.
+        ids: (H,H',W') segments foretold.
     """
 
     video: Tensor
     recon: Tensor | None
-    ids: Tensor | None
+    ids: Tensor
 
 
 @dataclass
@@ -110,8 +110,9 @@ def evaluate_horizons(
 
     At each horizon: `slot_error`, the mean squared error after matching slots; `psnr`, `ssim` and
     `perceptual` of the frame (where the decoder makes pixels); `video_fg_ari`, `video_mbo_i` and
-    `video_identity_switches` of the masks foretold from the first step up to it; `reward_error`,
-    the mean absolute error of the reward there; `termination_auc` of that very step; and
+    `video_identity_switches` of the masks foretold from the first step up to it (where the decoder
+    draws slots alone); `reward_error`, the mean absolute error of the reward there;
+    `termination_auc` of that very step; and
     `hits@1`, `hits@5` and `mrr`, whether the slots foretold are nearer to those that came than to
     those of the other clips at that step. For `copy` the frame is the last true one, the reward
     the mean of all steps of the clips, and the termination not known.
@@ -216,7 +217,7 @@ class _Tally:
 
     def _add_pictures(self, method: str, slots: Tensor, clip: Clip, num_examples: int) -> None:
         decoder = self.model.model.decoder
-        if decoder.needs_target:
+        if decoder.needs_target or decoder.needs_attn:
             return
         num_context = self.model.num_context
         video = clip.video[:, num_context:]
@@ -321,15 +322,24 @@ class _Tally:
                 ranks[f"hits@{most}"][method] = shares
             ranks["mrr"][method] = [float((1 / rank).mean()) for rank in found]
         table = {"slot_error": errors, **table, **self._outcome_table(), **ranks}
-        beyond = describe_beyond(self.model, self.horizons[-1])
         return HorizonResult(
             self.horizons,
             self.model.num_context,
             len(truth),
             table,
             self.examples,
-            [] if beyond is None else [beyond],
+            list(self._warnings()),
         )
+
+    def _warnings(self) -> Iterator[str]:
+        decoder, beyond = self.model.model.decoder, describe_beyond(self.model, self.horizons[-1])
+        if beyond is not None:
+            yield beyond
+        if decoder.needs_target or decoder.needs_attn:
+            yield (
+                f"{type(decoder).__name__} draws no slots that are imagined: there are no pictures "
+                "and no masks to score"
+            )
 
     def _outcome_table(self) -> dict[str, dict[str, list[float]]]:
         if not self.came:

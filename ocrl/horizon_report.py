@@ -103,8 +103,7 @@ def rollout_movie(example: Rollout) -> tuple[list[str], Tensor]:
     if example.recon is not None:
         foretold = to_uint8(example.recon)
         columns["prediction"] = enlarge(foretold, scale)
-    if example.ids is not None:
-        columns["its masks"] = overlay(foretold, example.ids, scale=scale)
+    columns["its masks"] = overlay(foretold, example.ids, scale=scale)
     frames = zip(*columns.values(), strict=True)
     return list(columns), torch.stack([strip(torch.stack(frame), gap=4) for frame in frames])
 

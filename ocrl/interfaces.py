@@ -410,10 +410,12 @@ class Decoder(nn.Module, ABC):
     Attributes:
         space: what it reconstructs.
         needs_target: it makes nothing without the frames.
+        needs_attn: it draws only where the encoder saw a slot, so no slots that are imagined.
     """
 
     space: Space
     needs_target: bool = False
+    needs_attn: bool = False
 
     @abstractmethod
     def forward(

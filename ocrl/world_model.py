@@ -77,7 +77,7 @@ class WorldModel(nn.Module):
         dynamics: of the encoder's slots.
         outcome: tells rewards and terminations.
         weights: a factor for each of `slots`, `image`, `reward`, `continue` and `model`; what has
-            0 is not computed, and `image` needs a decoder of pixels.
+            0 is not computed, and `image` needs a decoder that makes pixels of slots alone.
         num_context: C, frames that a rollout starts from.
         horizon: H, steps of a rollout.
         num_decoded: random steps of the rollout at which frames are decoded, all if more.
@@ -112,11 +112,13 @@ class WorldModel(nn.Module):
                 f"expected a dynamics of slot_dim {model.encoder.slot_dim} as the encoder's, got "
                 f"{dynamics.slot_dim}"
             )
-        if weights["image"] and model.decoder.space != "pixels":
+        decoder = model.decoder
+        draws = decoder.space == "pixels" and not decoder.needs_target and not decoder.needs_attn
+        if weights["image"] and not draws:
             raise ValueError(
-                "expected a decoder of pixels for weights.image above 0, got "
-                f"{type(model.decoder).__name__}, which makes {model.decoder.space}; set "
-                "weights.image=0"
+                "expected a decoder of pixels that draws slots alone for weights.image above 0, "
+                f"got {type(decoder).__name__}; set weights.image=0, or train slots with "
+                "decoder=mixer or broadcast"
             )
         self.weights = {name: float(weights[name]) for name in LOSSES}
         self.is_frozen = not self.weights["model"]

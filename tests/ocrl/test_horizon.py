@@ -127,6 +127,16 @@ def test_what_the_clips_lack_is_left_out():
     assert set(table) == {"slot_error", "psnr", "ssim", "perceptual", "hits@1", "hits@5", "mrr"}
 
 
+def test_a_decoder_that_draws_no_imagined_slots_leaves_pictures_and_masks_out():
+    options = (*SMALL_WORLD["SAVI"][:-1], "decoder=palette", "decoder.patch_size=4")
+    model = SMALL_WORLD["slot_model"](*options)
+    world = make(model=model, weights=SMALL_WORLD["WEIGHTS"] | {"image": 0.0})
+    result = evaluate_horizons(world, clips(), horizons=(1, 2))
+    assert not {"psnr", "video_fg_ari"} & set(result.table) and not result.examples
+    assert {"slot_error", "hits@1", "reward_error"} <= set(result.table)
+    assert "PaletteDecoder draws no slots that are imagined" in result.warnings[0]
+
+
 def test_the_figures_are_logged_and_written(tmp_path):
     world = moving().train()
     monitor = HorizonMonitor(clips, horizons=(1, 2), preset="entities", device=torch.device("cpu"))

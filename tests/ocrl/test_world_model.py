@@ -50,6 +50,33 @@ def test_with_teacher_forcing_every_frame_is_foretold_from_true_ones():
     torch.testing.assert_close(world(clip).prediction.slots, expected)
 
 
+def test_each_loss_is_of_the_frame_that_was_foretold():
+    world, clip = make(num_decoded=9).eval(), draw()
+    torch.nn.init.normal_(world.dynamics.output.to_slots.weight, std=0.3)
+    torch.nn.init.normal_(world.outcome.to_reward.weight)
+    ends = clip.terminated.clone()
+    ends[0, -1] = True
+    clip = replace(clip, terminated=ends)
+    output = world(clip)
+    said = output.prediction.slots
+    # All four steps of the rollout are decoded, the context is not.
+    recon = world.model.decoder(said[:, 1:]).recon
+    image = (recon - clip.to_float().video[:, 2:]).square().mean()
+    torch.testing.assert_close(output.losses["image"], image)
+    before = torch.cat([world.encode(clip).slots[:, :1], said[:, :-1]], dim=1)
+    outcome = world.outcome(before, clip.action[:, :-1], said)
+    reward = world.outcome.reward_loss(outcome, clip.reward[:, 1:]).mean()
+    torch.testing.assert_close(output.losses["reward"], reward)
+    goes_on = world.outcome.goes_on_loss(outcome, clip.terminated[:, 1:]).mean()
+    torch.testing.assert_close(output.losses["continue"], goes_on)
+
+
+def test_longer_clips_are_cut():
+    world, clip = make(horizon=T - 3).eval(), draw()
+    assert world(clip).prediction.slots.shape[1] == T - 2
+    torch.testing.assert_close(world(clip).losses["slots"], world(clip[: T - 1]).losses["slots"])
+
+
 def test_the_total_is_the_weighted_sum_and_a_weight_of_0_leaves_a_loss_out():
     weights = {"slots": 2.0, "image": 0.5, "reward": 3.0, "continue": 0.25, "model": 0.0}
     output = make(weights=weights)(draw())
@@ -162,9 +189,12 @@ def test_parts_that_do_not_fit_are_refused():
         make("dynamics.slot_dim=9")
     features = (*SAVI[:-1], "decoder=mlp", "decoder.patch_size=4")
     model = slot_model(*features)
-    with pytest.raises(ValueError, match=r"decoder of pixels for weights\.image"):
+    with pytest.raises(ValueError, match="decoder of pixels that draws slots alone"):
         make(model=model)
     assert make(model=model, weights=WEIGHTS | {"image": 0.0})(draw()).total.isfinite()
+    patches = slot_model(*SAVI[:-1], "decoder=palette", "decoder.patch_size=4")
+    with pytest.raises(ValueError, match=r"got PaletteDecoder; set weights\.image=0"):
+        make(model=patches)
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def test_mistakes_end_in_one_sentence(workplace, trained):
     workplace.assert_mistake(
         "train_world_model",
         *("checkpoint=features", "data.path=episodes", *SMALL),
-        words="decoder of pixels for weights.image above 0",
+        words="got MLPDecoder; set weights.image=0",
     )
     workplace.assert_mistake(
         *("evaluate_world_model", "checkpoint=run", "data.path=episodes"),
