@@ -1,6 +1,6 @@
-"""The contracts of encoders and decoders as functions that say which one is broken.
+"""The contracts of encoders, decoders and dynamics as functions that say which one is broken.
 
-B batch, T frames, V views, K slots, D slot size, N tokens, C H W image.
+B batch, T frames, V views, K slots, D slot size, N tokens, A action size, C H W image.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ocrl.interfaces import Decoder, RecurrentSlotEncoder, SlotEncoder
+from ocrl.interfaces import Decoder, RecurrentSlotEncoder, SlotDynamics, SlotEncoder
 from ocrl.types import DecoderOutput, SlotOutput
 
 TOLERANCE = 1e-4
@@ -147,6 +147,163 @@ def check_decoder(
     )
     if slots.grad is None or not slots.grad.abs().sum() > 0:
         raise ContractError("expected a gradient on the slots, got none")
+
+
+def check_dynamics(
+    dynamics: SlotDynamics,
+    *,
+    num_slots: int,
+    twin: SlotDynamics | None = None,
+    is_equivariant: bool = True,
+) -> None:
+    """Check the contract of `SlotDynamics` on random slots.
+
+    Asserted: shapes; the same in `eval()` every time; `forward` equals a scan of `step`, which
+    changes no state in place, and a clip read in two parts; `is_first` inside a clip equals a fresh
+    start there; nothing is foretold from later frames; no sample touches another; permuted slots
+    give permuted predictions; what is imagined with given actions equals what a policy that gives
+    them imagines, and its first step is `step`; finite float32 slots under autocast; weights
+    survive a `state_dict`; gradients reach the slots and every parameter that wants one, through
+    what is imagined too.
+
+    Args:
+        dynamics: what to check; its mode and weights are left as they are.
+        num_slots: K.
+        twin: see `check_slot_encoder`.
+        is_equivariant: whether the order of slots must not matter.
+
+    Raises:
+        ContractError: if a part of the contract does not hold.
+    """
+    dynamics = copy.deepcopy(dynamics).eval()
+    device = next(dynamics.parameters()).device
+    generator = torch.Generator().manual_seed(0)
+    shape = (BATCH_SIZE, NUM_FRAMES)
+    slots = torch.randn(*shape, num_slots, dynamics.slot_dim, generator=generator).to(device)
+    action: Tensor | None = None
+    if dynamics.num_actions:
+        action = torch.randint(dynamics.num_actions, shape, generator=generator).to(device)
+    elif dynamics.action_dim:
+        action = torch.randn(*shape, dynamics.action_dim, generator=generator).to(device)
+    is_first = torch.zeros(shape, dtype=torch.bool, device=device)
+    is_first[0, 0] = is_first[1, 2] = is_first[2, 3] = True
+    with torch.no_grad():
+        output = dynamics(slots, action, is_first)
+        if output.shape != slots.shape:
+            raise ContractError(
+                f"expected slots (B,T,K,D) = {tuple(slots.shape)}, got {tuple(output.shape)}"
+            )
+        _finite(output, "slots")
+        again = dynamics(slots, action, is_first)
+        _close(output, again, "determinism in eval(): a second call", tolerance=0.0)
+        _check_dynamics_scan(dynamics, slots, action, is_first, output)
+        _check_dynamics_starts(dynamics, slots, action)
+        _check_dynamics_samples(dynamics, slots, action, is_first, output)
+        if is_equivariant:
+            order = torch.arange(num_slots, device=device).roll(1)
+            permuted = dynamics(slots[:, :, order], action, is_first)
+            _close(output[:, :, order], permuted, "permuted slots")
+        _check_imagination(dynamics, slots, action)
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            mixed = dynamics(slots, action, is_first)
+        if mixed.dtype != torch.float32:
+            raise ContractError(f"expected float32 slots under autocast, got {mixed.dtype}")
+        _finite(mixed, "slots under autocast")
+        other = _reload(dynamics, twin)(slots, action, is_first)
+        _close(output, other, "a state_dict loaded into another instance", tolerance=0.0)
+    slots.requires_grad_(True)
+    _check_gradients(dynamics, lambda model: _futures(model, slots, action, is_first), "the future")
+    if slots.grad is None or not slots.grad.abs().sum() > 0:
+        raise ContractError("expected a gradient on the slots, got none")
+
+
+def _futures(
+    dynamics: nn.Module, slots: Tensor, action: Tensor | None, is_first: Tensor
+) -> list[Tensor]:
+    """Everything that a dynamics may learn from: a prediction, what is imagined, its costs."""
+    assert isinstance(dynamics, SlotDynamics)
+    state = dynamics.initial_state(len(slots))
+    prediction, state = dynamics.observe(slots, action, state, is_first)
+    imagined = dynamics.imagine(slots[:, -1], state, action, NUM_FRAMES)
+    costs = dynamics.costs(prediction, slots)
+    return [prediction.slots, imagined.slots, *costs.values()]
+
+
+def _check_dynamics_scan(
+    dynamics: SlotDynamics,
+    slots: Tensor,
+    action: Tensor | None,
+    is_first: Tensor,
+    output: Tensor,
+) -> None:
+    state = dynamics.initial_state(BATCH_SIZE)
+    for t in range(NUM_FRAMES):
+        before = copy.deepcopy(state)
+        done = None if action is None else action[:, t]
+        step, new_state = dynamics.step(slots[:, t], done, state, is_first[:, t])
+        if not all(map(torch.equal, _leaves(before), _leaves(state))):
+            raise ContractError(f"expected step to leave its state as it was, changed at frame {t}")
+        _close(output[:, t], step, f"forward and a scan of step at frame {t}")
+        state = new_state
+    state = dynamics.initial_state(BATCH_SIZE)
+    for part in (slice(0, 3), slice(3, None)):
+        done = None if action is None else action[:, part]
+        found, state = dynamics.observe(slots[:, part], done, state, is_first[:, part])
+        _close(output[:, part], found.slots, "forward and a clip read in two parts")
+
+
+def _check_dynamics_starts(dynamics: SlotDynamics, slots: Tensor, action: Tensor | None) -> None:
+    start = 2
+    first = torch.zeros(slots.shape[:2], dtype=torch.bool, device=slots.device)
+    first[:, start] = True
+    later = None if action is None else action[:, start:]
+    whole = dynamics(slots, action, first)
+    fresh = dynamics(slots[:, start:], later, torch.zeros_like(first[:, start:]))
+    _close(whole[:, start:], fresh, "is_first inside a clip and a fresh start")
+    changed = slots.clone()
+    changed[:, start:] = -changed[:, start:]
+    rest = dynamics(changed, action, torch.zeros_like(first))
+    plain = dynamics(slots, action, torch.zeros_like(first))
+    _close(plain[:, :start], rest[:, :start], "later frames changed earlier predictions")
+
+
+def _check_dynamics_samples(
+    dynamics: SlotDynamics,
+    slots: Tensor,
+    action: Tensor | None,
+    is_first: Tensor,
+    output: Tensor,
+) -> None:
+    changed = slots.clone()
+    changed[0] = 1 - changed[0]
+    rest = dynamics(changed, action, is_first)
+    _close(output[1:], rest[1:], "another sample's slots changed a prediction")
+    order = torch.arange(BATCH_SIZE, device=slots.device).roll(1)
+    moved_action = None if action is None else action[order]
+    moved = dynamics(slots[order], moved_action, is_first[order])
+    _close(output[order], moved, "the place in the batch changed a prediction")
+
+
+def _check_imagination(dynamics: SlotDynamics, slots: Tensor, action: Tensor | None) -> None:
+    first = torch.zeros(slots.shape[:2], dtype=torch.bool, device=slots.device)
+    context = None if action is None else action[:, :2]
+    state = dynamics.initial_state(BATCH_SIZE)
+    _, state = dynamics.observe(slots[:, :2], context, state, first[:, :2])
+    done = None if action is None else action[:, 2]
+    step, _ = dynamics.step(slots[:, 2], done, state, first[:, 2])
+    horizon = NUM_FRAMES - 2
+    rest = None if action is None else action[:, 2:]
+    given = dynamics.imagine(slots[:, 2], state, rest, horizon)
+    if given.slots.shape != slots[:, 2:].shape:
+        raise ContractError(
+            f"expected imagined slots (B,H,K,D) = {tuple(slots[:, 2:].shape)}, "
+            f"got {tuple(given.slots.shape)}"
+        )
+    _close(step, given.slots[:, 0], "the first imagined step and step")
+    if rest is not None:
+        actions = iter(rest.unbind(1))
+        drawn = dynamics.imagine(slots[:, 2], state, lambda _: next(actions), horizon)
+        _close(given.slots, drawn.slots, "given actions and a policy that gives them")
 
 
 def _check_slot_output(encoder: SlotEncoder, output: SlotOutput) -> None:

@@ -1,18 +1,19 @@
 """Abstract classes of the parts: who takes what and gives what. No maths.
 
 B batch, T frames, V views, K slots, D slot size, N tokens, F token features, C H W image,
-A action size.
+A action size, H imagined steps, E size of what a dynamics carries.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ocrl.types import Camera, Clip, DecoderOutput, SlotOutput
+from ocrl.types import Camera, Clip, DecoderOutput, Imagined, SlotOutput, SlotPrediction
 
 State = Any
 """A pytree (dict, tuple, tensor) of tensors with leading B; passed in and out, never kept."""
@@ -355,6 +356,18 @@ class SlotCodes(ABC):
         """
 
 
+class CodeReader(ABC):
+    """A module that speaks of slots in an encoder's codes; a mixin beside `nn.Module`."""
+
+    @abstractmethod
+    def take_codes(self, encoder: SlotEncoder) -> None:
+        """Learn which slots an encoder's codes stand for.
+
+        Raises:
+            ValueError: if its slots are not codes alone, or codes can not be read back from them.
+        """
+
+
 class CodePrior(nn.Module, ABC):
     """A distribution over the codes of a scene, whose slots are a set.
 
@@ -397,10 +410,12 @@ class Decoder(nn.Module, ABC):
     Attributes:
         space: what it reconstructs.
         needs_target: it makes nothing without the frames.
+        needs_attn: it draws only where the encoder saw a slot, so no slots that are imagined.
     """
 
     space: Space
     needs_target: bool = False
+    needs_attn: bool = False
 
     @abstractmethod
     def forward(
@@ -430,19 +445,131 @@ class Objective(nn.Module, ABC):
         """The scalar loss, in float32. `clip.video` is float."""
 
 
-class SlotDynamics(nn.Module, ABC):
-    """Slots and actions to the next slots."""
+Policy = Callable[[Tensor], Tensor]
+"""Slots (B,K,D) to actions (B,) or (B,A)."""
 
-    @abstractmethod
-    def forward(self, slots: Tensor, action: Tensor, is_first: Tensor) -> Tensor:
-        """Predict (B,T,K,D): the slots of frame t + 1 from those up to t, for all t at once."""
+
+class SlotDynamics(nn.Module, ABC):
+    """Slots and actions to the next slots, in parallel over a clip, streamed, or imagined.
+
+    The contract, asserted by `ocrl.check.check_dynamics`: `forward` over a clip equals a scan of
+    `step` (1e-4 in float32), `is_first` anywhere in the clip equals a fresh start there, no sample
+    of a batch touches another, and permuted slots give permuted predictions. In `eval()` all are
+    deterministic. The number of slots is free.
+
+    One method holds the maths, `advance`, which reads any number of frames at once; the others
+    are `advance` from the start, for one frame, or on what it said itself.
+
+    Attributes:
+        slot_dim: D.
+        num_actions: of a discrete action space, 0 for none.
+        action_dim: A of a continuous action space, 0 for none.
+    """
+
+    slot_dim: int
+    num_actions: int
+    action_dim: int
 
     @abstractmethod
     def initial_state(self, batch_size: int) -> State:
-        """The state before any frame."""
+        """The state before any frame, on the dynamics' own device."""
 
     @abstractmethod
+    def advance(
+        self, carried: Tensor, action: Tensor | None, state: State, is_first: Tensor
+    ) -> tuple[SlotPrediction, State]:
+        """Read frames after those in the state, all at once, and predict what follows each.
+
+        Args:
+            carried: (B,T,K,E), from `carry` or an earlier prediction.
+            action: (B,T) int64 or (B,T,A), done after each frame; None without actions.
+            state: from `initial_state` or an earlier call; it is not changed in place.
+            is_first: (B,T) bool; nothing before such a frame is seen from it on.
+
+        Raises:
+            ValueError: if the action is not of the dynamics' kind.
+        """
+
+    def carry(self, slots: Tensor) -> Tensor:
+        """Slots (B,T,K,D) in the dynamics' own terms (B,T,K,E).
+
+        The slots as they are, as here, unless it has a latent.
+        """
+        return slots
+
+    def costs(self, prediction: SlotPrediction, target: Tensor) -> Mapping[str, Tensor]:
+        """What the dynamics itself asks of its prediction, beside a distance of slots.
+
+        Nothing, as here, unless it has a latent.
+
+        Args:
+            prediction: with slots (B,T,K,D).
+            target: (B,T,K,D), what came true.
+
+        Returns:
+            By name, weighted and in float32, (B,T,K).
+        """
+        return {}
+
+    def observe(
+        self, slots: Tensor, action: Tensor | None, state: State, is_first: Tensor
+    ) -> tuple[SlotPrediction, State]:
+        """Read the slots (B,T,K,D) of frames after those in the state, see `advance`."""
+        return self.advance(self.carry(slots), action, state, is_first)
+
+    def forward(self, slots: Tensor, action: Tensor | None, is_first: Tensor) -> Tensor:
+        """Predict (B,T,K,D): the slots of frame t + 1 from those up to t, for all t at once."""
+        state = self.initial_state(len(slots))
+        return self.observe(slots, action, state, is_first)[0].slots
+
     def step(
-        self, slots: Tensor, action: Tensor, state: State, is_first: Tensor
+        self, slots: Tensor, action: Tensor | None, state: State, is_first: Tensor
     ) -> tuple[Tensor, State]:
-        """Predict the next slots (B,K,D) from one frame's."""
+        """Predict the next slots (B,K,D) from those of one frame (B,K,D).
+
+        Args:
+            slots: (B,K,D).
+            action: (B,) or (B,A).
+            state: as in `advance`.
+            is_first: (B,) bool.
+        """
+        done = None if action is None else action[:, None]
+        prediction, state = self.observe(slots[:, None], done, state, is_first[:, None])
+        return prediction.slots[:, 0], state
+
+    def imagine(
+        self, slots: Tensor, state: State, policy: Policy | Tensor | None, horizon: int
+    ) -> Imagined:
+        """Go on from a frame without seeing any other.
+
+        Args:
+            slots: (B,K,D) of a frame that is not in the state yet.
+            state: of the frames before it; `initial_state` if there are none.
+            policy: gives the action after each frame; or the actions themselves, (B,H) or
+                (B,H,A); None without actions.
+            horizon: H, steps.
+
+        Raises:
+            ValueError: if `horizon` is not positive, or there are not as many actions.
+        """
+        if horizon < 1:
+            raise ValueError(f"expected a horizon of at least 1, got {horizon}")
+        if isinstance(policy, Tensor) and policy.shape[1] != horizon:
+            raise ValueError(f"expected actions (B,{horizon},...), got {tuple(policy.shape)}")
+        given = policy.unbind(1) if isinstance(policy, Tensor) else None
+        goes_on = torch.zeros(len(slots), 1, dtype=torch.bool, device=slots.device)
+        carried = self.carry(slots[:, None])
+        steps: list[SlotPrediction] = []
+        actions: list[Tensor] = []
+        for index in range(horizon):
+            action = given[index] if given is not None else None
+            if callable(policy):
+                action = policy(steps[-1].slots[:, 0] if steps else slots)
+            if action is not None:
+                actions.append(action)
+                action = action[:, None]
+            prediction, state = self.advance(carried, action, state, goes_on)
+            steps.append(prediction)
+            carried = prediction.carried
+        prediction = SlotPrediction.joined(steps)
+        return Imagined(prediction, torch.stack(actions, dim=1) if actions else None, state)

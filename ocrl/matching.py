@@ -1,6 +1,6 @@
-"""Hungarian matching of batches of sets: objects to slots, predictions to targets.
+"""Hungarian matching of batches of sets: objects to slots, predictions to targets, over time.
 
-B batch, R rows (objects), S columns (segments or slots).
+B batch, T frames, K slots, D slot size, R rows (objects), S columns (segments or slots).
 """
 
 from __future__ import annotations
@@ -51,3 +51,35 @@ def matched_scores(score: Tensor, columns: Tensor) -> Tensor:
     """
     taken = score.gather(-1, columns.clamp(min=0).unsqueeze(-1)).squeeze(-1)
     return taken.masked_fill(columns < 0, 0.0)
+
+
+def slot_distances(slots: Tensor, others: Tensor) -> Tensor:
+    """Mean squared differences (...,K,K) of every slot (...,K,D) with every other (...,K,D)."""
+    product = slots @ others.mT
+    length, other = slots.square().sum(-1), others.square().sum(-1)
+    distance = length[..., :, None] + other[..., None, :] - 2 * product
+    return distance.clamp(min=0) / slots.shape[-1]
+
+
+def align_over_time(slots: Tensor) -> Tensor:
+    """Give the slots of each frame the order of those of the frame before that they are nearest to.
+
+    For encoders that see each frame by itself, whose slots have no order of their own.
+
+    Args:
+        slots: (B,T,K,D).
+
+    Returns:
+        (B,T,K) int64: `slots` gathered by it along K are aligned, those of the first frame as they
+        are.
+
+    Raises:
+        ValueError: if the slots are not finite.
+    """
+    first = torch.arange(slots.shape[2], device=slots.device).expand(len(slots), -1)
+    orders, before = [first], slots[:, 0]
+    for frame in slots.detach().unbind(1)[1:]:
+        order = hungarian(slot_distances(before.double(), frame.double()))
+        before = frame.gather(1, order[..., None].expand_as(frame))
+        orders.append(order)
+    return torch.stack(orders, dim=1)

@@ -407,6 +407,55 @@ def ssim(recon: Tensor, target: Tensor) -> Tensor:
     return similarity.mean((-3, -2, -1))
 
 
+def feature_distance(features: Tensor, others: Tensor) -> Tensor:
+    """Perceptual distance of pictures by the features that a network has of them: (...) float64.
+
+    That of LPIPS (Zhang et al. 2018, arXiv 1801.03924, equation 1) without its learned weights:
+    features of each place are scaled to length 1, squared differences are summed over them and
+    averaged over places. It is in [0,4], and comparable for one network only.
+
+    Args:
+        features: (...,N,F).
+        others: (...,N,F).
+    """
+    unit, other = (F.normalize(part.double(), dim=-1) for part in (features, others))
+    return (unit - other).square().sum(-1).mean(-1)
+
+
+def roc_auc(scores: Tensor, is_positive: Tensor) -> float:
+    """The chance that a positive scores above a negative, ties half; NaN without one of them.
+
+    The area under the receiver operating characteristic, by the ranks of Mann and Whitney (1947).
+
+    Args:
+        scores: (M,).
+        is_positive: (M,) bool.
+    """
+    num_positive = int(is_positive.sum())
+    num_negative = len(is_positive) - num_positive
+    if not num_positive or not num_negative:
+        return float("nan")
+    _, place, counts = scores.double().unique(return_inverse=True, return_counts=True)
+    # The mean rank, from 1 on, of those that share a score.
+    rank = counts.cumsum(0) - (counts - 1) / 2
+    total = rank[place][is_positive].sum() - num_positive * (num_positive + 1) / 2
+    return float(total / (num_positive * num_negative))
+
+
+def retrieval_ranks(distances: Tensor) -> Tensor:
+    """The rank (M,) of each query's own item by distance, from 1 on; ties count half.
+
+    C-SWM's ranking (Kipf et al. 2020, arXiv 1911.12247, section 4.2): hits@1 is the share of ranks
+    of 1, and the mean reciprocal rank the mean of their inverses.
+
+    Args:
+        distances: (M,M) of each query to each item; a query's own is on the diagonal.
+    """
+    own = distances.diagonal()[:, None]
+    closer, equal = (distances < own).sum(1), (distances == own).sum(1) - 1
+    return 1 + closer + equal / 2
+
+
 def _gaussian_bands(side: int, device: torch.device) -> Tensor:
     """A matrix (side-10,side) that blurs a line of pixels; much faster than convolving doubles."""
     at = torch.arange(side, dtype=torch.float64, device=device)

@@ -2,12 +2,12 @@
 
 B batch, T frames, V views (cameras), K slots, D slot size, N tokens of a frame, F token
 features, C H W image, A action size, P points or rays, G code groups, V also the vocabulary of
-tokens, where there are no views.
+tokens, where there are no views; of what is imagined, H steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 
 import torch
@@ -189,3 +189,49 @@ class DecoderOutput:
     masks: Tensor
     parts: Tensor | None = None
     aux: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SlotPrediction:
+    """What a slot dynamics says of the frames after those it read.
+
+    Attributes:
+        slots: (B,T,K,D), those of frame t + 1 at place t.
+        carried: (B,T,K,E) the same in the dynamics' own terms, from which it goes on when it
+            imagines; `slots` themselves unless it has a latent (`ocrl.dynamics.latent`).
+        logits: (B,T,K,G,C) of a latent's distributions, in float32; None without a latent.
+    """
+
+    slots: Tensor
+    carried: Tensor
+    logits: Tensor | None = None
+
+    @staticmethod
+    def joined(parts: Sequence[SlotPrediction]) -> SlotPrediction:
+        """Predictions of frames one after the other as one."""
+        slots = torch.cat([part.slots for part in parts], dim=1)
+        carried = slots
+        if any(part.carried is not part.slots for part in parts):
+            carried = torch.cat([part.carried for part in parts], dim=1)
+        logits = [part.logits for part in parts if part.logits is not None]
+        return SlotPrediction(slots, carried, torch.cat(logits, dim=1) if logits else None)
+
+
+@dataclass(frozen=True)
+class Imagined:
+    """A future that a slot dynamics imagined.
+
+    Attributes:
+        prediction: of each step; `prediction.slots` (B,H,K,D) at place h are those after action h.
+        action: (B,H) or (B,H,A), what was done at each step; None without actions.
+        state: the dynamics' state, which has not read the last slots yet.
+    """
+
+    prediction: SlotPrediction
+    action: Tensor | None
+    state: object
+
+    @property
+    def slots(self) -> Tensor:
+        """(B,H,K,D)."""
+        return self.prediction.slots

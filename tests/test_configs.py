@@ -21,9 +21,12 @@ from ocrl.interfaces import (
     Decoder,
     Initializer,
     Objective,
+    SlotDynamics,
     SlotEncoder,
     Tokenizer,
 )
+from ocrl.nn.latent import SlotLatent
+from ocrl.nn.outcome import OutcomeHead
 from ocrl.properties import PropertySpec
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -47,6 +50,9 @@ GROUPS = {
     "tokenizer": ("ocrl.tokenizers", Tokenizer),
     "properties": ("ocrl.properties", PropertySpec),
     "prior": ("ocrl.priors", CodePrior),
+    "dynamics": ("ocrl.dynamics", SlotDynamics),
+    "latent": ("ocrl.nn.latent", SlotLatent),
+    "outcome": ("ocrl.nn.outcome", OutcomeHead),
 }
 CONSTANTS = {"eps"}
 """Have a default in Python and no line."""
@@ -191,6 +197,15 @@ def test_every_tokenizer_can_be_chosen():
     for path in sorted((CONFIGS / "tokenizer").glob("*.yaml")):
         model = built_model(small("decoder=slate", f"tokenizer@decoder.target={path.stem}"))
         assert model.decoder.space == "tokens"
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "dynamics").glob("*.yaml")), ids=name_of)
+def test_every_dynamics_builds_in_a_world_model(path):
+    sizes = ("slot_dim=64", "num_actions=5", "action_dim=0", "code_sizes=[8,8]")
+    config = composed("world_model", f"dynamics={path.stem}", *sizes)
+    parts = {name: checkpoint.plain(config[name]) for name in ("dynamics", "outcome")}
+    built = checkpoint.build({"_target_": "torch.nn.ModuleDict", "modules": parts})
+    assert (built["dynamics"].slot_dim, built["dynamics"].num_actions) == (64, 5)
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=name_of)

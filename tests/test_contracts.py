@@ -1,4 +1,4 @@
-"""Every encoder and decoder that a configuration names keeps its contract."""
+"""Every encoder, decoder and dynamics that a configuration names keeps its contract."""
 
 import math
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from ocrl.check import check_decoder, check_slot_encoder
+from ocrl.check import check_decoder, check_dynamics, check_slot_encoder
 from ocrl.checkpoint import build
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -55,3 +55,15 @@ def test_decoder(name: str, small_vit: str) -> None:
     # Decoders that draw where the encoder saw a slot do so on their own grid; a set has none.
     tokens = 64 if decoder.space == "set" else math.prod(decoder.grid)
     check_decoder(decoder, num_slots=4, slot_dim=64, twin=twin, target=target, num_tokens=tokens)
+
+
+@pytest.mark.parametrize("actions", [(0, 0), (5, 0), (0, 3)], ids=["none", "discrete", "box"])
+@pytest.mark.parametrize("name", _names("dynamics"))
+def test_dynamics(name: str, actions: tuple[int, int], small_vit: str) -> None:
+    sizes = [f"+num_actions={actions[0]}", f"+action_dim={actions[1]}", "+code_sizes=[5,3,4]"]
+    dynamics, twin = _build_twins("dynamics", name, small_vit, *sizes)
+    # Layers that start at zero would hide what happens in those before them.
+    with torch.no_grad():
+        for parameter in dynamics.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    check_dynamics(dynamics, num_slots=4, twin=twin)

@@ -14,7 +14,8 @@ TRAINING = {
     *("average_precision", "baselines", "charts", "check", "checkpoint", "data", "diagnose"),
     *("discovery", "distributed", "health", "interrupt", "log", "matching", "merging", "meter"),
     *("metrics", "model", "monitor", "properties", "report", "scene_prior", "schedules"),
-    *("set_prediction", "step", "train", "visualize"),
+    *("set_prediction", "step", "train", "visualize", "world_model", "horizon"),
+    "horizon_report",
 }
 LEAVES = {
     *("health", "interfaces", "interrupt", "log", "matching", "metrics", "schedules", "types"),
@@ -95,8 +96,10 @@ def allowed(path):
     permitted = BASE | {f"ocrl.{name}" for name in TRAINING}
     if part == "inspection":
         return permitted | {"ocrl.inspection"}
-    # Average precision is of one kind of decoder only, which tells what it predicts.
-    return permitted | ({"ocrl.decoders.properties"} if part == "set_prediction" else set())
+    # Average precision is of one kind of decoder only, which tells what it predicts; there is one
+    # kind of outcome of a world model.
+    own = {"set_prediction": "ocrl.decoders.properties", "world_model": "ocrl.nn.outcome"}
+    return permitted | ({own[part]} if part in own else set())
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))

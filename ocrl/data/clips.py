@@ -309,6 +309,7 @@ def evaluation_clips(
     objects: bool = False,
     properties: PropertySpec | None = None,
     depth: bool = False,
+    at_end: bool = False,
 ) -> Iterator[Clip]:
     """Clips spread evenly over the episodes of a split, the same ones in the same order every time.
 
@@ -325,6 +326,7 @@ def evaluation_clips(
         objects: whether boxes and properties are loaded.
         properties: which targets of set prediction are loaded, in place of the tables' columns.
         depth: whether depth maps are loaded.
+        at_end: clips that end with their episodes, one of each: fewer if there are fewer.
 
     Raises:
         ValueError: as `ClipLoader`.
@@ -342,18 +344,31 @@ def evaluation_clips(
     )
     if num_clips < 1:
         raise ValueError(f"expected num_clips to be at least 1, got {num_clips}")
-    places = _spread(reader, num_clips, seed)
-    for first in range(0, num_clips, batch_size):
+    places = _ends(reader, num_clips) if at_end else _spread(reader, num_clips, seed)
+    for first in range(0, len(places), batch_size):
         part = places[first : first + batch_size]
         yield reader.read(part[:, 0], part[:, 1])
 
 
-def _spread(reader: _ClipReader, num_clips: int, seed: int) -> NDArray[np.int64]:
-    """(episode, first frame) of each clip, (num_clips, 2)."""
+def _sound(reader: _ClipReader) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The episodes that are not damaged, and how many clips can begin in each."""
     sound = np.array([reader.store.is_sound(int(index)) for index in reader.episodes])
     if not sound.any():
         raise ValueError(f"every episode asked for in {reader.store.path} is damaged; restore it")
-    episodes, num_starts = reader.episodes[sound], reader.num_starts[sound]
+    return reader.episodes[sound], reader.num_starts[sound]
+
+
+def _ends(reader: _ClipReader, num_clips: int) -> NDArray[np.int64]:
+    """(episode, first frame) of the last clips of episodes, (num_clips, 2) at most."""
+    episodes, num_starts = _sound(reader)
+    num_clips = min(num_clips, len(episodes))
+    which = np.arange(num_clips) * len(episodes) // num_clips
+    return np.stack([episodes[which], num_starts[which] - 1], axis=1)
+
+
+def _spread(reader: _ClipReader, num_clips: int, seed: int) -> NDArray[np.int64]:
+    """(episode, first frame) of each clip, (num_clips, 2)."""
+    episodes, num_starts = _sound(reader)
     which = np.arange(num_clips) * len(episodes) // num_clips
     shares = np.bincount(which, minlength=len(episodes))[which]
     turn = np.arange(num_clips) - np.searchsorted(which, which)

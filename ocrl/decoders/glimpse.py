@@ -59,6 +59,7 @@ class GlimpseDecoder(Decoder):
     """
 
     space: Space = "pixels"
+    needs_attn = True
     offsets: Tensor
 
     def __init__(

@@ -39,6 +39,7 @@ class PaletteDecoder(Decoder):
     """
 
     space: Space = "pixels"
+    needs_attn = True
 
     def __init__(
         self,

@@ -125,6 +125,24 @@ class GatedScan(TimeMixer):
         hidden = decay * (age > 0)[:, None, None] * state + write
         return self._output(slots, hidden), hidden
 
+    def advance(self, slots: Tensor, state: Tensor, goes_on: Tensor) -> tuple[Tensor, Tensor]:
+        """Mix several frames into a state, all at once.
+
+        Args:
+            slots: (B,T,K,D), normalised.
+            state: (B,K,C), or (B,1,C) for every slot.
+            goes_on: (B,T), false on the first frame of an episode.
+
+        Returns:
+            Updates (B,T,K,D), and the next state (B,K,C).
+        """
+        decay, write = self._gates(slots)
+        decay = decay * goes_on[:, :, None, None]
+        brought = decay[:, :1] * state[:, None]
+        write = write + functional.pad(brought, (0, 0, 0, 0, 0, slots.shape[1] - 1))
+        hidden = linear_scan(decay, write)
+        return self._output(slots, hidden), hidden[:, -1]
+
     def _gates(self, slots: Tensor) -> tuple[Tensor, Tensor]:
         """Decay in (0,1) and what is written, in float32 at least."""
         inputs = self.to_in(slots)

@@ -1,14 +1,22 @@
 """The checks notice each broken promise."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from ocrl.check import ContractError, check_decoder, check_slot_encoder
-from ocrl.interfaces import Backbone, Decoder, RecurrentSlotEncoder, SlotEncoder, State
-from ocrl.types import Camera, DecoderOutput, SlotOutput
+from ocrl.check import ContractError, check_decoder, check_dynamics, check_slot_encoder
+from ocrl.interfaces import (
+    Backbone,
+    Decoder,
+    RecurrentSlotEncoder,
+    SlotDynamics,
+    SlotEncoder,
+    State,
+)
+from ocrl.types import Camera, DecoderOutput, Imagined, SlotOutput, SlotPrediction
 
 
 class Pixels(Backbone):
@@ -187,3 +195,95 @@ def test_the_order_of_decoded_slots_may_be_left_out() -> None:
 
 def test_attention_is_given_where_asked_for_and_moves_with_the_slots() -> None:
     check_decoder(Mixture(), num_slots=3, slot_dim=3, num_tokens=4)
+
+
+class Drifting(SlotDynamics):
+    """Slots move on by their mean so far; breaks on demand."""
+
+    slot_dim, num_actions, action_dim = 3, 0, 2
+
+    def __init__(self, fault: str = "") -> None:
+        super().__init__()
+        self.fault = fault
+        self.map = nn.Linear(3, 3)
+        self.from_action = nn.Linear(2, 3)
+        self.unused = nn.Parameter(torch.zeros(1)) if fault == "unused parameter" else None
+
+    def initial_state(self, batch_size: int) -> State:
+        return {"sum": torch.zeros(batch_size, 1, 3), "age": torch.zeros(batch_size, 1, 1)}
+
+    def imagine(self, slots: Tensor, state: State, policy: Any, horizon: int) -> Imagined:
+        imagined = super().imagine(slots, state, policy, horizon)
+        if self.fault == "imagines something else":
+            return replace(
+                imagined, prediction=replace(imagined.prediction, slots=imagined.slots + 1)
+            )
+        return imagined
+
+    def advance(
+        self, carried: Tensor, action: Tensor | None, state: State, is_first: Tensor
+    ) -> tuple[SlotPrediction, State]:
+        assert action is not None
+        total, age, slots = state["sum"], state["age"], []
+        for t in range(carried.shape[1]):
+            first = is_first[:, t, None, None]
+            if self.fault == "is_first is ignored":
+                first = torch.zeros_like(first)
+            total = torch.where(first, 0.0, total) + carried[:, t]
+            age = torch.where(first, 0.0, age) + 1
+            slots.append(self.map(total / age) + self.from_action(action[:, t])[:, None])
+        following = torch.stack(slots, dim=1).float()
+        if self.fault == "forward differs":
+            following = following + 1e-2 * carried.shape[1]
+        if self.fault == "sees the future":
+            following = following + carried.mean(1, keepdim=True)
+        if self.fault == "samples touch":
+            following = following + 0.1 * carried.mean((0, 2), keepdim=True)
+        if self.fault == "place in the batch":
+            following = following + torch.arange(len(slots[0])).view(-1, 1, 1, 1)
+        if self.fault == "random in eval":
+            following = following + torch.randn(1)
+        if self.fault == "order of slots":
+            following = following + torch.arange(following.shape[2])[:, None]
+        if self.fault == "half under autocast":
+            following = self.map(following)
+        if self.fault == "changes its state":
+            state["age"].add_(1)
+        if self.fault == "nan":
+            following = following / 0 * 0
+        if self.fault == "shape":
+            following = following[:, :1]
+        if self.fault == "no gradient on the slots":
+            learned = self.map(torch.ones(3)) + self.from_action(action)[:, :, None]
+            following = following.detach() + learned
+        return SlotPrediction(following, following), {"sum": total, "age": age}
+
+
+def test_a_sound_dynamics_passes() -> None:
+    check_dynamics(Drifting(), num_slots=4, twin=Drifting())
+    check_dynamics(Drifting(), num_slots=4)
+    check_dynamics(Drifting("order of slots"), num_slots=4, is_equivariant=False)
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("shape", "B,T,K,D"),
+        ("nan", "finite"),
+        ("random in eval", "determinism"),
+        ("forward differs", "scan of step"),
+        ("sees the future", "scan of step"),
+        ("changes its state", "leave its state"),
+        ("is_first is ignored", "fresh start"),
+        ("samples touch", "another sample"),
+        ("place in the batch", "place in the batch"),
+        ("order of slots", "permuted"),
+        ("imagines something else", "first imagined step"),
+        ("half under autocast", "float32"),
+        ("unused parameter", "unused"),
+        ("no gradient on the slots", "gradient on the slots"),
+    ],
+)
+def test_each_broken_promise_of_a_dynamics_is_noticed(fault: str, words: str) -> None:
+    with pytest.raises(ContractError, match=words):
+        check_dynamics(Drifting(fault), num_slots=4, twin=Drifting(fault))

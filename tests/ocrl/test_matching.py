@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ocrl.matching import hungarian, matched_scores
+from ocrl.matching import align_over_time, hungarian, matched_scores, slot_distances
 
 
 def best_sum(score):
@@ -56,3 +56,22 @@ def test_what_cannot_be_matched():
         hungarian(torch.tensor([[float("nan"), 1.0]]))
     with pytest.raises(ValueError, match=r"got shape \(3,\)"):
         hungarian(torch.zeros(3))
+
+
+def test_slots_are_followed_over_time() -> None:
+    generator = torch.Generator().manual_seed(0)
+    start = 3 * torch.randn(2, 1, 5, 6, generator=generator)
+    slots = start + 0.1 * torch.randn(2, 7, 5, 6, generator=generator).cumsum(1)
+    orders = torch.stack([torch.randperm(5, generator=generator) for _ in range(14)]).view(2, 7, 5)
+    orders[:, 0] = torch.arange(5)
+    shuffled = slots.gather(2, orders[..., None].expand_as(slots))
+    found = align_over_time(shuffled)
+    torch.testing.assert_close(shuffled.gather(2, found[..., None].expand_as(slots)), slots)
+    with pytest.raises(ValueError, match="finite"):
+        align_over_time(torch.full((1, 2, 2, 3), torch.nan))
+
+
+def test_distances_of_slots_are_mean_squared_differences() -> None:
+    slots, others = torch.randn(2, 3, 4, 5).double(), torch.randn(2, 3, 4, 5).double()
+    expected = (slots[..., :, None, :] - others[..., None, :, :]).square().mean(-1)
+    torch.testing.assert_close(slot_distances(slots, others), expected)

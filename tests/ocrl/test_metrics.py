@@ -300,3 +300,25 @@ class TestPictures:
         assert metrics.ssim(picture, picture).flatten().tolist() == pytest.approx([1.0] * 10)
         with pytest.raises(ValueError, match="11 x 11"):
             metrics.ssim(picture[..., :8], picture[..., :8])
+
+
+def test_feature_distance_by_hand() -> None:
+    features = torch.tensor([[[3.0, 4.0], [1.0, 0.0]]])
+    others = torch.tensor([[[6.0, 8.0], [0.0, 2.0]]])
+    # The first place is the same direction; the second is at right angles: 2, so 1 on average.
+    assert metrics.feature_distance(features, others).tolist() == pytest.approx([1.0])
+    assert metrics.feature_distance(features, -features).tolist() == pytest.approx([4.0])
+
+
+def test_roc_auc_by_hand() -> None:
+    scores = torch.tensor([0.9, 0.8, 0.8, 0.1])
+    is_positive = torch.tensor([True, False, True, False])
+    # Of the four pairs three are right and one is a tie.
+    assert metrics.roc_auc(scores, is_positive) == pytest.approx(3.5 / 4)
+    assert metrics.roc_auc(-scores, is_positive) == pytest.approx(0.5 / 4)
+    assert math.isnan(metrics.roc_auc(scores, torch.zeros(4, dtype=torch.bool)))
+
+
+def test_retrieval_ranks_by_hand() -> None:
+    distances = torch.tensor([[0.1, 0.5, 0.2], [0.3, 0.4, 0.4], [0.0, 0.1, 0.9]])
+    assert metrics.retrieval_ranks(distances).tolist() == [1, 2.5, 3]

@@ -274,3 +274,12 @@ def test_clips_do_not_depend_on_the_order_of_writing(tmp_path):
     held_out = [list(evaluation_clips(store, num_clips=3, **settings)) for store in stores]
     for one, other in zip(*held_out, strict=True):
         assert torch.equal(one.video, other.video)
+
+
+def test_clips_at_the_end_are_the_last_of_their_episodes(tmp_path):
+    store = number_store(tmp_path / "store", [6, 3, 9, 4])
+    settings = {"clip_length": 4, "split": "all", "at_end": True}
+    found = [places(clip)[0] for clip in evaluation_clips(store, num_clips=10, **settings)]
+    assert sorted(found) == [(0, 2), (2, 5), (3, 0)]
+    few = [places(clip)[0] for clip in evaluation_clips(store, num_clips=2, **settings)]
+    assert len(few) == 2 and set(few) < set(found)

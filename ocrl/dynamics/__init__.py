@@ -1,0 +1,1 @@
+"""How slots move: slots and actions to the next slots."""

@@ -1,0 +1,153 @@
+"""What a world model foretold, for the eye: a table, a page, and a moving picture.
+
+H steps, C H' W' frames.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import Iterator, Mapping
+from html import escape
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ocrl.horizon import METHODS, PREDICTION, HorizonResult, Rollout
+from ocrl.report import page, table, write_text
+from ocrl.visualize import captioned, enlarge, overlay, strip, to_gif, to_uint8, write_mp4
+
+_METRICS = {
+    "slot_error": (
+        "slot error",
+        "mean squared error after matching; lower is better",
+    ),
+    "psnr": ("PSNR", "of the frame, in dB"),
+    "ssim": ("SSIM", "of the frame"),
+    "perceptual": ("perceptual", "distance of the frames' features; lower is better"),
+    "video_fg_ari": ("video FG-ARI", "of the masks foretold so far"),
+    "video_mbo_i": ("video mBO", "of the masks foretold so far"),
+    "video_identity_switches": ("switches", "of objects between slots so far; lower is better"),
+    "reward_error": ("reward error", "mean absolute error; lower is better"),
+    "termination_auc": ("termination AUC", "whether the episode terminates at that very step"),
+    "hits@1": ("hits@1", "share of clips whose future is the nearest of all clips"),
+    "hits@5": ("hits@5", "the same, among the five nearest"),
+    "mrr": ("MRR", "mean reciprocal rank of that"),
+}
+_SMALLEST_PICTURE = 192
+
+
+def write_results(
+    directory: Path | str,
+    result: HorizonResult,
+    *,
+    title: str,
+    details: Mapping[str, str],
+    frames_per_second: float = 8.0,
+) -> list[Path]:
+    """Write `metrics.json`, `report.html`, and `rollout.mp4` if there are examples.
+
+    Args:
+        directory: where to; it is made if it is not there.
+        result: what `ocrl.horizon.evaluate_horizons` found.
+        title: the heading of the report.
+        details: what was evaluated: lines of name and value under the heading.
+        frames_per_second: of the moving pictures.
+
+    Returns:
+        The paths written.
+
+    Raises:
+        OSError: if writing fails; a file is whole or not there.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    record = {"details": dict(details), **result.to_json()}
+    written = [directory / "metrics.json", directory / "report.html"]
+    write_text(written[0], json.dumps(record, indent=2, allow_nan=False) + "\n")
+    measured = {
+        "measured on": f"{result.num_clips} clips, after {result.num_context} frames of context"
+    }
+    body = [*_table(result), *_movies(result, frames_per_second), *_explanation(result)]
+    text = page(title, details={**details, **measured}, warnings=result.warnings, body=body)
+    write_text(written[1], text)
+    if result.examples:
+        written.append(directory / "rollout.mp4")
+        video = torch.cat(
+            [captioned(movie, names) for names, movie in map(rollout_movie, result.examples)]
+        )
+        write_mp4(written[-1], video, frames_per_second=frames_per_second)
+    return written
+
+
+def summary(result: HorizonResult) -> list[str]:
+    """What was found, in lines for a terminal."""
+    steps = "".join(f"{horizon:>9}" for horizon in result.horizons)
+    lines = [f"{'steps ahead':>27}{steps}"]
+    for metric, methods in result.table.items():
+        for method in METHODS:
+            if method in methods:
+                cells = "".join(f"{_number(value):>9}" for value in methods[method])
+                lines.append(f"{_METRICS[metric][0]:>16} {method:>10}{cells}")
+    return lines + result.warnings
+
+
+def rollout_movie(example: Rollout) -> tuple[list[str], Tensor]:
+    """A clip as it came beside what was foretold: names, and a video (H,3,...) of the columns."""
+    scale = max(1, _SMALLEST_PICTURE // example.video.shape[-2])
+    truth = to_uint8(example.video)
+    columns = {"truth": enlarge(truth, scale)}
+    foretold = truth
+    if example.recon is not None:
+        foretold = to_uint8(example.recon)
+        columns["prediction"] = enlarge(foretold, scale)
+    columns["its masks"] = overlay(foretold, example.ids, scale=scale)
+    frames = zip(*columns.values(), strict=True)
+    return list(columns), torch.stack([strip(torch.stack(frame), gap=4) for frame in frames])
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}" if math.isfinite(value) else "-"
+
+
+def _table(result: HorizonResult) -> Iterator[str]:
+    rows: list[list[str]] = []
+    for metric, methods in result.table.items():
+        name, meaning = _METRICS[metric]
+        rows.append([f"<span title='{escape(meaning, quote=True)}'>{escape(name)}</span>"])
+        for method in METHODS:
+            if method in methods:
+                shown = f"<b>{method}</b>" if method == PREDICTION else method
+                rows.append([shown, *(_number(value) for value in methods[method])])
+    yield "<h2>Steps ahead</h2>"
+    yield table(["", *map(str, result.horizons)], rows)
+
+
+def _movies(result: HorizonResult, frames_per_second: float) -> Iterator[str]:
+    if result.examples:
+        yield "<h2>Clips</h2>"
+    for example in result.examples:
+        names, movie = rollout_movie(example)
+        gif = base64.b64encode(to_gif(movie, frames_per_second=frames_per_second)).decode("ascii")
+        labels = "".join(f"<span>{escape(name)}</span>" for name in names)
+        yield (
+            f"<div class='card wide'><div class='movie' style='width:{180 * len(names)}px'>"
+            f"<img alt='what came and what was foretold' src='data:image/gif;base64,{gif}'>"
+            f"<div class='names'>{labels}</div></div></div>"
+        )
+
+
+def _explanation(result: HorizonResult) -> Iterator[str]:
+    meanings = "".join(
+        f"<dt>{escape(_METRICS[metric][0])}</dt><dd>{escape(_METRICS[metric][1])}</dd>"
+        for metric in result.table
+    )
+    yield (
+        "<h2>What the figures mean</h2><div class='card'><p><b>prediction</b> is the world model, "
+        "which saw the context and the actions. <b>copy</b> says that the last frame of the "
+        "context stays: its true frame, its slots, the mean reward. <b>encoder</b> sees every "
+        "frame, so that its slots, what the decoder makes of them, and the outcomes read from "
+        f"them are what a perfect dynamics would reach.</p><dl>{meanings}</dl></div>"
+    )

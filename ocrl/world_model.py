@@ -1,0 +1,315 @@
+"""Encoder, dynamics, outcome and decoder: a model of what slots do and what comes of actions.
+
+B batch, T frames, K slots, D slot size, A action size, C frames of the context, H steps.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ocrl.interfaces import CodeReader, FrameSlotEncoder, Policy, SlotDynamics, State
+from ocrl.matching import align_over_time
+from ocrl.model import SlotModel
+from ocrl.nn.outcome import OutcomeHead
+from ocrl.types import Clip, DecoderOutput, SlotOutput, SlotPrediction
+
+LOSSES = ("slots", "image", "reward", "continue", "model")
+
+
+@dataclass(frozen=True)
+class WorldModelOutput:
+    """One pass over a clip.
+
+    Attributes:
+        losses: by name, before weighting.
+        total: their weighted sum.
+        prediction: of the frames after the first, (B,T-1,K,...).
+    """
+
+    losses: dict[str, Tensor]
+    total: Tensor
+    prediction: SlotPrediction
+
+
+@dataclass(frozen=True)
+class Dream:
+    """An imagined future with what comes of it.
+
+    Attributes:
+        slots: (B,H,K,D) after each action.
+        action: (B,H) or (B,H,A); None without actions.
+        reward: (B,H), expected.
+        goes_on: (B,H) in [0,1], the probability that the episode does not terminate there.
+        state: of the dynamics, which has not read the last slots yet.
+    """
+
+    slots: Tensor
+    action: Tensor | None
+    reward: Tensor
+    goes_on: Tensor
+    state: State
+
+
+class WorldModel(nn.Module):
+    """A slot model whose slots are foretold, with rewards and terminations.
+
+    Trained as SlotFormer (Wu et al. 2023, arXiv 2210.05861, section 3.3) and SOLD (Mosbach et al.
+    2025, arXiv 2410.08822): a rollout goes on from its own predictions after a context, the error
+    is that of its slots and, through the decoder, that of its frames. Differs from both: frames of
+    the context are foretold, too, so that short histories are known; frames are decoded at a few
+    random steps of the rollout, as decoding costs most; rewards and terminations are learned with
+    the rest, on foretold slots. `ocrl.train.Trainer` trains it.
+
+    The losses are `slots`, the mean squared error of slots; `image`, that of the decoded frames;
+    `reward` and `continue`, cross-entropies in nats; `model`, the slot model's own; and, with the
+    weight 1, what the dynamics itself asks for (`SlotDynamics.costs`). Frames from where another
+    episode begins are left out.
+
+    Slots of encoders that see each frame by itself are put into the order of the frame before.
+
+    Args:
+        model: encoder and decoder. Frozen and in `eval()` if the weight of `model` is 0.
+        dynamics: of the encoder's slots.
+        outcome: tells rewards and terminations.
+        weights: a factor for each of `slots`, `image`, `reward`, `continue` and `model`; what has
+            0 is not computed, and `image` needs a decoder that makes pixels of slots alone.
+        num_context: C, frames that a rollout starts from.
+        horizon: H, steps of a rollout.
+        num_decoded: random steps of the rollout at which frames are decoded, all if more.
+        is_teacher_forced: foretell each frame from true slots, in place of a rollout.
+
+    Raises:
+        ValueError: if an argument is out of range, or the parts do not fit each other.
+    """
+
+    def __init__(
+        self,
+        model: SlotModel,
+        *,
+        dynamics: SlotDynamics,
+        outcome: OutcomeHead,
+        weights: Mapping[str, float],
+        num_context: int,
+        horizon: int,
+        num_decoded: int,
+        is_teacher_forced: bool,
+    ) -> None:
+        super().__init__()
+        if set(weights) != set(LOSSES):
+            raise ValueError(f"expected weights of {sorted(LOSSES)}, got {sorted(weights)}")
+        if min(num_context, horizon, num_decoded) < 1:
+            raise ValueError(
+                "expected num_context, horizon and num_decoded of at least 1, got "
+                f"{num_context}, {horizon} and {num_decoded}"
+            )
+        if dynamics.slot_dim != model.encoder.slot_dim:
+            raise ValueError(
+                f"expected a dynamics of slot_dim {model.encoder.slot_dim} as the encoder's, got "
+                f"{dynamics.slot_dim}"
+            )
+        decoder = model.decoder
+        draws = decoder.space == "pixels" and not decoder.needs_target and not decoder.needs_attn
+        if weights["image"] and not draws:
+            raise ValueError(
+                "expected a decoder of pixels that draws slots alone for weights.image above 0, "
+                f"got {type(decoder).__name__}; set weights.image=0, or train slots with "
+                "decoder=mixer or broadcast"
+            )
+        self.weights = {name: float(weights[name]) for name in LOSSES}
+        self.is_frozen = not self.weights["model"]
+        self.model = model.requires_grad_(False).eval() if self.is_frozen else model
+        self.dynamics = dynamics
+        self.outcome = outcome
+        if not weights["reward"] and not weights["continue"]:
+            outcome.requires_grad_(False)
+        for name, layer in (("reward", outcome.to_reward), ("continue", outcome.to_goes_on)):
+            if not weights[name]:
+                layer.requires_grad_(False)
+        self.num_context, self.horizon = num_context, horizon
+        self.num_decoded, self.is_teacher_forced = num_decoded, is_teacher_forced
+        parts = model.encoder.modules()
+        self.is_aligned = any(isinstance(part, FrameSlotEncoder) for part in parts)
+
+    @property
+    def clip_length(self) -> int:
+        """Frames of the clips that it is trained on: C + H."""
+        return self.num_context + self.horizon
+
+    def train(self, mode: bool = True) -> WorldModel:
+        """Set the mode; a frozen slot model stays in `eval`."""
+        super().train(mode)
+        if self.is_frozen:
+            self.model.eval()
+        return self
+
+    def take_codes(self) -> None:
+        """Tell a dynamics that speaks of codes what the trained encoder's stand for.
+
+        Raises:
+            ValueError: if the encoder's slots are not such codes.
+        """
+        for part in self.dynamics.modules():
+            if isinstance(part, CodeReader):
+                part.take_codes(self.model.encoder)
+
+    def encode(self, clip: Clip) -> SlotOutput:
+        """Slots of a clip, in an order that stays over its frames."""
+        return self._aligned(self.model.encode(clip))
+
+    def forward(self, clip: Clip) -> WorldModelOutput:
+        """Roll out over a clip of at least `clip_length` frames, and compare with what came.
+
+        Raises:
+            ValueError: if the clip is too short, or lacks actions, rewards or terminations.
+        """
+        clip = self._checked(clip)
+        losses: dict[str, Tensor] = {}
+        if self.is_frozen:
+            with torch.no_grad():
+                slots = self.encode(clip).slots
+        else:
+            output = self.model(clip)
+            slots = self._aligned(output.encoded).slots
+            losses["model"] = output.total
+        prediction = self._foretell(slots, self._action(clip), clip.is_first)
+        is_same = (~clip.is_first[:, 1:]).int().cumprod(1).bool()
+        losses |= self._losses(clip, slots, prediction, is_same)
+        weighted = [self.weights.get(name, 1.0) * loss for name, loss in losses.items()]
+        return WorldModelOutput(losses, torch.stack(weighted).sum(), prediction)
+
+    def outcomes(
+        self, before: Tensor, action: Tensor | None, after: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Expected rewards and probabilities to go on (B,T) of steps, see `OutcomeHead`."""
+        outcome = self.outcome(before, action, after)
+        return self.outcome.reward(outcome), outcome.goes_on.float().sigmoid()
+
+    def imagine(
+        self, slots: Tensor, state: State, policy: Policy | Tensor | None, horizon: int
+    ) -> Dream:
+        """Imagine a future with its rewards, see `SlotDynamics.imagine`.
+
+        A horizon beyond what the dynamics was trained on is imagined with a warning.
+        """
+        beyond = describe_beyond(self, horizon)
+        if beyond is not None:
+            warnings.warn(beyond, stacklevel=2)
+        imagined = self.dynamics.imagine(slots, state, policy, horizon)
+        before = torch.cat([slots[:, None], imagined.slots[:, :-1]], dim=1)
+        reward, goes_on = self.outcomes(before, imagined.action, imagined.slots)
+        return Dream(imagined.slots, imagined.action, reward, goes_on, imagined.state)
+
+    def read(self, slots: Tensor, action: Tensor | None, is_first: Tensor) -> State:
+        """The dynamics' state after a context (B,T,K,D) without its last frame.
+
+        With that frame's slots it is what `imagine` starts from. Actions (B,T,...) and `is_first`
+        may go on beyond the context.
+        """
+        state, num_read = self.dynamics.initial_state(len(slots)), slots.shape[1] - 1
+        if not num_read:
+            return state
+        done = None if action is None else action[:, :num_read]
+        return self.dynamics.observe(slots[:, :-1], done, state, is_first[:, :num_read])[1]
+
+    # --- one pass -------------------------------------------------------------------------------
+
+    def _checked(self, clip: Clip) -> Clip:
+        if clip.num_frames < self.clip_length:
+            raise ValueError(
+                f"expected clips of {self.clip_length} frames, num_context={self.num_context} and "
+                f"horizon={self.horizon}, got {clip.num_frames}"
+            )
+        for name, value in (("reward", clip.reward), ("continue", clip.terminated)):
+            if self.weights[name] and value is None:
+                lacking = "rewards" if name == "reward" else "terminations"
+                raise ValueError(
+                    f"expected episodes with {lacking} to learn from, got none; set "
+                    f"weights.{name}=0 to leave them out"
+                )
+        return clip[: self.clip_length].to_float()
+
+    def _action(self, clip: Clip) -> Tensor | None:
+        has_actions = self.dynamics.num_actions or self.dynamics.action_dim
+        return clip.action if has_actions else None
+
+    def _aligned(self, encoded: SlotOutput) -> SlotOutput:
+        if not self.is_aligned:
+            return encoded
+        order = align_over_time(encoded.slots)
+
+        def moved(value: Tensor) -> Tensor:
+            index = order.view(*order.shape, *[1] * (value.ndim - 3))
+            return value.gather(2, index.expand_as(value))
+
+        codes = None if encoded.codes is None else moved(encoded.codes)
+        return SlotOutput(moved(encoded.slots), moved(encoded.attn), codes=codes)
+
+    def _foretell(self, slots: Tensor, action: Tensor | None, is_first: Tensor) -> SlotPrediction:
+        """What is said of every frame after the first: from true slots, then from its own."""
+        state = self.dynamics.initial_state(len(slots))
+        num_read = slots.shape[1] - 1 if self.is_teacher_forced else self.num_context - 1
+        parts = []
+        if num_read:
+            done = None if action is None else action[:, :num_read]
+            read, state = self.dynamics.observe(
+                slots[:, :num_read], done, state, is_first[:, :num_read]
+            )
+            parts.append(read)
+        if not self.is_teacher_forced:
+            rest = None if action is None else action[:, num_read:-1]
+            imagined = self.dynamics.imagine(slots[:, num_read], state, rest, self.horizon)
+            parts.append(imagined.prediction)
+        return SlotPrediction.joined(parts)
+
+    def _losses(
+        self, clip: Clip, slots: Tensor, prediction: SlotPrediction, is_same: Tensor
+    ) -> dict[str, Tensor]:
+        target, weights = slots[:, 1:].detach(), self.weights
+        error = (prediction.slots - target).float().square().mean((-2, -1))
+        losses = {"slots": _mean(error, is_same)}
+        for name, cost in self.dynamics.costs(prediction, target).items():
+            losses[name] = _mean(cost.mean(-1), is_same)
+        if weights["image"]:
+            losses["image"] = self._image_loss(clip.video, prediction.slots, is_same)
+        if weights["reward"] or weights["continue"]:
+            before = torch.cat([slots[:, :1], prediction.slots[:, :-1]], dim=1)
+            action = self._action(clip)
+            done = None if action is None else action[:, :-1]
+            outcome = self.outcome(before, done, prediction.slots)
+            if weights["reward"]:
+                assert clip.reward is not None
+                loss = self.outcome.reward_loss(outcome, clip.reward[:, 1:])
+                losses["reward"] = _mean(loss, is_same)
+            if weights["continue"]:
+                assert clip.terminated is not None
+                loss = self.outcome.goes_on_loss(outcome, clip.terminated[:, 1:])
+                losses["continue"] = _mean(loss, is_same)
+        return losses
+
+    def _image_loss(self, video: Tensor, slots: Tensor, is_same: Tensor) -> Tensor:
+        steps = torch.randperm(self.horizon)[: self.num_decoded].sort().values
+        steps = (steps + self.num_context - 1).to(slots.device)
+        decoded: DecoderOutput = self.model.decoder(slots[:, steps])
+        error = (decoded.recon - video[:, steps + 1]).float().square().mean((-3, -2, -1))
+        return _mean(error, is_same[:, steps])
+
+
+def describe_beyond(model: WorldModel, horizon: int) -> str | None:
+    """What to know of a horizon, in words; None if the model was trained on it."""
+    if horizon <= model.horizon:
+        return None
+    return (
+        f"the dynamics was trained on rollouts of {model.horizon} steps, and is asked for "
+        f"{horizon}: beyond those errors add up unseen, slots blur or change hands, and rewards "
+        "are read from slots unlike any in training"
+    )
+
+
+def _mean(values: Tensor, is_counted: Tensor) -> Tensor:
+    """The mean of those values (B,T) that count, 0 if none does."""
+    return (values * is_counted).sum() / is_counted.sum().clamp(min=1)

@@ -1,0 +1,111 @@
+"""What the world model scripts share: how one is built on a slot model and episodes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from ocrl import checkpoint
+from ocrl.data.clips import Split, evaluation_clips, split_episodes
+from ocrl.data.sources import read_clips
+from ocrl.data.store import EpisodeStore
+from ocrl.interfaces import SlotCodes
+from ocrl.model import SlotModel
+from ocrl.types import Clip
+from ocrl.world_model import WorldModel
+
+_SETTINGS = ("weights", "num_context", "horizon", "num_decoded", "is_teacher_forced")
+
+
+def action_sizes(store: EpisodeStore) -> dict[str, int]:
+    """The actions of episodes: `num_actions` if they are discrete, `action_dim` if they are not.
+
+    Raises:
+        ValueError: if the number of discrete actions is not stored.
+    """
+    spec = store.arrays.get("action")
+    if spec is None:
+        return {"num_actions": 0, "action_dim": 0}
+    if spec.shape:
+        return {"num_actions": 0, "action_dim": spec.shape[0]}
+    space = str(store.metadata.get("action_space"))
+    number = re.fullmatch(r"Discrete\((\d+).*\)", space)
+    if number is None:
+        raise ValueError(
+            f"expected an action_space Discrete(n) in the metadata of {store.path}, got {space}"
+        )
+    return {"num_actions": int(number[1]), "action_dim": 0}
+
+
+def build_world(
+    config: DictConfig, model: SlotModel, *, source: Path, store: EpisodeStore
+) -> tuple[WorldModel, dict[str, Any]]:
+    """A new world model around a trained slot model, and the configuration it is saved with.
+
+    Args:
+        config: of `configs/world_model.yaml`; the sizes of the slots and actions are filled in.
+        model: the trained one.
+        source: its checkpoint.
+        store: the episodes.
+
+    Raises:
+        ValueError: if the parts do not fit each other, or the episodes.
+    """
+    encoder = model.encoder
+    config.slot_dim = encoder.slot_dim
+    config.code_sizes = list(encoder.code_sizes) if isinstance(encoder, SlotCodes) else []
+    config.merge_with(action_sizes(store))
+    settings = checkpoint.plain(config)
+    parts = {name: settings[name] for name in ("dynamics", "outcome")}
+    own = {name: settings[name] for name in _SETTINGS}
+    built = {name: checkpoint.build(part) for name, part in parts.items()}
+    world_model = WorldModel(model, **built, **own)
+    world_model.take_codes()
+    target = {"_target_": "ocrl.world_model.WorldModel", "model": checkpoint.read_config(source)}
+    return world_model, target | parts | own
+
+
+def held_out_clips(
+    config: DictConfig, model: WorldModel, store: EpisodeStore
+) -> Callable[[int], Iterator[Clip]]:
+    """Gives so many held-out clips, of the context and the longest horizon of the evaluation."""
+    evaluation = config.evaluation
+    return lambda num_clips: read_clips(
+        store.path,
+        image_size=model.model.encoder.backbone.image_size,
+        presets=[evaluation.preset],
+        split="holdout",
+        holdout=config.data.holdout,
+        clip_length=model.num_context + evaluation.horizons[-1],
+        num_clips=num_clips,
+        batch_size=4,
+        max_frames=1,
+    )
+
+
+def ending_clips(
+    model: WorldModel, store: EpisodeStore, *, split: Split, holdout: float, num_clips: int
+) -> Callable[[int], Iterator[Clip]]:
+    """Gives clips of so many frames that end with their episodes; none if all are shorter."""
+
+    def clips(clip_length: int) -> Iterator[Clip]:
+        episodes = split_episodes(store, split=split, holdout=holdout)
+        if store.lengths[episodes].max() < clip_length:
+            return iter(())
+        return evaluation_clips(
+            store,
+            clip_length=clip_length,
+            num_clips=num_clips,
+            split=split,
+            holdout=holdout,
+            batch_size=4,
+            image_size=model.model.encoder.backbone.image_size,
+            objects=model.model.is_conditioned,
+            at_end=True,
+        )
+
+    return clips

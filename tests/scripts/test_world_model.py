@@ -1,0 +1,123 @@
+"""Learn a world model on a slot model, and measure it: two commands."""
+
+import json
+
+import av
+import numpy as np
+import pytest
+
+import ocrl
+from ocrl import checkpoint
+from ocrl.data.store import EpisodeStore, EpisodeWriter
+from ocrl.world_model import WorldModel
+
+ENV = ("env=sprites", "env.size=32")
+SMALL = (
+    *ENV,
+    *("dynamics.dim=16", "dynamics.num_heads=2", "dynamics.mlp_dim=16", "dynamics.num_layers=1"),
+    *("outcome.dim=16", "outcome.num_heads=2", "outcome.mlp_dim=16", "outcome.num_layers=1"),
+    *("num_context=2", "horizon=3", "num_decoded=1", "data.batch_size=4", "trainer.max_steps=4"),
+    *("trainer.checkpoint_every=2", "trainer.evaluate_every=2", "trainer.warmup_steps=1"),
+    *("evaluation.horizons=[1,3]", "evaluation.num_clips=4", "evaluation.num_clips_in_training=2"),
+)
+
+
+@pytest.fixture(scope="module")
+def trained(workplace):
+    done = workplace.run(
+        "train_world_model", "checkpoint=run", "data.path=episodes", *SMALL, "name=small"
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_a_world_model_is_trained_saved_and_measured(workplace, trained):
+    output = workplace.output("train_world_model", "small")
+    left = {path.name for path in output.iterdir()}
+    assert {"checkpoint", "metrics.json", "report.html", "rollout.mp4", "tensorboard"} <= left
+    world = ocrl.load(output)
+    assert isinstance(world, WorldModel)
+    assert (world.dynamics.num_actions, world.num_context, world.horizon) == (4, 2, 3)
+    meta = checkpoint.read_meta(output)
+    assert meta["step"] == 4 and meta["env"] == "sprites"
+    assert {"slot_error/prediction/3", "psnr/copy/1", "video_fg_ari/encoder/3"} <= set(
+        meta["metrics"]
+    )
+    assert "steps ahead" in trained.stderr and "hits@1" in trained.stderr
+
+
+def test_it_is_measured_between_a_floor_and_a_ceiling(workplace, trained):
+    source = "outputs/train_world_model/small"
+    options = ("horizons=[1,2,4]", "data.num_clips=5", "judge=features", "name=far")
+    done = workplace.run(
+        "evaluate_world_model", f"checkpoint={source}", "data.path=episodes", *options
+    )
+    assert done.returncode == 0, done.stderr
+    assert "trained on rollouts of 3 steps, and is asked for 4" in done.stderr
+    output = workplace.output("evaluate_world_model", "far")
+    record = json.loads((output / "metrics.json").read_text())
+    assert record["horizons"] == [1, 2, 4] and record["num_clips"] == 5
+    for metric in ("slot_error", "psnr", "ssim", "perceptual", "video_fg_ari", "hits@1", "mrr"):
+        assert set(record["table"][metric]) == {"prediction", "copy", "encoder"}
+        assert all(len(values) == 3 for values in record["table"][metric].values())
+    with av.open(str(output / "rollout.mp4")) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 2 * 4
+    page = (output / "report.html").read_text()
+    assert "Steps ahead" in page and "http" not in page.replace("http-equiv", "")
+    assert list((output / "tensorboard").iterdir())
+
+
+def test_mistakes_end_in_one_sentence(workplace, trained):
+    workplace.assert_mistake(
+        "train_world_model",
+        *("checkpoint=features", "data.path=episodes", *SMALL),
+        words="got MLPDecoder; set weights.image=0",
+    )
+    workplace.assert_mistake(
+        *("evaluate_world_model", "checkpoint=run", "data.path=episodes"),
+        words="got that of a SlotModel",
+    )
+    workplace.assert_mistake(
+        "evaluate_world_model",
+        *("checkpoint=outputs/train_world_model/small", "data.path=episodes", "horizons=[1,40]"),
+        words="clip_length=42",
+    )
+
+
+def test_the_actions_of_episodes_are_known(workplace, load_script, tmp_path):
+    action_sizes = load_script("worlds").action_sizes
+    found = action_sizes(EpisodeStore(workplace.folder / "episodes"))
+    assert found == {"num_actions": 4, "action_dim": 0}
+    with pytest.raises(ValueError, match=r"action_space Discrete\(n\) in the metadata .* got None"):
+        action_sizes(EpisodeStore(workplace.folder / "bare"))
+    rows = {
+        "frames": np.zeros((3, 8, 8, 3), np.uint8),
+        "reward": np.zeros(3, np.float32),
+        "terminated": np.zeros(3, bool),
+        "truncated": np.zeros(3, bool),
+    }
+    for name, more, expected in (
+        ("box", {"action": np.zeros((3, 2), np.float32)}, {"num_actions": 0, "action_dim": 2}),
+        ("none", {}, {"num_actions": 0, "action_dim": 0}),
+    ):
+        with EpisodeWriter(tmp_path / name, metadata={}) as writer:
+            writer.append(rows | more)
+        assert action_sizes(EpisodeStore(tmp_path / name)) == expected
+
+
+@pytest.mark.slow
+def test_without_a_slot_model_one_is_trained_first(workplace):
+    options = (
+        *("env.size=32", "image_size=[32,32]", "slot_dim=8"),
+        *("encoder.backbone.channels=[8]", "encoder.backbone.strides=[4]"),
+        *("decoder=broadcast", "decoder.channels=[8]", "decoder.strides=[4]"),
+        *("collect.num_steps=60", "collect.episode_length=10", "collect.num_workers=0"),
+        *("trainer.max_steps=2", "evaluation.num_clips=2", "evaluation.clip_length=4"),
+    )
+    pretrain = "pretrain=[" + ",".join(f"'{option}'" for option in options) + "]"
+    done = workplace.run("train_world_model", pretrain, *SMALL, "name=whole")
+    assert done.returncode == 0, done.stderr
+    output = workplace.output("train_world_model", "whole")
+    left = {path.name for path in (output / "slots").iterdir()}
+    assert {"checkpoint", "episodes", "metrics.json"} <= left
+    assert isinstance(ocrl.load(output), WorldModel)
