@@ -78,7 +78,9 @@ class SetTransformer(Pooling):
 
     The pooling of Yoon et al. (2023, arXiv 2302.04419), and the default: whether a policy solves a
     relational task depends on it. Differs from them: LayerNorm before each part instead of after
-    it (Xiong et al. 2020, arXiv 2002.04745) and two layers instead of one.
+    it (Xiong et al. 2020, arXiv 2002.04745); two layers instead of one; and, with `is_relative`, a
+    slot comes with its difference from the mean of all, as in the equivariant layers of deep sets
+    (Zaheer et al. 2017, arXiv 1703.06114): what sets a slot apart from the others is plain then.
 
     Args:
         slot_dim: F.
@@ -87,6 +89,7 @@ class SetTransformer(Pooling):
         num_layers: blocks.
         num_heads: of the attention; divides `dim`.
         mlp_factor: hidden size of the blocks' MLPs in units of `dim`.
+        is_relative: append to each slot its difference from the mean of those that are present.
 
     Raises:
         ValueError: if there is no layer, or `num_heads` does not divide `dim`.
@@ -101,12 +104,14 @@ class SetTransformer(Pooling):
         num_layers: int,
         num_heads: int,
         mlp_factor: int,
+        is_relative: bool,
     ) -> None:
         super().__init__()
         if num_layers < 1:
             raise ValueError(f"expected num_layers of at least 1, got {num_layers}")
         self.out_dim = dim
-        self.to_tokens = nn.Linear(slot_dim, dim)
+        self.is_relative = is_relative
+        self.to_tokens = nn.Linear(slot_dim * (1 + is_relative), dim)
         self.readout = nn.Parameter(torch.randn(dim) * dim**-0.5)
         self.blocks = nn.ModuleList(
             _Block(dim, num_heads=num_heads, mlp_dim=mlp_factor * dim) for _ in range(num_layers)
@@ -115,6 +120,9 @@ class SetTransformer(Pooling):
 
     def _tokens(self, slots: Tensor, is_present: Tensor | None) -> tuple[Tensor, Tensor | None]:
         readout = self.readout.expand(len(slots), 1, -1)
+        if self.is_relative:
+            center = rearrange(_mean(slots, is_present), "b f -> b 1 f")
+            slots = torch.cat([slots, slots - center], dim=-1)
         tokens = torch.cat([readout, self.to_tokens(slots)], dim=1)
         if is_present is None:
             return tokens, None

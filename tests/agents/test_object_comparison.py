@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from ocrl.agents.ppo import AgentRun
 from ocrl.envs import make_vec
@@ -18,10 +19,15 @@ def success(folder, *overrides):
     """Mean over the episodes that ended in the last fifth of training."""
     with initialize_config_dir(version_base="1.3", config_dir=CONFIGS):
         config = compose(
-            "agent", overrides=["task=sprites", "obs=objects", "agent.evaluate_every=0", *overrides]
+            "agent",
+            overrides=[
+                *("env=sprites-object_comparison", "task=sprites", "obs=objects"),
+                *("agent.evaluate_every=0", *overrides),
+            ],
         )
     trainer = instantiate(config.agent, _recursive_=False, _convert_="all")
-    arguments = {"step_size": 0.1, "max_steps": 30}
+    arguments = OmegaConf.to_container(config.env, resolve=True)
+    del arguments["_target_"]
     name = "sprites-object_comparison"
     envs = make_vec(name, trainer.num_envs, observe=["objects"], is_shuffled=True, **arguments)
     network = trainer.network(plain_key="objects")

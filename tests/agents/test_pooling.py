@@ -98,7 +98,8 @@ def test_attention_is_a_share_of_the_slots_that_are_present():
 
 def test_attention_is_the_product_of_the_layers_weights():
     # One head, one layer: half what the read-out token keeps, half its softmax over the slots.
-    module = pooling.SetTransformer(2, num_slots=2, dim=4, num_layers=1, num_heads=1, mlp_factor=1)
+    sizes = {"num_layers": 1, "num_heads": 1, "mlp_factor": 1, "is_relative": False}
+    module = pooling.SetTransformer(2, num_slots=2, dim=4, **sizes)
     slots = sets(batch=1, num_slots=2, slot_dim=2)
     tokens, _ = module._tokens(slots, None)
     block = module.blocks[0]
@@ -124,10 +125,22 @@ def test_the_relation_network_sees_pairs():
     torch.testing.assert_close(pooled, torch.tensor([[(2.0 + 0.0 + 0.0 + 0.0) / 4]]))
 
 
+def test_a_slot_comes_with_what_sets_it_apart_from_those_present():
+    sizes = {"num_layers": 1, "num_heads": 1, "mlp_factor": 1, "is_relative": True}
+    module = pooling.SetTransformer(1, num_slots=3, dim=2, **sizes)
+    with torch.no_grad():
+        module.to_tokens.weight.copy_(torch.eye(2))
+        module.to_tokens.bias.zero_()
+    slots = torch.tensor([[[1.0], [4.0], [100.0]]])
+    tokens, _ = module._tokens(slots, torch.tensor([[True, True, False]]))
+    torch.testing.assert_close(tokens[0, 1:3], torch.tensor([[1.0, -1.5], [4.0, 1.5]]))
+
+
 def test_impossible_sizes_are_refused():
+    sizes = {"num_layers": 1, "num_heads": 1, "mlp_factor": 1, "is_relative": True}
     with pytest.raises(ValueError, match="num_layers of at least 1, got 0"):
-        pooling.SetTransformer(2, num_slots=2, dim=4, num_layers=0, num_heads=1, mlp_factor=1)
+        pooling.SetTransformer(2, num_slots=2, dim=4, **{**sizes, "num_layers": 0})
     with pytest.raises(ValueError, match="num_heads must divide dim"):
-        pooling.SetTransformer(2, num_slots=2, dim=4, num_layers=1, num_heads=3, mlp_factor=1)
+        pooling.SetTransformer(2, num_slots=2, dim=4, **{**sizes, "num_heads": 3})
     with pytest.raises(ValueError, match="num_layers of at least 2, got 1"):
         pooling.RelationNetwork(2, num_slots=2, dim=4, num_layers=1)

@@ -19,7 +19,7 @@ from ocrl.envs import make, registry
 ROOT = Path(__file__).parents[2]
 POOLING = {
     "_target_": "ocrl.agents.pooling.SetTransformer",
-    **{"dim": 8, "num_layers": 1, "num_heads": 2, "mlp_factor": 2},
+    **{"dim": 8, "num_layers": 1, "num_heads": 2, "mlp_factor": 2, "is_relative": True},
 }
 CONCATENATION = {
     "_target_": "ocrl.agents.pooling.Concatenation",
