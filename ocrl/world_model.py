@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ocrl.interfaces import CodeReader, FrameSlotEncoder, Policy, SlotDynamics, State
+from ocrl.interfaces import CodeReader, Decoder, FrameSlotEncoder, Policy, SlotDynamics, State
 from ocrl.matching import align_over_time
 from ocrl.model import SlotModel
 from ocrl.nn.outcome import OutcomeHead
@@ -112,12 +112,10 @@ class WorldModel(nn.Module):
                 f"expected a dynamics of slot_dim {model.encoder.slot_dim} as the encoder's, got "
                 f"{dynamics.slot_dim}"
             )
-        decoder = model.decoder
-        draws = decoder.space == "pixels" and not decoder.needs_target and not decoder.needs_attn
-        if weights["image"] and not draws:
+        if weights["image"] and not draws_imagined(model.decoder):
             raise ValueError(
                 "expected a decoder of pixels that draws slots alone for weights.image above 0, "
-                f"got {type(decoder).__name__}; set weights.image=0, or train slots with "
+                f"got {type(model.decoder).__name__}; set weights.image=0, or train slots with "
                 "decoder=mixer or broadcast"
             )
         self.weights = {name: float(weights[name]) for name in LOSSES}
@@ -297,6 +295,11 @@ class WorldModel(nn.Module):
         decoded: DecoderOutput = self.model.decoder(slots[:, steps])
         error = (decoded.recon - video[:, steps + 1]).float().square().mean((-3, -2, -1))
         return _mean(error, is_same[:, steps])
+
+
+def draws_imagined(decoder: Decoder) -> bool:
+    """Whether a decoder makes pixels of slots alone, so that imagined ones can be seen."""
+    return decoder.space == "pixels" and not decoder.needs_target and not decoder.needs_attn
 
 
 def describe_beyond(model: WorldModel, horizon: int) -> str | None:

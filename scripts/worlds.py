@@ -16,7 +16,7 @@ from ocrl.data.store import EpisodeStore
 from ocrl.interfaces import SlotCodes
 from ocrl.model import SlotModel
 from ocrl.types import Clip
-from ocrl.world_model import WorldModel
+from ocrl.world_model import WorldModel, draws_imagined
 
 _SETTINGS = ("weights", "num_context", "horizon", "num_decoded", "is_teacher_forced")
 
@@ -59,6 +59,8 @@ def build_world(
     config.slot_dim = encoder.slot_dim
     config.code_sizes = list(encoder.code_sizes) if isinstance(encoder, SlotCodes) else []
     config.merge_with(action_sizes(store))
+    if config.weights.image is None:
+        config.weights.image = float(draws_imagined(model.decoder))
     settings = checkpoint.plain(config)
     parts = {name: settings[name] for name in ("dynamics", "outcome")}
     own = {name: settings[name] for name in _SETTINGS}

@@ -63,7 +63,7 @@ def encode_alone(encoder, frames):
 @pytest.mark.parametrize("processes", [False, True], ids=["same_process", "sub_process"])
 def test_observations_are_the_slots_of_each_episode_alone(encoder, processes):
     envs = SlotVectorEnv(make_envs(processes=processes), encoder)
-    observation, _ = envs.reset(seed=3)
+    observation, _ = envs.reset(seed=1)
     assert envs.observation_space.contains(observation)
     given = [[[row]] for row in observation]
     ends = [[] for _ in given]
@@ -80,7 +80,7 @@ def test_observations_are_the_slots_of_each_episode_alone(encoder, processes):
     envs.close()
     kinds = set()
     for row in range(NUM_ENVS):
-        episodes, expected_ends = episodes_of(row, seed=3)
+        episodes, expected_ends = episodes_of(row, seed=1)
         assert ends[row] == expected_ends
         kinds |= set(expected_ends)
         for frames, slots in zip(episodes, given[row], strict=True):
@@ -98,8 +98,8 @@ def test_other_parts_stand_beside_the_slots(encoder):
         "frame": (36, 36, 3),
         "objects": plain.single_observation_space["objects"].shape,
     }
-    observation, _ = slots.reset(seed=3)
-    expected, _ = plain.reset(seed=3)
+    observation, _ = slots.reset(seed=1)
+    expected, _ = plain.reset(seed=1)
     num_ended = 0
     for action in actions():
         assert slots.observation_space.contains(observation)

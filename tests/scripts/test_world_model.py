@@ -70,7 +70,7 @@ def test_it_is_measured_between_a_floor_and_a_ceiling(workplace, trained):
 def test_mistakes_end_in_one_sentence(workplace, trained):
     workplace.assert_mistake(
         "train_world_model",
-        *("checkpoint=features", "data.path=episodes", *SMALL),
+        *("checkpoint=features", "data.path=episodes", "weights.image=1", *SMALL),
         words="got MLPDecoder; set weights.image=0",
     )
     workplace.assert_mistake(
