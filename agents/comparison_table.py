@@ -48,8 +48,13 @@ def thousands(steps: float) -> str:
 
 def published_of(env: str, published: Published) -> Sequence[Mapping[str, Any]]:
     """Entries for an environment, or for the environment that it is a version of."""
+    return published.get(published_name(env, published), ())
+
+
+def published_name(env: str, published: Published) -> str:
+    """The environment that the entries for this one are of; empty where there are none."""
     fits = [name for name in published if env == name or env.startswith(f"{name} ")]
-    return published[max(fits, key=len)] if fits else ()
+    return max(fits, key=len, default="")
 
 
 def evaluation_rows(record: Mapping[str, Any]) -> list[list[str]]:
@@ -108,7 +113,8 @@ def score_rows(comparison: Mapping[str, Any], published: Published) -> list[list
                 figure = number(method["training_score"], "score")
                 name = f"{name}, over all episodes of training"
                 rows.append([env, name, "", NAMES["score"], figure, *[""] * 6])
-        rows += [_published_row(env, entry) for entry in published_of(env, published)]
+        source = published_name(env, published)
+        rows += [_published_row(source, entry) for entry in published_of(env, published)]
     return rows
 
 

@@ -8,13 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from einops import rearrange
-from gymnasium.vector import VectorEnv, VectorWrapper
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 from torch.nn.utils import clip_grad_norm_
@@ -29,108 +26,18 @@ from ocrl.model import SlotModel
 from ocrl.step import seed_step
 from ocrl.types import Clip
 
-_FRAME = "frame"
 FOLDER = "encoder"
 """Where the tuned model lies, inside the agent's folder."""
 
 
-class RecentFrames(VectorWrapper[Any, Any, Any, Any, Any]):
-    """Remembers the last frames of a vector environment that gives such, and what was done there.
-
-    Attributes:
-        num_steps: how many steps are remembered at most; a reset forgets all.
-    """
-
-    def __init__(self, env: VectorEnv[Any, Any, Any], *, num_steps: int) -> None:
-        """Wrap an environment whose observation is a frame, or has one as `frame`.
-
-        Raises:
-            ValueError: if `num_steps` is below 1.
-        """
-        super().__init__(env)
-        if num_steps < 1:
-            raise ValueError(f"expected num_steps of at least 1, got {num_steps}")
-        self.num_steps = num_steps
-        self._frames: list[NDArray[np.uint8]] = []
-        self._is_first: list[NDArray[np.bool_]] = []
-        self._actions: list[NDArray[Any]] = []
-
-    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
-        """See Gymnasium."""
-        observation, info = self.env.reset(**kwargs)
-        self._frames, self._is_first, self._actions = [], [], []
-        self._add(observation, np.ones(self.num_envs, dtype=bool))
-        return observation, info
-
-    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """See Gymnasium."""
-        self._actions.append(np.array(actions))
-        observation, reward, terminated, truncated, info = self.env.step(actions)
-        self._add(observation, terminated | truncated)
-        return observation, reward, terminated, truncated, info
-
-    def _add(self, observation: Any, is_first: NDArray[np.bool_]) -> None:
-        frames = observation[_FRAME] if isinstance(observation, dict) else observation
-        self._frames.append(frames.copy())
-        self._is_first.append(is_first.copy())
-        if len(self._frames) > self.num_steps:
-            del self._frames[0], self._is_first[0], self._actions[0]
-
-    def segmentation(self, preset: str = "entities") -> NDArray[np.uint16]:
-        """See `ObjectVectorEnv.segmentation`."""
-        return self.env.segmentation(preset)  # type: ignore[attr-defined]
-
-    def objects(self) -> tuple[NDArray[np.void], ...]:
-        """See `ObjectVectorEnv.objects`."""
-        return self.env.objects()  # type: ignore[attr-defined]
-
-    def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """Call a method of every environment."""
-        return self.env.call(name, *args, **kwargs)  # type: ignore[attr-defined]
-
-    def get_attr(self, name: str) -> tuple[Any, ...]:
-        """An attribute of every environment."""
-        return self.env.get_attr(name)  # type: ignore[attr-defined]
-
-    def set_attr(self, name: str, values: Any) -> None:
-        """Set an attribute of every environment."""
-        self.env.set_attr(name, values)  # type: ignore[attr-defined]
+class Recent(Protocol):
+    """What was played lately, such as `ocrl.envs.recent_frames.RecentFrames`."""
 
     def __len__(self) -> int:
         """Steps that are remembered now."""
-        return len(self._frames)
 
     def clips(self, num_clips: int, *, clip_length: int, seed: Sequence[int]) -> Clip:
-        """Draw pieces of what was played, over the ends of episodes where they fall so.
-
-        Args:
-            num_clips: B.
-            clip_length: T.
-            seed: of the drawing.
-
-        Raises:
-            ValueError: if fewer frames than T are remembered.
-        """
-        if len(self) <= clip_length:
-            raise ValueError(
-                f"expected more than {clip_length} steps to draw from, got {len(self)}"
-            )
-        rng = np.random.default_rng(seed)
-        # The last frame has no action yet.
-        starts = rng.integers(len(self) - clip_length, size=num_clips)
-        rows = rng.integers(self.num_envs, size=num_clips)
-
-        def cut(entries: list[NDArray[Any]]) -> Tensor:
-            pieces = [
-                np.stack([entry[row] for entry in entries[start : start + clip_length]])
-                for start, row in zip(starts, rows, strict=True)
-            ]
-            return torch.from_numpy(np.stack(pieces))
-
-        is_first = cut(self._is_first)
-        is_first[:, 0] = True
-        video = rearrange(cut(self._frames), "b t h w c -> b t c h w").contiguous()
-        return Clip(video=video, is_first=is_first, action=cut(self._actions))
+        """Draw pieces of what was played."""
 
 
 class Drift:
@@ -216,7 +123,7 @@ class EncoderTuning(RunPart):
     def __init__(
         self,
         model: SlotModel,
-        recent: RecentFrames,
+        recent: Recent,
         *,
         loader: ClipLoader | None,
         settings: TuningSettings,

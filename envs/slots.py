@@ -12,10 +12,11 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Dict
-from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
+from ocrl.envs.vector import ObjectVectorWrapper
 from ocrl.interfaces import Decoder, SlotEncoder
 from ocrl.stream import SlotStream
 
@@ -160,7 +161,7 @@ def _frame_space(parts: dict[str, gymnasium.Space[Any]], space: gymnasium.Space[
     return frame
 
 
-class SlotVectorEnv(VectorWrapper[Any, Any, Any, Any, Any]):
+class SlotVectorEnv(ObjectVectorWrapper):
     """A vector environment of frames as one of slots; encoding a step is one batched call.
 
     Episodes end as below: `observation[e]` is of the first frame of the next episode, and
@@ -229,7 +230,7 @@ class SlotVectorEnv(VectorWrapper[Any, Any, Any, Any, Any]):
         """
         if options is not None and "reset_mask" in options:
             raise ValueError("expected a reset of all environments, got a reset_mask")
-        observation, info = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
+        observation, info = self.env.reset(seed=seed, options=options)
         if seed is not None:
             self.slots.stream.seed(seed)
         return self.slots.reset(observation), info
@@ -248,26 +249,6 @@ class SlotVectorEnv(VectorWrapper[Any, Any, Any, Any, Any]):
             for row, entry in zip(rows, final, strict=True):
                 info["final_obs"][row] = entry
         return observation, reward, terminated, truncated, info
-
-    def segmentation(self, preset: str = "entities") -> NDArray[np.uint16]:
-        """See `ObjectVectorEnv.segmentation`."""
-        return self.env.segmentation(preset)  # type: ignore[attr-defined]
-
-    def objects(self) -> tuple[NDArray[np.void], ...]:
-        """See `ObjectVectorEnv.objects`."""
-        return self.env.objects()  # type: ignore[attr-defined]
-
-    def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """Call a method of every environment."""
-        return self.env.call(name, *args, **kwargs)  # type: ignore[attr-defined]
-
-    def get_attr(self, name: str) -> tuple[Any, ...]:
-        """An attribute of every environment."""
-        return self.env.get_attr(name)  # type: ignore[attr-defined]
-
-    def set_attr(self, name: str, values: Any) -> None:
-        """Set an attribute of every environment."""
-        self.env.set_attr(name, values)  # type: ignore[attr-defined]
 
 
 def _array(actions: Any) -> NDArray[Any] | None:

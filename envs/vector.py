@@ -16,7 +16,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
 from numpy.typing import NDArray
 
 from ocrl.envs.interface import PRESETS
@@ -56,6 +56,30 @@ class ObjectVectorEnv(VectorEnv[Any, Any, Any]):
     def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Call a method of every environment."""
         return super().call(name, *args, **kwargs)  # type: ignore[misc]
+
+
+class ObjectVectorWrapper(VectorWrapper[Any, Any, Any, Any, Any]):
+    """A wrapper through which masks, tables and methods of the environments are reached."""
+
+    def segmentation(self, preset: str = "entities") -> NDArray[np.uint16]:
+        """See `ObjectVectorEnv.segmentation`."""
+        return self.env.segmentation(preset)  # type: ignore[attr-defined]
+
+    def objects(self) -> tuple[NDArray[np.void], ...]:
+        """See `ObjectVectorEnv.objects`."""
+        return self.env.objects()  # type: ignore[attr-defined]
+
+    def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """Call a method of every environment."""
+        return self.env.call(name, *args, **kwargs)  # type: ignore[attr-defined]
+
+    def get_attr(self, name: str) -> tuple[Any, ...]:
+        """An attribute of every environment."""
+        return self.env.get_attr(name)  # type: ignore[attr-defined]
+
+    def set_attr(self, name: str, values: Any) -> None:
+        """Set an attribute of every environment."""
+        self.env.set_attr(name, values)  # type: ignore[attr-defined]
 
 
 class SameProcessVectorEnv(ObjectVectorEnv, SyncVectorEnv[Any, Any]):

@@ -6,7 +6,6 @@ H steps, C H' W' frames.
 from __future__ import annotations
 
 import base64
-import json
 import math
 from collections.abc import Iterator, Mapping
 from html import escape
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ocrl.horizon import METHODS, PREDICTION, HorizonResult, Rollout
-from ocrl.report import page, table, write_text
+from ocrl.report import page, table, write_record
 from ocrl.visualize import captioned, enlarge, overlay, strip, to_gif, to_uint8, write_mp4
 
 _METRICS = {
@@ -62,19 +61,15 @@ def write_results(
     Raises:
         OSError: if writing fails; a file is whole or not there.
     """
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     record = {"details": dict(details), **result.to_json()}
-    written = [directory / "metrics.json", directory / "report.html"]
-    write_text(written[0], json.dumps(record, indent=2, allow_nan=False) + "\n")
     measured = {
         "measured on": f"{result.num_clips} clips, after {result.num_context} frames of context"
     }
     body = [*_table(result), *_movies(result, frames_per_second), *_explanation(result)]
     text = page(title, details={**details, **measured}, warnings=result.warnings, body=body)
-    write_text(written[1], text)
+    written = write_record(directory, record, text)
     if result.examples:
-        written.append(directory / "rollout.mp4")
+        written.append(Path(directory) / "rollout.mp4")
         video = torch.cat(
             [captioned(movie, names) for names, movie in map(rollout_movie, result.examples)]
         )

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -226,6 +227,28 @@ def write_report(
         path,
         render_report(result, title=title, details=details, frames_per_second=frames_per_second),
     )
+
+
+def write_record(directory: Path | str, record: Mapping[str, Any], text: str) -> list[Path]:
+    """Write `metrics.json`, and a page as `report.html`; return their paths.
+
+    Args:
+        directory: where to; it is made if it is not there.
+        record: plain values.
+        text: the page.
+
+    Raises:
+        OSError: if writing fails; a file is whole or not there.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    texts = {
+        "metrics.json": json.dumps(record, indent=2, allow_nan=False) + "\n",
+        "report.html": text,
+    }
+    for name, content in texts.items():
+        write_text(directory / name, content)
+    return [directory / name for name in texts]
 
 
 def write_text(path: Path | str, text: str) -> None:

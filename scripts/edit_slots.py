@@ -4,7 +4,6 @@ python scripts/edit_slots.py checkpoint=RUN data.path=EPISODES 'edits=[swap 2@0 
 """
 
 # The launcher comes first: it sets memory and threads before torch is loaded.
-from evaluate_discovery import find_device
 from launch import output_dir, script
 
 # isort: split
@@ -18,6 +17,7 @@ from rich.console import Console
 import ocrl
 from ocrl import checkpoint
 from ocrl.data.sources import read_clips
+from ocrl.distributed import find_device
 from ocrl.inspection.edit import apply_edits, parse_edit, scenes_of
 from ocrl.inspection.edit_strip import describe_scene, edit_picture
 from ocrl.report import write_bytes

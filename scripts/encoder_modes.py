@@ -16,10 +16,11 @@ from torch import Tensor
 from ocrl import checkpoint
 from ocrl.agents.callbacks import RunPart
 from ocrl.agents.policy import PolicyAgent
-from ocrl.agents.tuning import Drift, DriftReport, EncoderTuning, RecentFrames, TuningSettings
+from ocrl.agents.tuning import Drift, DriftReport, EncoderTuning, TuningSettings
 from ocrl.data.clips import ClipLoader
 from ocrl.data.store import EpisodeStore
 from ocrl.envs import make_vec
+from ocrl.envs.recent_frames import RecentFrames
 from ocrl.log import TensorBoard
 from ocrl.model import SlotModel
 

@@ -9,7 +9,6 @@ from launch import output_dir, script
 # isort: split
 from collections.abc import Iterable, Iterator
 
-import torch
 from omegaconf import DictConfig
 from rich.console import Console
 
@@ -17,6 +16,7 @@ import ocrl
 from ocrl import checkpoint
 from ocrl.data.sources import read_clips
 from ocrl.discovery import evaluate_discovery
+from ocrl.distributed import find_device
 from ocrl.log import TensorBoard
 from ocrl.metrics import get_protocol
 from ocrl.report import example_movie, summary, write_results
@@ -75,15 +75,6 @@ def main(config: DictConfig) -> None:
         console.print(sentence, soft_wrap=True)
     for path in [*written, output_dir() / "tensorboard"]:
         console.print(f"{path.name:>12}: {path}", soft_wrap=True)
-
-
-def find_device(name: str) -> torch.device:
-    """The device that `auto` stands for, or the one named."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"expected a device of this machine, got {name}: it has no CUDA device")
-    return torch.device(name)
 
 
 def counted(clips: Iterable[Clip], console: Console) -> Iterator[Clip]:

@@ -11,7 +11,6 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from evaluate_discovery import find_device
 from omegaconf import DictConfig
 from rich.console import Console
 
@@ -19,6 +18,7 @@ import ocrl
 from ocrl import checkpoint
 from ocrl.data.clips import evaluation_clips
 from ocrl.data.store import EpisodeStore
+from ocrl.distributed import find_device
 from ocrl.log import TensorBoard
 from ocrl.set_prediction import SetPredictionResult, evaluate_set_prediction, spec_of
 

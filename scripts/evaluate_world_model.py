@@ -8,7 +8,7 @@ from launch import output_dir, script
 
 # isort: split
 
-from evaluate_discovery import counted, find_device
+from evaluate_discovery import counted
 from omegaconf import DictConfig
 from rich.console import Console
 from worlds import action_sizes, ending_clips
@@ -17,6 +17,7 @@ import ocrl
 from ocrl import checkpoint
 from ocrl.data.sources import is_footage, read_clips
 from ocrl.data.store import EpisodeStore
+from ocrl.distributed import find_device
 from ocrl.horizon import evaluate_horizons
 from ocrl.horizon_report import summary, write_results
 from ocrl.log import TensorBoard

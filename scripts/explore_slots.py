@@ -4,7 +4,6 @@ python scripts/explore_slots.py checkpoint=outputs/pretrain_slots/NAME data.path
 """
 
 # The launcher comes first: it sets memory and threads before torch is loaded.
-from evaluate_discovery import find_device
 from launch import output_dir, script
 
 # isort: split
@@ -17,6 +16,7 @@ import ocrl
 from ocrl import checkpoint
 from ocrl.data.sources import is_footage, read_clips
 from ocrl.data.store import EpisodeStore
+from ocrl.distributed import find_device
 from ocrl.inspection.explorer import explore, render_explorer
 from ocrl.report import write_text
 

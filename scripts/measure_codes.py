@@ -4,7 +4,6 @@ python scripts/measure_codes.py checkpoint=outputs/pretrain_slots/NAME data.path
 """
 
 # The launcher comes first: it sets memory and threads before torch is loaded.
-from evaluate_discovery import find_device
 from launch import output_dir, script
 
 # isort: split
@@ -14,6 +13,7 @@ from rich.console import Console
 import ocrl
 from ocrl import checkpoint
 from ocrl.data.store import EpisodeStore
+from ocrl.distributed import find_device
 from ocrl.inspection.disentanglement_report import measure_codes, summary, write_code_report
 from ocrl.inspection.object_slots import split_reader
 from ocrl.inspection.probes import ProbeSettings

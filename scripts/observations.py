@@ -17,9 +17,9 @@ from rich.console import Console
 import ocrl
 from ocrl import checkpoint
 from ocrl.agents import saving
-from ocrl.agents.tuning import RecentFrames
 from ocrl.distributed import find_device
 from ocrl.envs import make_vec
+from ocrl.envs.recent_frames import RecentFrames
 from ocrl.envs.slots import SlotVectorEnv
 from ocrl.model import SlotModel
 

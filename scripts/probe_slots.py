@@ -4,7 +4,6 @@ python scripts/probe_slots.py checkpoint=outputs/pretrain_slots/NAME data.path=E
 """
 
 # The launcher comes first: it sets memory and threads before torch is loaded.
-from evaluate_discovery import find_device
 from launch import output_dir, script
 
 # isort: split
@@ -15,6 +14,7 @@ from rich.console import Console
 import ocrl
 from ocrl import checkpoint
 from ocrl.data.store import EpisodeStore
+from ocrl.distributed import find_device
 from ocrl.inspection.object_slots import split_reader
 from ocrl.inspection.probe_report import compare_probes, summary, write_probes
 from ocrl.inspection.probes import ProbeSettings

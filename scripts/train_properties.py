@@ -8,15 +8,14 @@ from launch import choice, output_dir, script
 
 # isort: split
 import hydra
-import torch
-from episodes import find_episodes
 from evaluate_properties import say, write_result
 from omegaconf import DictConfig
+from pretraining import new_model, rollouts, training_clips
 from rich.console import Console
 
 import ocrl
 from ocrl import checkpoint
-from ocrl.data.clips import ClipLoader, Prefetcher, evaluation_clips
+from ocrl.data.clips import Prefetcher, evaluation_clips
 from ocrl.data.property_table import most_objects
 from ocrl.distributed import join_world
 from ocrl.set_prediction import SetPredictionMonitor, evaluate_set_prediction, spec_of
@@ -29,28 +28,12 @@ def main(config: DictConfig) -> None:
     settings = checkpoint.plain(config)
     data, evaluation = settings["data"], settings["evaluation"]
     trainer: Trainer = hydra.utils.instantiate(config.trainer, _convert_="all")
-    model_config = {"_target_": "ocrl.model.SlotModel"} | {
-        name: settings[name]
-        for name in ("encoder", "decoder", "objectives", "weights", "is_conditioned")
-    }
     directory, env = output_dir(), choice("env")
     with join_world(trainer.device) as world:
         console = Console(stderr=True, quiet=not world.is_first, soft_wrap=True)
-        torch.manual_seed(trainer.seed)
-        model = checkpoint.build(model_config)
+        model, model_config = new_model(settings, seed=trainer.seed)
         spec = spec_of(model)
-        if settings["start_from"] is not None:
-            checkpoint.load_encoder(model.encoder, settings["start_from"])
-        store = find_episodes(
-            env,
-            arguments=settings["env"],
-            image_size=settings["image_size"],
-            path=data["path"],
-            default_path=directory / "episodes",
-            collection=settings["collect"],
-            world=world,
-            console=console,
-        )
+        store = rollouts(settings, directory=directory, env=env, world=world, console=console)
         most = most_objects(store, spec)
         if most > settings["num_slots"]:
             raise ValueError(
@@ -62,16 +45,7 @@ def main(config: DictConfig) -> None:
             "image_size": settings["image_size"],
             "properties": spec,
         }
-        loader = ClipLoader(
-            store,
-            clip_length=data["clip_length"],
-            batch_size=data["batch_size"],
-            seed=trainer.seed,
-            objects=settings["is_conditioned"],
-            rank=world.rank,
-            world_size=world.size,
-            **shared,
-        )
+        loader = training_clips(store, settings, seed=trainer.seed, world=world, **shared)
         held_out = shared | {"clip_length": evaluation["clip_length"], "batch_size": 8}
         num_clips = evaluation["num_clips_in_training"]
         trainer.fit(

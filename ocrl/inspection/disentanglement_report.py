@@ -5,7 +5,6 @@ G code groups, C codes of the largest group, F factors, V values, P objects in f
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,7 +33,7 @@ from ocrl.inspection.disentanglement import (
 from ocrl.inspection.edit import coded
 from ocrl.inspection.object_slots import gather
 from ocrl.inspection.probes import ProbeSettings
-from ocrl.report import page, table, write_text
+from ocrl.report import page, table, write_record
 from ocrl.types import Clip
 
 
@@ -238,18 +237,11 @@ def write_code_report(
     Raises:
         OSError: if writing fails; a file is whole or not there.
     """
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     record = {"details": dict(details), **report.to_json()}
     train, test = report.num_objects
     details = {**details, "objects": f"{train} counted, {test} of other episodes to edit"}
-    texts = {
-        "metrics.json": json.dumps(record, indent=2, allow_nan=False) + "\n",
-        "report.html": page(title, details=details, warnings=report.warnings, body=_body(report)),
-    }
-    for name, text in texts.items():
-        write_text(directory / name, text)
-    return [directory / name for name in texts]
+    text = page(title, details=details, warnings=report.warnings, body=_body(report))
+    return write_record(directory, record, text)
 
 
 def _cell(value: float, *, strong: bool = False) -> str:

@@ -5,7 +5,6 @@ T frames, K slots, M objects of a clip.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,7 +32,7 @@ from ocrl.inspection.probes import (
     match_by_position,
     probe,
 )
-from ocrl.report import page, table, write_text
+from ocrl.report import page, table, write_record
 from ocrl.types import Clip
 
 Matching = Literal["masks", "position"]
@@ -208,18 +207,11 @@ def write_probes(
     Raises:
         OSError: if writing fails; a file is whole or not there.
     """
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     record = {"details": dict(details), **result.to_json()}
     train, test = result.num_objects
     details = {**details, "objects": f"{train} to train on, {test} of other episodes to score"}
-    texts = {
-        "metrics.json": json.dumps(record, indent=2, allow_nan=False) + "\n",
-        "report.html": page(title, details=details, warnings=result.warnings, body=_body(result)),
-    }
-    for name, text in texts.items():
-        write_text(directory / name, text)
-    return [directory / name for name in texts]
+    text = page(title, details=details, warnings=result.warnings, body=_body(result))
+    return write_record(directory, record, text)
 
 
 def _body(result: ProbeResult) -> list[str]:
