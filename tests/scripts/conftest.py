@@ -1,6 +1,7 @@
 """A folder to start scripts in: tiny untrained models, episodes of sprites, and some without."""
 
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -37,21 +38,58 @@ def load_script(monkeypatch):
     return importlib.import_module
 
 
-class Workplace:
-    """Where a script runs, and what it left."""
+class Scripts:
+    """Runs scripts to their end, as `subprocess.run` would, see `fork_server.py`."""
 
     def __init__(self, folder):
         self.folder = folder
+        self.env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        self.server = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("fork_server.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=self.env,
+        )
+
+    def __call__(self, script, *options, folder, path=()):
+        """Run `scripts/<script>.py` in a folder, with more folders to import from."""
+        argv = [str(ROOT / "scripts" / f"{script}.py"), *map(str, options)]
+        out, err = self.folder / "stdout", self.folder / "stderr"
+        request = {"argv": argv, "cwd": str(folder), "stdout": str(out), "stderr": str(err)}
+        request["env"] = {
+            **self.env,
+            "PYTHONPATH": os.pathsep.join(map(str, (ROOT, *path))),
+        }
+        self.server.stdin.write(json.dumps(request) + "\n")
+        self.server.stdin.flush()
+        code = self.server.stdout.readline()
+        if not code:
+            raise RuntimeError(f"the process that starts scripts ended before {argv} did")
+        return subprocess.CompletedProcess(argv, int(code), out.read_text(), err.read_text())
+
+    def close(self):
+        self.server.stdin.close()
+        self.server.stdout.close()
+        self.server.wait(timeout=60)
+
+
+@pytest.fixture(scope="session")
+def run_script(tmp_path_factory):
+    scripts = Scripts(tmp_path_factory.mktemp("scripts"))
+    yield scripts
+    scripts.close()
+
+
+class Workplace:
+    """Where a script runs, and what it left."""
+
+    def __init__(self, folder, run_script):
+        self.folder = folder
+        self.run_script = run_script
 
     def run(self, script, *options):
-        return subprocess.run(
-            [sys.executable, str(ROOT / "scripts" / f"{script}.py"), *options],
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        )
+        return self.run_script(script, *options, folder=self.folder)
 
     def output(self, script, name="default"):
         return self.folder / "outputs" / script / name
@@ -80,7 +118,7 @@ def save_model(folder, overrides):
 
 
 @pytest.fixture(scope="session")
-def workplace(tmp_path_factory):
+def workplace(tmp_path_factory, run_script):
     folder = tmp_path_factory.mktemp("workplace")
     torch.manual_seed(0)
     for name, overrides in MODELS.items():
@@ -110,4 +148,4 @@ def workplace(tmp_path_factory):
                 "truncated": np.zeros(8, bool),
             }
             writer.append(rows)
-    return Workplace(folder)
+    return Workplace(folder, run_script)

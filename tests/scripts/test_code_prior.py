@@ -1,9 +1,6 @@
 """Train a prior over the codes of a trained model, and draw new scenes: two commands."""
 
 import io
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -67,17 +64,17 @@ def trained(tmp_path_factory):
     return make_run(tmp_path_factory.mktemp("run"), "encoder=svq", sizes)
 
 
-def run(directory, script, *arguments):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "scripts" / f"{script}.py"), *arguments]
-    done = subprocess.run(
-        command, cwd=directory, env=environment, capture_output=True, text=True, timeout=300
-    )
-    return done.returncode, done.stderr
+@pytest.fixture
+def run(run_script, tmp_path):
+    def start(script, *arguments):
+        done = run_script(script, *arguments, folder=tmp_path)
+        return done.returncode, done.stderr
+
+    return start
 
 
-def test_two_commands_learn_what_scenes_there_are_and_draw_new_ones(tmp_path, trained):
-    code, err = run(tmp_path, "train_code_prior", f"checkpoint={trained}", *PRIOR)
+def test_two_commands_learn_what_scenes_there_are_and_draw_new_ones(run, tmp_path, trained):
+    code, err = run("train_code_prior", f"checkpoint={trained}", *PRIOR)
     assert code == 0, err
     directory = tmp_path / "outputs" / "train_code_prior" / "small"
     assert {"checkpoint", "scenes.png", "tensorboard"} <= {p.name for p in directory.iterdir()}
@@ -87,7 +84,7 @@ def test_two_commands_learn_what_scenes_there_are_and_draw_new_ones(tmp_path, tr
     assert set(meta["metrics"]) >= {"code", "independent", "uniform"}
     assert "held-out nats per code: code" in err
     # The same command has nothing left to do but to draw.
-    code, err = run(tmp_path, "train_code_prior", f"checkpoint={trained}", *PRIOR)
+    code, err = run("train_code_prior", f"checkpoint={trained}", *PRIOR)
     assert code == 0 and "held-out nats per code" in err and "training" not in err, err
 
     draws = []
@@ -95,7 +92,7 @@ def test_two_commands_learn_what_scenes_there_are_and_draw_new_ones(tmp_path, tr
         options = [f"checkpoint={directory}", "num_scenes=8", f"seed={seed}", f"name={name}"]
         if name != "c":
             options.append(f"data.path={trained / 'episodes'}")
-        code, err = run(tmp_path, "sample_scenes", *options)
+        code, err = run("sample_scenes", *options)
         assert code == 0 and "8 new scenes" in err, err
         draws.append((tmp_path / "outputs" / "sample_scenes" / name / "scenes.png").read_bytes())
     assert draws[0] == draws[1]
@@ -103,13 +100,13 @@ def test_two_commands_learn_what_scenes_there_are_and_draw_new_ones(tmp_path, tr
     assert heights == [3 * 16 + 2 * 2] * 2 + [16]
 
 
-def test_mistakes_end_in_one_sentence(tmp_path, trained):
-    code, err = run(tmp_path, "train_code_prior")
+def test_mistakes_end_in_one_sentence(run, tmp_path, trained):
+    code, err = run("train_code_prior")
     assert code == 1 and err.count("\n") == 1 and "checkpoint=PATH" in err
-    code, err = run(tmp_path, "sample_scenes", f"checkpoint={trained}")
+    code, err = run("sample_scenes", f"checkpoint={trained}")
     assert code == 1 and err.count("\n") == 1 and "got that of a SlotModel" in err
     plain = make_run(tmp_path / "plain", "encoder=slot_attention")
-    code, err = run(tmp_path, "train_code_prior", f"checkpoint={plain}", *PRIOR)
+    code, err = run("train_code_prior", f"checkpoint={plain}", *PRIOR)
     assert code == 1 and err.count("\n") == 1, err
     assert "expected a model whose slots are codes" in err and "got SlotAttention" in err
     assert len(EpisodeStore(plain / "episodes")) > 1

@@ -30,17 +30,13 @@ def start(*options, folder):
     )
 
 
-def run(*options, folder):
-    process = start(*options, folder=folder)
-    _, words = process.communicate(timeout=300)
-    return process.returncode, words
-
-
 def content(store):
     return {int(store.episode(i)["episode"]): store.checksums(i) for i in range(len(store))}
 
 
-def test_interrupted_with_ctrl_c_it_goes_on_with_the_same_command(tmp_path, monkeypatch):
+def test_interrupted_with_ctrl_c_it_goes_on_with_the_same_command(
+    run_script, tmp_path, monkeypatch
+):
     (tmp_path / "slow_agents.py").write_text(
         """
 import time
@@ -78,9 +74,10 @@ def load(env, mark):
     assert 0 < len(EpisodeStore(path, verify="full")) < 6
 
     mark.touch()
-    code, words = run(*options, folder=tmp_path)
-    assert code == 0, words
-    assert "6 episodes with 60 steps" in words
+    again = [*OPTIONS, *options]
+    done = run_script("collect_rollouts", *again, folder=tmp_path, path=[tmp_path])
+    assert done.returncode == 0, done.stderr
+    assert "6 episodes with 60 steps" in done.stderr
     monkeypatch.syspath_prepend(tmp_path)
     straight = collect(
         "sprites",
@@ -101,9 +98,11 @@ def open_lines(file):
     return file.read_bytes().splitlines()
 
 
-def test_a_mistake_ends_in_one_sentence(tmp_path):
-    code, words = run("collect.policy=scriptd", folder=tmp_path)
-    assert code == 1
+def test_a_mistake_ends_in_one_sentence(run_script, tmp_path):
+    options = [*OPTIONS, "collect.policy=scriptd"]
+    done = run_script("collect_rollouts", *options, folder=tmp_path)
+    words = done.stderr
+    assert done.returncode == 1
     assert len(words.strip().splitlines()) == 1
     assert words.startswith("collect_rollouts: unknown policy 'scriptd' (did you mean 'scripted'?)")
     assert not list(tmp_path.rglob("shard-*"))

@@ -1,9 +1,7 @@
 """The script as a user starts it, on a tiny untrained model."""
 
 import json
-import os
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -42,17 +40,6 @@ def model_config():
         "weights": checkpoint.plain(config.weights),
         "is_conditioned": False,
     }
-
-
-def run(folder, *options):
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), *options],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(SCRIPT.parents[1]), "OMP_NUM_THREADS": "1"},
-    )
 
 
 def episode(seed, size=32, num_frames=9):
@@ -98,9 +85,13 @@ def workplace(tmp_path_factory):
     return folder
 
 
-def test_episodes(workplace):
+@pytest.fixture
+def run(run_script, workplace):
+    return partial(run_script, "evaluate_discovery", folder=workplace)
+
+
+def test_episodes(run, workplace):
     done = run(
-        workplace,
         "checkpoint=run",
         "data.path=episodes",
         "data.clip_length=4",
@@ -132,9 +123,9 @@ def test_episodes(workplace):
     assert "k-means: video FG-ARI" in done.stderr
 
 
-def test_merged_slots(workplace):
+def test_merged_slots(run, workplace):
     options = ("checkpoint=run", "data.path=episodes", "data.clip_length=4", "data.num_clips=2")
-    done = run(workplace, *options, "data.split=all", "merge=0.01", "name=merged")
+    done = run(*options, "data.split=all", "merge=0.01", "name=merged")
     assert done.returncode == 0, done.stderr
     out = workplace / "outputs" / "evaluate_discovery" / "merged"
     record = json.loads((out / "metrics.json").read_text())
@@ -145,10 +136,10 @@ def test_merged_slots(workplace):
     assert "slots of a frame that are left after merging" in (out / "report.html").read_text()
 
 
-def test_a_video_without_ground_truth(workplace):
+def test_a_video_without_ground_truth(run, workplace):
     video = torch.randint(0, 256, (6, 3, 40, 60), dtype=torch.uint8)
     write_mp4(workplace / "clip.mp4", video, frames_per_second=8)
-    done = run(workplace, "checkpoint=run", "data.path=clip.mp4", "data.max_frames=5", "name=mp4")
+    done = run("checkpoint=run", "data.path=clip.mp4", "data.max_frames=5", "name=mp4")
     assert done.returncode == 0, done.stderr
     out = workplace / "outputs" / "evaluate_discovery" / "mp4"
     record = json.loads((out / "metrics.json").read_text())
@@ -158,7 +149,7 @@ def test_a_video_without_ground_truth(workplace):
     assert "without ground truth" in (out / "report.html").read_text()
 
 
-def test_pictures_with_masks(workplace):
+def test_pictures_with_masks(run, workplace):
     content = episode(7)
     for folder, rows in (("frames", "frames"), ("masks", "segmentation/entities")):
         (workplace / "davis" / folder / "walk").mkdir(parents=True)
@@ -166,7 +157,7 @@ def test_pictures_with_masks(workplace):
             picture = picture if folder == "frames" else (picture // 100).astype(np.uint8)
             file = workplace / "davis" / folder / "walk" / f"{number}.png"
             Image.fromarray(picture).save(file)
-    done = run(workplace, "checkpoint=run", "data.path=davis", "name=davis")
+    done = run("checkpoint=run", "data.path=davis", "name=davis")
     assert done.returncode == 0, done.stderr
     out = workplace / "outputs" / "evaluate_discovery" / "davis"
     record = json.loads((out / "metrics.json").read_text())
@@ -186,8 +177,8 @@ def test_pictures_with_masks(workplace):
         ),
     ],
 )
-def test_mistakes_end_in_one_sentence(workplace, options, words):
-    done = run(workplace, *options, "name=mistake")
+def test_mistakes_end_in_one_sentence(run, workplace, options, words):
+    done = run(*options, "name=mistake")
     assert done.returncode == 1
     assert words in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

@@ -1,20 +1,17 @@
-import subprocess
-import sys
-from pathlib import Path
+from functools import partial
 
 import numpy as np
+import pytest
 
 from ocrl import envs
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "pregenerate_worlds.py"
+
+@pytest.fixture
+def run(run_script, tmp_path):
+    return partial(run_script, "pregenerate_worlds", folder=tmp_path)
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-def test_worlds_are_kept_added_to_and_those_of_the_game(tmp_path):
+def test_worlds_are_kept_added_to_and_those_of_the_game(run, tmp_path):
     folder = tmp_path / "worlds"
     first = run(folder, "--seeds", 2, "--area", 32, 32)
     assert first.returncode == 0 and "added 2 worlds" in first.stderr
@@ -26,7 +23,7 @@ def test_worlds_are_kept_added_to_and_those_of_the_game(tmp_path):
     assert np.array_equal(plain.reset(seed=2)[0], cached.reset(seed=2)[0])
 
 
-def test_mistakes_are_said_in_one_sentence(tmp_path):
+def test_mistakes_are_said_in_one_sentence(run, tmp_path):
     nothing = run(tmp_path, "--seeds", 0)
     assert nothing.returncode == 2 and "at least one seed" in nothing.stderr
     file = tmp_path / "file"

@@ -52,10 +52,13 @@ def start(directory, *arguments, launcher=(), env=None):
     )
 
 
-def run(directory, *arguments, **options):
-    process = start(directory, *arguments, **options)
-    out, err = process.communicate(timeout=300)
-    return process.returncode, out, err
+@pytest.fixture
+def run(run_script):
+    def to_the_end(folder, *arguments):
+        done = run_script("pretrain_slots", *SMALL, *arguments, folder=folder)
+        return done.returncode, done.stderr
+
+    return to_the_end
 
 
 def run_directory(directory):
@@ -66,8 +69,8 @@ def weights_of(directory):
     return checkpoint.read_weights(run_directory(directory))
 
 
-def test_one_command_collects_trains_and_measures(tmp_path):
-    code, _, err = run(tmp_path, "trainer.max_steps=6", "trainer.evaluate_every=3")
+def test_one_command_collects_trains_and_measures(run, tmp_path):
+    code, err = run(tmp_path, "trainer.max_steps=6", "trainer.evaluate_every=3")
     assert code == 0, err
     directory = run_directory(tmp_path)
     names = {path.name for path in directory.iterdir()}
@@ -88,26 +91,26 @@ def test_one_command_collects_trains_and_measures(tmp_path):
         assert said in err, err
 
 
-def test_frames_of_another_size_are_refused_before_anything_is_collected(tmp_path):
-    code, _, err = run(tmp_path, "image_size=[48,48]")
+def test_frames_of_another_size_are_refused_before_anything_is_collected(run, tmp_path):
+    code, err = run(tmp_path, "image_size=[48,48]")
     assert code == 1 and err.count("\n") == 1, err
     assert "image_size=[48, 48]" in err and "(32, 32, 3)" in err
     assert not (run_directory(tmp_path) / "episodes").exists()
 
 
 @pytest.mark.slow
-def test_episodes_of_another_environment_are_refused(tmp_path):
+def test_episodes_of_another_environment_are_refused(run, tmp_path):
     assert run(tmp_path, "trainer.max_steps=1")[0] == 0
     path = run_directory(tmp_path) / "episodes"
     arguments = [f"data.path={path}", "name=other", "env=sprites-reach"]
-    code, _, err = run(tmp_path, *arguments)
+    code, err = run(tmp_path, *arguments)
     assert code == 1 and "ocrl/Sprites-Reach-v0" in err and "ocrl/Sprites-v0" in err
-    code, _, err = run(tmp_path, f"data.path={path}", "name=other", "env.action_kind=continuous")
+    code, err = run(tmp_path, f"data.path={path}", "name=other", "env.action_kind=continuous")
     assert code == 1 and "Box" in err and "Discrete" in err
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_the_same_command_ends_with_the_same_weights(tmp_path):
+def test_killed_at_any_moment_the_same_command_ends_with_the_same_weights(run, tmp_path):
     arguments = ["trainer.max_steps=60", "trainer.checkpoint_every=7", "trainer.evaluate_every=25"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     whole.mkdir()
@@ -121,7 +124,7 @@ def test_killed_at_any_moment_the_same_command_ends_with_the_same_weights(tmp_pa
         process.send_signal(signal.SIGKILL)
         process.communicate()
     assert step_of(killed) < 60
-    code, _, err = run(killed, *arguments)
+    code, err = run(killed, *arguments)
     assert code == 0, err
     assert "going on at step" in err
     one, other = weights_of(whole), weights_of(killed)
@@ -158,7 +161,8 @@ def test_ctrl_c_saves_says_how_to_go_on_and_exits_130(tmp_path):
 @pytest.mark.slow
 def test_two_processes_under_torchrun_share_the_main_job(tmp_path):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    code, _, err = run(tmp_path, "trainer.max_steps=4", launcher=launcher)
-    assert code == 0, err
+    process = start(tmp_path, "trainer.max_steps=4", launcher=launcher)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
     assert step_of(tmp_path) == 4
     assert err.count("collecting episodes") == 1 and err.count("report.html") == 1

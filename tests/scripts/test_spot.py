@@ -1,9 +1,6 @@
 """SPOT's two stages as a user starts them, small."""
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -36,38 +33,37 @@ SMALL = (
 FROZEN_CNN = ("backbone@encoder.backbone=cnn_small", "backbone@decoder.target=cnn_small")
 
 
-def run(directory: Path, *options: str) -> tuple[int, str]:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "pretrain_slots.py"), *SMALL, *options],
-        cwd=directory,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )
-    return done.returncode, done.stderr
+@pytest.fixture
+def run(run_script, tmp_path):
+    def start(*options: str) -> tuple[int, str]:
+        done = run_script("pretrain_slots", *SMALL, *options, folder=tmp_path)
+        return done.returncode, done.stderr
+
+    return start
 
 
-def test_a_teacher_that_is_missing_or_not_wanted_ends_in_one_sentence(tmp_path: Path) -> None:
+def test_a_teacher_that_is_missing_or_not_wanted_ends_in_one_sentence(run) -> None:
     for options, words in (
         (("experiment=spot_student",), "expected teacher=PATH"),
         (("experiment=spot_student", "teacher=nowhere"), "expected a checkpoint folder"),
         (("experiment=spot", "teacher=nowhere"), "expected an objective that learns from teacher"),
     ):
-        code, err = run(tmp_path, *FROZEN_CNN, *options)
+        code, err = run(*FROZEN_CNN, *options)
         assert code == 1 and words in err and err.count("\n") == 1, err
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["vit", "cnn"])
-def test_two_commands_are_the_two_stages(backbone: str, tmp_path: Path, small_vit: str) -> None:
+def test_two_commands_are_the_two_stages(
+    run, backbone: str, tmp_path: Path, small_vit: str
+) -> None:
     options = FROZEN_CNN if backbone == "cnn" else (f"vit={small_vit}",)
-    code, err = run(tmp_path, "experiment=spot", "name=teacher", *options)
+    code, err = run("experiment=spot", "name=teacher", *options)
     assert code == 0, err
     runs = tmp_path / "outputs" / "pretrain_slots"
     student = ("experiment=spot_student", f"teacher={runs / 'teacher'}", *options)
     data = f"data.path={runs / 'teacher' / 'episodes'}"
-    code, err = run(tmp_path, *student, "name=student", data)
+    code, err = run(*student, "name=student", data)
     assert code == 0 and "model: video FG-ARI" in err, err
     # Every other architecture is refused before anything is trained.
     for change, words in (
@@ -77,14 +73,14 @@ def test_two_commands_are_the_two_stages(backbone: str, tmp_path: Path, small_vi
     ):
         if backbone == "vit" and "grid" in words:
             continue
-        code, err = run(tmp_path, *student, "name=refused", *change)
+        code, err = run(*student, "name=refused", *change)
         # The ViT's own library counts the weights it loads on the lines before.
         last = err.rstrip().splitlines()[-1]
         assert code == 1 and last.startswith("pretrain_slots: expected") and words in last, err
         assert not (runs / "refused" / "checkpoint").exists()
     # The run that one teacher's student left off is not gone on with by another's.
     shutil.copytree(runs / "teacher", runs / "other")
-    code, err = run(tmp_path, *student, f"teacher={runs / 'other'}", "name=student", data)
+    code, err = run(*student, f"teacher={runs / 'other'}", "name=student", data)
     assert code == 1 and "objectives.distillation.teacher" in err, err
     shutil.rmtree(runs / "other")
     shutil.rmtree(runs / "teacher")

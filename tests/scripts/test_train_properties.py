@@ -1,9 +1,9 @@
 """The scripts of set prediction as a user starts them, on tiny models."""
 
 import json
-import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -34,21 +34,19 @@ SMALL = [
 ]
 
 
-def run(folder, script, *options):
-    return subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / f"{script}.py"), *options],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("properties")
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("properties")
-    done = run(folder, "train_properties", *SMALL, "name=run")
+def run(run_script, folder):
+    return partial(run_script, folder=folder)
+
+
+@pytest.fixture(scope="module")
+def workplace(run, folder):
+    done = run("train_properties", *SMALL, "name=run")
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -62,10 +60,10 @@ def test_training_measures_the_set(workplace):
     assert record["details"]["encoder"] == "slot_attention"
 
 
-def test_a_checkpoint_is_evaluated_again(workplace):
+def test_a_checkpoint_is_evaluated_again(run, workplace):
     path = "outputs/train_properties/run"
     options = [f"checkpoint={path}", f"data.path={path}/episodes"]
-    done = run(workplace, "evaluate_properties", *options, "data.num_clips=12", "device=cpu")
+    done = run("evaluate_properties", *options, "data.num_clips=12", "device=cpu")
     assert done.returncode == 0, done.stderr
     again = json.loads((workplace / "outputs/evaluate_properties/default/metrics.json").read_text())
     before = json.loads((workplace / path / "metrics.json").read_text())
@@ -90,18 +88,18 @@ def without_tables(workplace):
         (["decoder.spec.factors.shape=[circle,cirle]"], "got 'cirle'"),
     ],
 )
-def test_mistakes_end_in_one_sentence(workplace, options, words):
+def test_mistakes_end_in_one_sentence(run, workplace, options, words):
     path = "data.path=outputs/train_properties/run/episodes"
-    done = run(workplace, "train_properties", *SMALL, path, *options, "name=mistake")
+    done = run("train_properties", *SMALL, path, *options, "name=mistake")
     assert done.returncode == 1
     assert words in done.stderr, done.stderr
     assert done.stderr.count("\n") == 1
     assert not (workplace / "outputs/train_properties/mistake/checkpoint").exists()
 
 
-def test_evaluation_of_what_has_no_tables_ends_in_one_sentence(workplace):
+def test_evaluation_of_what_has_no_tables_ends_in_one_sentence(run, workplace):
     options = ["checkpoint=outputs/train_properties/run", f"data.path={without_tables(workplace)}"]
-    done = run(workplace, "evaluate_properties", *options, "device=cpu", "name=bare")
+    done = run("evaluate_properties", *options, "device=cpu", "name=bare")
     assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
     assert "expected object tables" in done.stderr
 
