@@ -185,10 +185,10 @@ def check_scale(
         least, most = (float(value) for value in quantiles)
         what = "surfaces from"
     else:
-        distance = _to_focus(extrinsics)
-        if distance is None:
+        ahead = _to_focus(extrinsics)
+        if ahead is None:
             return
-        least, most = float(distance.min()), float(distance.max())
+        least, most = float(ahead.min()), float(ahead.max())
         what = "cameras that look at a point from"
     if least < near or most > far:
         warnings.warn(
