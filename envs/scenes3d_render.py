@@ -54,7 +54,7 @@ _METAL_BODY = 0.45
 _SOLID, _GROUND, _WALL, _SKY = range(4)
 """What a ray meets."""
 _NO_WALL = 1e4
-_MAX_RAYS = {"cpu": 1 << 16, "cuda": 1 << 22}
+MAX_RAYS = {"cpu": 1 << 16, "cuda": 1 << 22}
 """Rays drawn at a time: what fits into a processor's cache, or keeps a GPU busy."""
 
 
@@ -174,7 +174,7 @@ class RayCaster:
 
     def _parts(self, stage: Stage) -> list[Stage]:
         """As many views at a time as are fast."""
-        count = max(1, _MAX_RAYS[self.device.type] // self._size**2)
+        count = max(1, MAX_RAYS[self.device.type] // self._size**2)
         return [stage[first : first + count] for first in range(0, len(stage.rows), count)]
 
     def _centers(self, stage: Stage) -> tuple[_Rays, Tensor]:
