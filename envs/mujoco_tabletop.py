@@ -37,8 +37,8 @@ _HAND_COLOR, _GOAL_COLOR = "white", "black"
 _LAYOUT_TRIES = 200
 _AIM = 0.15
 """The player pushes what it is lined up with to so much."""
-_CARE = 0.35
-"""So near it goes around what it shall not touch."""
+_CARE, _STANCE = 0.35, 0.2
+"""So near it goes around what it shall not touch, and so far it stands off what it will push."""
 
 
 class TabletopEnv(ObjectEnv):
@@ -257,14 +257,16 @@ class TabletopEnv(ObjectEnv):
         """
         super().reset(seed=seed)
         rng = self.np_random
+        # What is to be pushed needs room for the hand behind it.
+        room = self._arena - (2.0 * self._hand_radius if self.task == "push" else 0.0)
         for _ in range(_LAYOUT_TRIES):
-            places = place(rng, self._sizes, arena=self._arena, gap=self._gap)
+            places = place(rng, self._sizes, arena=room, gap=self._gap)
             if places is not None:
                 break
         else:
             raise ValueError(
                 f"found no places in {_LAYOUT_TRIES} tries for {len(self._sizes)} bodies in arena "
-                f"{self._arena:g} with gap {self._gap:g}: take fewer or smaller ones, or more room"
+                f"{room:g} with gap {self._gap:g}: take fewer or smaller ones, or more room"
             )
         count = len(self._shapes)
         self.target = int(rng.integers(count))
@@ -426,7 +428,7 @@ class TabletopEnv(ObjectEnv):
         if self.task == "push":
             way = _unit(centers[-1] - target)
             reach = self._hand_radius + self._radii[self.target]
-            behind = target - 1.3 * reach * way
+            behind = target - (reach + _STANCE) * way
             gap = target - hand
             is_behind = gap @ way > 0.7 * reach
             off = abs(gap[0] * way[1] - gap[1] * way[0])
@@ -452,12 +454,13 @@ class TabletopEnv(ObjectEnv):
             if number == self.target and may_touch:
                 continue
             gap = hand - center
-            reach = self._hand_radius + self._radii[number] + _CARE
+            care = 0.5 * _STANCE if number == self.target else _CARE
+            reach = self._hand_radius + self._radii[number] + care
             near = float(np.linalg.norm(gap))
             if near < reach and step @ gap < 0.0:
                 side = np.array([-gap[1], gap[0]]) / near
                 side = side if side @ (goal - hand) >= 0.0 else -side
-                step = side + 0.6 * (reach - near) / _CARE * gap / near
+                step = side + 0.6 * (reach - near) / care * gap / near
         # No further than to the goal, unless that is what is pushed.
         stride = self._hand_speed * 0.01 * self._num_substeps
         share = 1.0 if may_touch else min(1.0, float(np.linalg.norm(goal - hand)) / stride)
