@@ -118,7 +118,8 @@ def on_device(name, size, device, num_seeds):
         torch.cuda.synchronize()
         return len(moments) * env.num_views
 
-    return {name: rate(f, time.perf_counter, 3) for name, f in (("clips", clips), ("drawn", pictures))}
+    found = {"clips": clips, "pictures": pictures}
+    return {column: rate(function, time.perf_counter, 3) for column, function in found.items()}
 
 
 def main():
