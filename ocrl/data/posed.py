@@ -217,7 +217,9 @@ def _read_msn(source: Path, image_size: Sequence[int] | None) -> Iterator[tuple[
             ids = scene["instance_image"].reshape(frames.shape[:3]).astype(np.int64)
             ids = np.maximum(ids - 1, 0).astype(np.int32)
             scaled = [_scaled(Image.fromarray(view), image_size, is_mask=True) for view in ids]
-            arrays["segmentation/entities"] = np.stack([np.asarray(view) for view in scaled]).astype(np.uint16)
+            arrays["segmentation/entities"] = np.stack(
+                [np.asarray(view) for view in scaled]
+            ).astype(np.uint16)
         yield file.stem, arrays
 
 
