@@ -40,7 +40,7 @@ class Backbone(nn.Module, ABC):
 
         Args:
             frames: (B,[V,]C,H,W) float in [0,1].
-            camera: cameras of the views, for backbones that know about poses.
+            camera: cameras of the views, with T = 1, for backbones that know about poses.
 
         Returns:
             (B,N,F).
@@ -126,6 +126,7 @@ class SlotEncoder(nn.Module, ABC):
         *,
         action: Tensor | None = None,
         condition: Tensor | None = None,
+        camera: Camera | None = None,
     ) -> SlotOutput:
         """Encode a clip from a fresh start.
 
@@ -134,6 +135,7 @@ class SlotEncoder(nn.Module, ABC):
             is_first: (B,T) bool.
             action: (B,T) or (B,T,A), what was done after each frame.
             condition: (B,K,4) boxes of the first frame, or another hint the initializer knows.
+            camera: cameras of all frames and views, for backbones that know about poses.
         """
 
     @abstractmethod
@@ -145,6 +147,7 @@ class SlotEncoder(nn.Module, ABC):
         *,
         action: Tensor | None = None,
         condition: Tensor | None = None,
+        camera: Camera | None = None,
     ) -> tuple[SlotOutput, State]:
         """Encode one frame.
 
@@ -154,6 +157,7 @@ class SlotEncoder(nn.Module, ABC):
             is_first: (B,) bool; true starts those samples afresh.
             action: (B,) or (B,A), what was done after the **previous** frame.
             condition: as in `forward`, read where `is_first`.
+            camera: cameras of this frame, with T = 1.
 
         Returns:
             Slots with T = 1, and the next state.
@@ -164,8 +168,10 @@ class FrameSlotEncoder(SlotEncoder):
     """An encoder without memory: every frame by itself, all frames of a clip at once."""
 
     @abstractmethod
-    def encode(self, frames: Tensor, *, condition: Tensor | None) -> SlotOutput:
-        """Encode frames (B,[V,]C,H,W), with a condition for each; the result has T = 1."""
+    def encode(
+        self, frames: Tensor, *, condition: Tensor | None, camera: Camera | None = None
+    ) -> SlotOutput:
+        """Encode frames (B,[V,]C,H,W), a condition and cameras for each; the result has T = 1."""
 
     def initial_state(self, batch_size: int) -> State:
         """Nothing: no frame depends on an earlier one."""
@@ -178,12 +184,14 @@ class FrameSlotEncoder(SlotEncoder):
         *,
         action: Tensor | None = None,
         condition: Tensor | None = None,
+        camera: Camera | None = None,
     ) -> SlotOutput:
         """Encode a clip, see `SlotEncoder.forward`. A condition (B,K,4) holds for every frame."""
         shape = video.shape[:2]
         if condition is not None:
             condition = condition.repeat_interleave(shape[1], dim=0)
-        output = self.encode(video.flatten(0, 1), condition=condition)
+        cameras = None if camera is None else camera.frames()
+        output = self.encode(video.flatten(0, 1), condition=condition, camera=cameras)
         return output.map(lambda value: value.flatten(0, 1).unflatten(0, shape))
 
     def step(
@@ -194,9 +202,10 @@ class FrameSlotEncoder(SlotEncoder):
         *,
         action: Tensor | None = None,
         condition: Tensor | None = None,
+        camera: Camera | None = None,
     ) -> tuple[SlotOutput, State]:
         """Encode one frame, see `SlotEncoder.step`."""
-        return self.encode(frame, condition=condition), state
+        return self.encode(frame, condition=condition, camera=camera), state
 
 
 class RecurrentSlotEncoder(SlotEncoder):
@@ -231,9 +240,11 @@ class RecurrentSlotEncoder(SlotEncoder):
         *,
         action: Tensor | None = None,
         condition: Tensor | None = None,
+        camera: Camera | None = None,
     ) -> tuple[SlotOutput, State]:
         """Encode one frame, see `SlotEncoder.step`."""
-        return self.bind(self.backbone(frame), state, is_first, action=action, condition=condition)
+        tokens = self.backbone(frame, camera=camera)
+        return self.bind(tokens, state, is_first, action=action, condition=condition)
 
     def forward(
         self,
@@ -242,10 +253,13 @@ class RecurrentSlotEncoder(SlotEncoder):
         *,
         action: Tensor | None = None,
         condition: Tensor | None = None,
+        camera: Camera | None = None,
     ) -> SlotOutput:
         """Encode a clip, see `SlotEncoder.forward`."""
         batch_size, num_frames = video.shape[:2]
-        tokens = self.backbone(video.flatten(0, 1)).unflatten(0, (batch_size, num_frames))
+        cameras = None if camera is None else camera.frames()
+        tokens = self.backbone(video.flatten(0, 1), camera=cameras)
+        tokens = tokens.unflatten(0, (batch_size, num_frames))
         # unbind, not indexing: the backward of x[:, t] writes the whole clip once per frame.
         actions: list[Tensor | None] = [None] * num_frames
         if action is not None:

@@ -78,7 +78,11 @@ class SlotModel(nn.Module):
         clip = clip.to_float()
         condition = self._boxes(clip) if self.is_conditioned else None
         encoded: SlotOutput = self.encoder(
-            clip.video, clip.is_first, action=clip.action, condition=condition
+            clip.video,
+            clip.is_first,
+            action=clip.action,
+            condition=condition,
+            camera=clip.camera,
         )
         return encoded
 

@@ -34,16 +34,21 @@ class Camera:
     intrinsics: Tensor
     extrinsics: Tensor
 
+    def map(self, function: Callable[[Tensor], Tensor]) -> Camera:
+        """Change both matrices."""
+        return Camera(function(self.intrinsics), function(self.extrinsics))
+
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Camera:
         """Move both matrices to `device`."""
-        return Camera(
-            self.intrinsics.to(device, non_blocking=non_blocking),
-            self.extrinsics.to(device, non_blocking=non_blocking),
-        )
+        return self.map(lambda value: value.to(device, non_blocking=non_blocking))
+
+    def frames(self) -> Camera:
+        """Each frame as a clip of its own: (B*T,1,V,...)."""
+        return self.map(lambda value: value.flatten(0, 1)[:, None])
 
     def __getitem__(self, time: slice) -> Camera:
         """Cut a range of frames."""
-        return Camera(self.intrinsics[:, time], self.extrinsics[:, time])
+        return self.map(lambda value: value[:, time])
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from ocrl.interfaces import Backbone, Decoder, Objective, SlotEncoder
 from ocrl.model import SlotModel
-from ocrl.types import Clip, DecoderOutput, SlotOutput
+from ocrl.types import Camera, Clip, DecoderOutput, SlotOutput
 
 
 class Tokens(Backbone):
@@ -28,12 +30,13 @@ class Encoder(SlotEncoder):
     def initial_state(self, batch_size):
         return ()
 
-    def forward(self, video, is_first, *, action=None, condition=None):
+    def forward(self, video, is_first, *, action=None, condition=None, camera=None):
         self.seen = {"video": video, "is_first": is_first, "action": action, "boxes": condition}
+        self.seen["camera"] = camera
         slots = self.weight * video.mean((2, 3, 4))[..., None, None].expand(-1, -1, 3, 2)
         return SlotOutput(slots, slots.new_full((*slots.shape[:3], 16), 1 / 3))
 
-    def step(self, frame, state, is_first, *, action=None, condition=None):
+    def step(self, frame, state, is_first, *, action=None, condition=None, camera=None):
         raise NotImplementedError
 
 
@@ -88,6 +91,13 @@ def test_the_encoder_gets_floats_actions_and_starts():
     assert model.encoder.seen["action"] is clip.action
     assert model.encoder.seen["is_first"] is clip.is_first
     assert model.encoder.seen["boxes"] is None
+
+
+def test_the_encoder_gets_the_cameras():
+    model = model_of()
+    camera = Camera(torch.eye(3).expand(2, 3, 1, 3, 3), torch.eye(4).expand(2, 3, 1, 4, 4))
+    model(replace(clip_of(), camera=camera))
+    assert model.encoder.seen["camera"] is camera
 
 
 def test_encode_gives_the_slots_of_a_pass():
