@@ -28,11 +28,13 @@ class Backbone(nn.Module, ABC):
         out_dim: F.
         image_size: (H, W) of the frames it takes.
         grid: (h, w) tokens of one view; N = V * h * w.
+        needs_camera: it makes nothing of frames without poses.
     """
 
     out_dim: int
     image_size: tuple[int, int]
     grid: tuple[int, int]
+    needs_camera: bool = False
 
     @abstractmethod
     def forward(self, frames: Tensor, *, camera: Camera | None = None) -> Tensor:
@@ -449,6 +451,65 @@ class Decoder(nn.Module, ABC):
         None, as here, if it can not draw; decoders of pixels need not define it.
         """
         return None
+
+
+class RayDecoder(Decoder):
+    """Slots to pictures of any rays: of one camera or several, or drawn at random in one row.
+
+    `masks` say which slot a ray shows, among slots. What no slot explains (a static field, the sky,
+    nothing at all), of those that know such, is `aux["background"]`, (B,T,h,w) in [0,1]: a slot's
+    share of a ray is its mask times what is left.
+
+    Attributes:
+        bounds: near and far, the lengths along rays between which it looks; None if it needs none.
+    """
+
+    space: Space = "rays"
+    needs_target = True
+    bounds: tuple[float, float] | None = None
+
+    @abstractmethod
+    def render(self, slots: Tensor, rays: Tensor) -> DecoderOutput:
+        """Colours (B,T,3,h,w) and masks (B,T,K,h,w) of rays (B,T,h,w,6), see `forward`."""
+
+    def forward(
+        self, slots: Tensor, target: Tensor | None = None, *, attn: Tensor | None = None
+    ) -> DecoderOutput:
+        """Paint rays.
+
+        Args:
+            slots: (B,T,K,D).
+            target: rays (B,T,h,w,6), the origin and the unit direction of each, in the world, see
+                `ocrl.nn.rays`.
+            attn: not read.
+
+        Raises:
+            ValueError: if there are no rays.
+        """
+        expected = (*slots.shape[:2], 6)
+        if target is None or target.ndim != 5 or (*target.shape[:2], target.shape[-1]) != expected:
+            got = "none" if target is None else f"shape {tuple(target.shape)}"
+            raise ValueError(
+                f"expected rays (B,T,h,w,6) with B, T = {expected[:2]} as target, got {got}: this "
+                "decoder draws posed views, not frames"
+            )
+        return self.render(slots, target)
+
+
+class ViewChooser(ABC):
+    """Which views an encoder sees, and which rays a decoder is asked for; beside `Objective`."""
+
+    @abstractmethod
+    def choose(self, clip: Clip) -> tuple[Clip, Clip, Tensor]:
+        """Draw from a clip of posed views, uint8 or float.
+
+        Returns:
+            The clip that the encoder sees; the colours asked for, as a clip whose frames (h,w) are
+            pictures of the rays; and these rays (B,T,h,w,6).
+
+        Raises:
+            ValueError: if the clip has no cameras, or too few views.
+        """
 
 
 class Objective(nn.Module, ABC):
