@@ -497,7 +497,13 @@ class RayDecoder(Decoder):
 
 
 class ViewChooser(ABC):
-    """Which views an encoder sees, and which rays a decoder is asked for; beside `Objective`."""
+    """Which views an encoder sees, and which rays a decoder is asked for; beside `Objective`.
+
+    Attributes:
+        num_seen: how many views the encoder sees.
+    """
+
+    num_seen: int
 
     @abstractmethod
     def choose(self, clip: Clip) -> tuple[Clip, Clip, Tensor]:

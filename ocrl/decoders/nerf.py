@@ -168,7 +168,9 @@ class NeRFDecoder(RayDecoder, ScheduledModule):
 
     def _render(self, slots: Tensor, rays: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Colours (M,P,3), shares of the slots (M,P,K) and depth (M,P) of rays (M,P,6)."""
-        edges = even_edges(self.near, self.far, num_intervals=self.num_intervals, device=rays.device)
+        edges = even_edges(
+            self.near, self.far, num_intervals=self.num_intervals, device=rays.device
+        )
         edges = edges.expand(*rays.shape[:2], -1)
         if self.num_finer:
             with torch.no_grad():
