@@ -9,7 +9,7 @@ interval. So what arrives is exact for a density that is constant there.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def even_edges(near: float, far: float, *, num_intervals: int, device: torch.device) -> Tensor:
@@ -41,8 +41,8 @@ def transmitted(density: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     """
     depth = density * lengths
     through = depth.cumsum(-1)
-    weights = (depth - through).exp() * -torch.expm1(-depth)
-    return weights, (-through[..., -1]).exp()
+    before = nn.functional.pad(through[..., :-1], (1, 0))
+    return (-before).exp() * -torch.expm1(-depth), (-through[..., -1]).exp()
 
 
 def finer_edges(
