@@ -15,14 +15,14 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from ocrl.envs.interface import PRESETS, ObjectEnv, object_dtype
+from ocrl.envs.interface import PRESETS, ObjectEnv
 from ocrl.envs.registry import unknown
-from ocrl.envs.scenes_camera import look_at, pinhole, points_of, project
+from ocrl.envs.scenes_camera import look_at, pinhole, points_of
 from ocrl.envs.scenes_geometry import SHAPES, X, Z, body_table, cast
 from ocrl.envs.scenes_physics import move
 from ocrl.envs.scenes_render import COLORS, LIGHTS, draw, light_pattern, linear_colors
 from ocrl.envs.scenes_sampler import LookSampler, place
-from ocrl.envs.sprites_render import tight_boxes
+from ocrl.envs.scenes_table import ATTRIBUTES, object_rows
 
 CONTROLS = ("none", "camera", "object")
 _PALETTE = linear_colors(np.array(list(COLORS.values())))
@@ -61,7 +61,7 @@ class ScenesEnv(ObjectEnv):
     """
 
     categories = SHAPES
-    attribute_names = ("shape", "color", "material", "size", "radius", "x", "y", "z", "angle")
+    attribute_names = ATTRIBUTES
     render_mode = "rgb_array"
 
     def __init__(
@@ -141,6 +141,8 @@ class ScenesEnv(ObjectEnv):
             colors=colors,
             materials=materials,
             sizes=object_sizes,
+            known_shapes=SHAPES,
+            known_colors=tuple(COLORS),
             held_out=held_out,
             split=split,
         )
@@ -358,28 +360,16 @@ class ScenesEnv(ObjectEnv):
 
     def objects(self) -> NDArray[np.void]:
         """The objects with a pixel in at least one view; boxes are tight around visible pixels."""
-        bodies = self._bodies()
-        boxes = np.stack([tight_boxes(ids, len(bodies)) for ids in self._ids], axis=1)
-        is_seen = boxes[..., 2] > 0
-        visible = np.flatnonzero(is_seen.any(axis=1))
-        cameras = zip(self.intrinsics(), self.extrinsics(), strict=True)
-        centers = np.stack([project(bodies[:, X : Z + 1], *camera)[0] for camera in cameras], 1)
-        boxes = np.where(is_seen[..., None], boxes / self.size, -1.0)
-        table = np.zeros(
-            len(visible), object_dtype(len(self.attribute_names), num_views=self._num_views)
+        return object_rows(
+            self._ids,
+            look=self._look,
+            radii=self._radii,
+            centers=self._bodies()[:, X : Z + 1],
+            angles=self._angles,
+            intrinsics=self.intrinsics(),
+            extrinsics=self.extrinsics(),
+            has_views=self._num_views is not None,
         )
-        table["id"] = visible + 1
-        table["category"] = self._look[visible, 0]
-        table["position"] = self._per_view(centers[visible]) / self.size
-        table["box"] = self._per_view(boxes[visible])
-        table["attributes"][:, :4] = self._look[visible]
-        table["attributes"][:, 4] = self._radii[visible]
-        table["attributes"][:, 5:8] = bodies[visible, X : Z + 1]
-        table["attributes"][:, 8] = self._angles[visible]
-        return table
-
-    def _per_view(self, array: NDArray[Any]) -> NDArray[Any]:
-        return array[:, 0] if self._num_views is None else array
 
     def scripted_action(self, rng: np.random.Generator) -> int:
         """Wander: mostly the last action again; random by `rng` alone."""

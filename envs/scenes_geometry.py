@@ -14,6 +14,17 @@ from numpy.typing import NDArray
 SHAPES = ("sphere", "cube", "cylinder")
 """Names of the shapes; a shape's number is its place here."""
 SPHERE, CUBE, CYLINDER = range(3)
+SOLIDS = (*SHAPES, "cone", "icosahedron", "torus")
+"""All shapes that `body_table` and `ocrl.envs.scenes3d_geometry` know; here only the first three
+are drawn."""
+CONE, ICOSAHEDRON, TORUS = range(3, 6)
+_ROUNDNESS = 1.2584085723648188
+"""Circumradius of an icosahedron over its inradius."""
+_SHRINK = np.array([1.0, math.sqrt(2.0), 1.0, 1.0, _ROUNDNESS, 1.0])
+_TALLNESS = np.array([1.0, 1.0, 1.0, 1.0, 1.0, 0.32])
+_AROUND = np.array([1.0, math.sqrt(3.0), math.sqrt(2.0), math.sqrt(2.0), _ROUNDNESS, 1.0])
+"""By shape: size over half width, half height over half width, radius of the ball around it over
+half width."""
 BACKDROP_RADIUS = 60.0
 """The world ends at a dome around the origin, so that every ray meets something."""
 
@@ -36,10 +47,12 @@ def body_table(
     """Stand bodies on the ground.
 
     As in CLEVR a body's size is the radius of the circle around its footprint: the radius of
-    spheres and cylinders (which are as high as wide), half the diagonal of a cube's face.
+    spheres, cylinders and cones (which are as high as wide), half the diagonal of a cube's face,
+    the radius of the ball around an icosahedron (which lies on a face), the outer radius of a torus
+    (which lies flat; half its height is the radius of the tube).
 
     Args:
-        shapes: (M,) numbers in `SHAPES`.
+        shapes: (M,) numbers in `SOLIDS`.
         sizes: (M,).
         places: (M,2) x and y.
         angles: (M,) turn about the vertical in radians.
@@ -49,14 +62,14 @@ def body_table(
     Returns:
         (M,13), see `KIND` and the columns after it.
     """
-    half = np.where(shapes == CUBE, sizes / math.sqrt(2.0), sizes)
-    around = np.array([1.0, math.sqrt(3.0), math.sqrt(2.0)])
+    half = sizes / _SHRINK[shapes]
+    tall = half * _TALLNESS[shapes]
     bodies = np.empty((len(shapes), NUM_COLUMNS))
     bodies[:, KIND] = shapes
-    bodies[:, X : Z + 1] = np.column_stack([places, half])
+    bodies[:, X : Z + 1] = np.column_stack([places, tall])
     bodies[:, COS], bodies[:, SIN] = np.cos(angles), np.sin(angles)
-    bodies[:, HALF_WIDTH] = bodies[:, HALF_HEIGHT] = half
-    bodies[:, BOUND] = half * around[shapes]
+    bodies[:, HALF_WIDTH], bodies[:, HALF_HEIGHT] = half, tall
+    bodies[:, BOUND] = half * _AROUND[shapes]
     bodies[:, RED : BLUE + 1] = colors
     bodies[:, IS_METAL] = is_metal
     return bodies

@@ -56,14 +56,14 @@ LIGHTS = np.array(
     ]
 )
 """(L,5) key, fill and back light: a sphere's centre and radius, and how bright it is."""
-_SAMPLES = 4
+LIGHT_SAMPLES = 4
 _GAMMA = 2.2
-_CONTRAST = 0.03
+CONTRAST = 0.03
 _GROUND = (0.40, 0.40, 0.395)
-_HAZE_FROM, _HAZE_UNTIL = 9.0, 30.0
-_SKY, _BOUNCE = 0.34, 0.14
-_LEVELS = 4096
-_DISPLAY = np.round(255 * np.linspace(0.0, 1.0, _LEVELS) ** (1 / _GAMMA)).astype(np.uint8)
+HAZE_FROM, HAZE_UNTIL = 9.0, 30.0
+SKY_LIGHT, BOUNCE = 0.34, 0.14
+LEVELS = 4096
+DISPLAY = np.round(255 * np.linspace(0.0, 1.0, LEVELS) ** (1 / _GAMMA)).astype(np.uint8)
 
 
 def linear_colors(colors: NDArray[np.integer]) -> NDArray[np.float64]:
@@ -74,9 +74,9 @@ def linear_colors(colors: NDArray[np.integer]) -> NDArray[np.float64]:
 def light_pattern(supersampling: int) -> NDArray[np.float64]:
     """Points (P,2) spread over the unit disc, from which a pixel's samples look at a light.
 
-    Any `_SAMPLES` of them that lie `supersampling`^2 apart are spread over it too.
+    Any `LIGHT_SAMPLES` of them that lie `supersampling`^2 apart are spread over it too.
     """
-    index = np.arange(_SAMPLES * supersampling**2)
+    index = np.arange(LIGHT_SAMPLES * supersampling**2)
     radius = np.sqrt((index + 0.5) / len(index))
     angle = index * math.pi * (3.0 - math.sqrt(5.0))
     return np.column_stack([radius * np.cos(angle), radius * np.sin(angle)])
@@ -122,7 +122,7 @@ def _light_share(
     pattern: NDArray[np.float64],
     phase: int,
 ) -> float:
-    """How much of a light is seen from a point, from 0 to 1, by `_SAMPLES` rays."""
+    """How much of a light is seen from a point, from 0 to 1, by `LIGHT_SAMPLES` rays."""
     to_x, to_y, to_z = lights[number, 0] - x, lights[number, 1] - y, lights[number, 2] - z
     unit_x = unit_y = unit_z = spread = side_x = side_y = up_x = up_y = up_z = 0.0
     has_sides = False
@@ -149,10 +149,10 @@ def _light_share(
         reach = bodies[index, BOUND] + spread * max(along, 0.0)
         if along < -bodies[index, BOUND] or across > reach * reach:
             continue
-        for sample in range(_SAMPLES):
+        for sample in range(LIGHT_SAMPLES):
             if blocked & (1 << sample):
                 continue
-            point = sample * (len(pattern) // _SAMPLES) + phase
+            point = sample * (len(pattern) // LIGHT_SAMPLES) + phase
             right = lights[number, 3] * pattern[point, 0]
             up = lights[number, 3] * pattern[point, 1]
             dx = to_x + right * side_x + up * up_x
@@ -162,10 +162,10 @@ def _light_share(
                 blocked |= 1 << sample
     if blocked == 0:
         return 1.0
-    share = _SAMPLES
-    for sample in range(_SAMPLES):
+    share = LIGHT_SAMPLES
+    for sample in range(LIGHT_SAMPLES):
         share -= (blocked >> sample) & 1
-    return share / _SAMPLES
+    return share / LIGHT_SAMPLES
 
 
 @njit(cache=True, error_model="numpy", forceinline=True)
@@ -197,7 +197,7 @@ def _openness(
 @njit(cache=True, error_model="numpy", forceinline=True)
 def _haze(x: float, y: float) -> float:
     """How far the ground has gone over into the backdrop."""
-    away = (math.sqrt(x * x + y * y) - _HAZE_FROM) / (_HAZE_UNTIL - _HAZE_FROM)
+    away = (math.sqrt(x * x + y * y) - HAZE_FROM) / (HAZE_UNTIL - HAZE_FROM)
     away = min(max(away, 0.0), 1.0)
     return away * away * (3.0 - 2.0 * away)
 
@@ -226,7 +226,7 @@ def _lit(
     shine: float,
 ) -> tuple[float, float, bool]:
     """Light that a point scatters, its highlights, and whether it lies in the rim of a shadow."""
-    share = _SKY * (0.5 + 0.5 * nz) + _BOUNCE * (0.5 - 0.5 * nz)
+    share = SKY_LIGHT * (0.5 + 0.5 * nz) + BOUNCE * (0.5 - 0.5 * nz)
     scattered = share * _openness(x, y, z, nx, ny, nz, index, bodies)
     highlight, is_rim = 0.0, False
     for number in range(len(lights)):
@@ -361,7 +361,7 @@ def _is_edge(light: NDArray[np.float64], row: int, column: int) -> bool:
             for channel in range(3):
                 here, there = light[row, column, channel], light[other_row, other, channel]
                 # In proportion, as the eye sees it.
-                if abs(here - there) > _CONTRAST * (here + there + 0.2):
+                if abs(here - there) > CONTRAST * (here + there + 0.2):
                     return True
     return False
 
@@ -467,4 +467,4 @@ def draw(
                     supersampling,
                 )
             for channel in range(3):
-                frame[row, column, channel] = _DISPLAY[int(mean[channel] * (_LEVELS - 1) + 0.5)]
+                frame[row, column, channel] = DISPLAY[int(mean[channel] * (LEVELS - 1) + 0.5)]

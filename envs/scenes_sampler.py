@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocrl.envs.registry import unknown
-from ocrl.envs.scenes_geometry import SHAPES
-from ocrl.envs.scenes_render import COLORS, MATERIALS
+from ocrl.envs.scenes_render import MATERIALS
 
 SPLITS = ("train", "held_out", "all")
 PROPERTIES = ("shape", "color", "material", "size")
@@ -37,16 +36,20 @@ class LookSampler:
         colors: Sequence[str],
         materials: Sequence[str],
         sizes: Mapping[str, float],
+        known_shapes: Sequence[str],
+        known_colors: Sequence[str],
         held_out: Sequence[Sequence[str]],
         split: str,
     ) -> None:
         """Set up the looks of a split.
 
         Args:
-            shapes: names from `SHAPES`.
-            colors: names from `COLORS`.
+            shapes: names from `known_shapes`.
+            colors: names from `known_colors`.
             materials: names from `MATERIALS`.
             sizes: names to radii.
+            known_shapes: all names of shapes; a shape's number is its place.
+            known_colors: likewise.
             held_out: combinations of names; a look that has all names of one of them is held out.
             split: `train` (no look is held out), `held_out` (at least one in every scene is) or
                 `all`.
@@ -55,7 +58,7 @@ class LookSampler:
             ValueError: if a name does not exist, a list is empty, a combination is impossible, or
                 the split leaves no look.
         """
-        known = (SHAPES, tuple(COLORS), MATERIALS, tuple(sizes))
+        known = (tuple(known_shapes), tuple(known_colors), MATERIALS, tuple(sizes))
         chosen = (tuple(shapes), tuple(colors), tuple(materials), tuple(sizes))
         for name, names, all_names in zip(PROPERTIES, chosen, known, strict=True):
             if not names:

@@ -1,0 +1,533 @@
+"""Pictures of solids in rooms from many cameras at once: torch, the same on a CPU and a GPU.
+
+N views, M solids, L lights, H W image; S the axes of rays, (N,R) or (P,), see
+`ocrl.envs.scenes3d_geometry`. Light, shadows and materials are those of `ocrl.envs.scenes_render`,
+which draws the same studio pixel by pixel; this draws whole batches, more solids, and rooms.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ocrl.envs.scenes3d_geometry import (
+    BLUE,
+    BOUND,
+    HALF_WIDTH,
+    IS_METAL,
+    MISSED,
+    RED,
+    Solids,
+    X,
+    Z,
+    dot,
+    length_of,
+    lengths,
+    near_rays,
+    nearest,
+    normals,
+    pairs,
+    per_view,
+    take,
+)
+from ocrl.envs.scenes3d_rooms import Room, ground_color, sky_color, wall_color
+from ocrl.envs.scenes_geometry import BACKDROP_RADIUS
+from ocrl.envs.scenes_render import (
+    BOUNCE,
+    CONTRAST,
+    DISPLAY,
+    HAZE_FROM,
+    HAZE_UNTIL,
+    LIGHT_SAMPLES,
+    SKY_LIGHT,
+    light_pattern,
+)
+
+_METAL_SHINE, _RUBBER_SHINE = 90.0, 12.0
+_METAL_BODY = 0.45
+"""How much of their light metals scatter."""
+_SOLID, _GROUND, _WALL, _SKY = range(4)
+"""What a ray meets."""
+_NO_WALL = 1e4
+MAX_RAYS = {"cpu": 1 << 16, "cuda": 1 << 22}
+"""Rays drawn at a time: what fits into a processor's cache, or keeps a GPU busy."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What N cameras see.
+
+    Attributes:
+        rows: (N,M,20) of `solid_rows`; row m has id m + 1.
+        kinds: numbers of the shapes that there are.
+        lights: (N,L,5), see `scenes_render.LIGHTS`.
+        rooms: the room of each view.
+        intrinsics: (N,3,3), see `ocrl.types.Camera`.
+        extrinsics: (N,4,4), likewise.
+    """
+
+    rows: Tensor
+    kinds: frozenset[int]
+    lights: Tensor
+    rooms: Sequence[Room]
+    intrinsics: Tensor
+    extrinsics: Tensor
+
+    def __getitem__(self, views: slice) -> Stage:
+        """Some of the views."""
+        return Stage(
+            self.rows[views],
+            self.kinds,
+            self.lights[views],
+            self.rooms[views],
+            self.intrinsics[views],
+            self.extrinsics[views],
+        )
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What is seen.
+
+    Attributes:
+        frames: (N,H,W,3) uint8.
+        ids: (N,H,W) int32 at the pixels' centres; 0 for what is no solid.
+        depth: (N,H,W) float32 there, along the axis; the sky is a dome around the origin.
+    """
+
+    frames: Tensor
+    ids: Tensor
+    depth: Tensor
+
+
+@dataclass(frozen=True)
+class _Rays:
+    """Rays (3,S) of views S; `phase` S chooses the points of lights that they look at."""
+
+    view: Tensor
+    origin: Tensor
+    direction: Tensor
+    phase: Tensor
+
+    def at(self, index: Tensor) -> _Rays:
+        """Some of them, as (P,)."""
+        return _Rays(
+            self.view.reshape(-1)[index],
+            take(self.origin.flatten(1), index),
+            take(self.direction.flatten(1), index),
+            self.phase.reshape(-1)[index],
+        )
+
+
+class RayCaster:
+    """Draws stages.
+
+    Edges, patterns and rims of shadows are smoothed as in `scenes_render`: where a pixel differs
+    from its neighbours it becomes the mean over a grid of samples. Masks and depth are those of the
+    pixels' centres.
+    """
+
+    def __init__(self, *, size: int, supersampling: int, device: torch.device | str) -> None:
+        """Set up a caster.
+
+        Args:
+            size: pixels of a side of the image.
+            supersampling: samples across a pixel for smooth edges; 1 for none.
+            device: where it draws.
+        """
+        self._size = size
+        self._supersampling = supersampling
+        self.device = torch.device(device)
+        pattern = light_pattern(supersampling).reshape(LIGHT_SAMPLES, -1, 2)
+        pattern = np.moveaxis(pattern, -1, 0).copy()
+        self._pattern = torch.tensor(pattern, dtype=torch.float32, device=self.device)
+        self._display = torch.tensor(DISPLAY, device=self.device)
+        side = (np.arange(supersampling) + 0.5) / supersampling - 0.5
+        down, across = np.meshgrid(side, side, indexing="ij")
+        offsets = np.stack([across.ravel(), down.ravel()])
+        self._offsets = torch.tensor(offsets, dtype=torch.float32, device=self.device)
+
+    @torch.inference_mode()
+    def draw(self, stage: Stage) -> Picture:
+        """Draw all views, with masks and depth."""
+        parts = [self._draw(part) for part in self._parts(stage)]
+        joined = (torch.cat([getattr(p, n) for p in parts]) for n in ("frames", "ids", "depth"))
+        return Picture(*joined)
+
+    @torch.inference_mode()
+    def cast(self, stage: Stage) -> tuple[Tensor, Tensor]:
+        """Ids (N,H,W) and depth (N,H,W) alone."""
+        parts = []
+        for part in self._parts(stage):
+            rays, ahead = self._centers(part)
+            solids = Solids.of(part.rows, part.kinds)
+            length, column = nearest(solids, rays.view, rays.origin, rays.direction)
+            empty, _ = _emptiness(part.rooms, rays)
+            parts.append(self._maps(column, torch.minimum(length, empty) * ahead, solids))
+        ids, depth = zip(*parts, strict=True)
+        return torch.cat(ids), torch.cat(depth)
+
+    def _parts(self, stage: Stage) -> list[Stage]:
+        """As many views at a time as are fast."""
+        count = max(1, MAX_RAYS[self.device.type] // self._size**2)
+        return [stage[first : first + count] for first in range(0, len(stage.rows), count)]
+
+    def _centers(self, stage: Stage) -> tuple[_Rays, Tensor]:
+        """Rays (3,N,R) through the centres of all pixels, and their depth per length (N,R)."""
+        num_views = len(stage.rows)
+        pixel = torch.arange(self._size**2, device=self.device)
+        view = torch.arange(num_views, device=self.device)[:, None].expand(-1, len(pixel))
+        places = torch.stack([pixel % self._size, pixel // self._size]) + 0.5
+        rays, ahead = _through(places[:, None].expand(-1, num_views, -1), view, stage)
+        return rays, ahead
+
+    def _maps(self, column: Tensor, depth: Tensor, solids: Solids) -> tuple[Tensor, Tensor]:
+        size = (-1, self._size, self._size)
+        ids = torch.where(column < 0, 0, column % solids.num_solids + 1)
+        return ids.to(torch.int32).view(size), depth.view(size)
+
+    def _draw(self, stage: Stage) -> Picture:
+        solids = Solids.of(stage.rows, stage.kinds)
+        rays, ahead = self._centers(stage)
+        light, is_rim, length, column = self._look(stage, solids, rays, None)
+        ids, depth = self._maps(column, length * ahead, solids)
+        light = light.view(3, len(ids), self._size, self._size)
+        if self._supersampling > 1:
+            is_rough = _is_edge(light) | is_rim.view(ids.shape)
+            self._smooth(light, is_rough.flatten().nonzero()[:, 0], stage, solids)
+        index = (light * (len(self._display) - 1) + 0.5).long()
+        return Picture(self._display[index].movedim(0, -1).contiguous(), ids, depth)
+
+    def _smooth(self, light: Tensor, rough: Tensor, stage: Stage, solids: Solids) -> None:
+        """Put the mean over a grid of samples into the rough pixels (P,) of (3,N,H,W)."""
+        if not len(rough):
+            return
+        num_samples = self._offsets.shape[1]
+        pixel = rough % self._size**2
+        centers = torch.stack([pixel % self._size, pixel // self._size]) + 0.5
+        places = (centers[:, None] + self._offsets[:, :, None]).flatten(1)
+        view = (rough // self._size**2).repeat(num_samples)
+        rays, _ = _through(places, view, stage)
+        phase = torch.arange(num_samples, device=self.device).repeat_interleave(len(rough))
+        rays = _Rays(rays.view, rays.origin, rays.direction, phase)
+        samples, *_ = self._look(stage, solids, rays, None)
+        light.view(3, -1).index_copy_(1, rough, samples.unflatten(1, (num_samples, -1)).mean(1))
+
+    def _look(
+        self, stage: Stage, solids: Solids, rays: _Rays, own: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What rays show: light (3,S), whether in the rim of a shadow, how far, which column.
+
+        Args:
+            stage: what there is.
+            solids: those of the stage.
+            rays: S of them.
+            own: for mirrored rays the columns of the solids that they leave; what they show has no
+                shadows, which are small there and would be most of the work.
+        """
+        length, column = nearest(solids, rays.view, rays.origin, rays.direction, own=own)
+        empty, kind = _emptiness(stage.rooms, rays)
+        length, kind = torch.minimum(length, empty), torch.where(column < 0, kind, _SOLID)
+        light = rays.direction.new_empty(rays.direction.shape)
+        is_rim = torch.zeros(kind.shape, dtype=torch.bool, device=kind.device)
+        is_sky = kind == _SKY
+        sky = is_sky.flatten().nonzero()[:, 0]
+        if not len(sky):
+            light, is_rim = self._surface(stage, solids, rays, length, kind, column, own)
+        else:
+            sky_light = _sky(stage, rays.at(sky), has_glow=own is not None)
+            light.view(3, -1).index_copy_(1, sky, sky_light)
+            rest = (~is_sky).flatten().nonzero()[:, 0]
+            hits = (part.flatten()[rest] for part in (length, kind, column))
+            left = None if own is None else own.flatten()[rest]
+            color, rim = self._surface(stage, solids, rays.at(rest), *hits, left)
+            light.view(3, -1).index_copy_(1, rest, color)
+            is_rim.view(-1)[rest] = rim
+        return light, is_rim, length, column
+
+    def _surface(
+        self,
+        stage: Stage,
+        solids: Solids,
+        rays: _Rays,
+        length: Tensor,
+        kind: Tensor,
+        column: Tensor,
+        own: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Light (3,S) of what rays meet that is not the sky, and whether in the rim of a shadow."""
+        point = rays.origin + length * rays.direction
+        normal = point.new_zeros(point.shape)
+        normal[2] = 1.0
+        # All is taken for ground first. What is written through these views is written into both.
+        color, haze = self._ground(stage, rays, length, point)
+        points, faces, colors = point.flatten(1), normal.view(3, -1), color.view(3, -1)
+        wall = (kind == _WALL).flatten().nonzero()[:, 0]
+        if len(wall):
+            place = take(points, wall)
+            inward = -place[:2] / place[:2].square().sum(0).sqrt()
+            faces.index_copy_(1, wall, torch.cat([inward, torch.zeros_like(inward[:1])]))
+            for room, index in _by_room(stage.rooms, rays.view.flatten()[wall]):
+                colors[:, wall[index]] = wall_color(room, place[:, index])
+        mine = (kind == _SOLID).flatten().nonzero()[:, 0]
+        columns, place = column.flatten()[mine], take(points, mine)
+        faces.index_copy_(1, mine, normals(solids, columns, place))
+        paint = take(solids.columns[RED : IS_METAL + 1], columns)
+        if own is None:
+            paint[:3] *= 1.0 + (_METAL_BODY - 1.0) * paint[3]
+        colors.index_copy_(1, mine, paint[:3])
+        scattered, seen, to_lights, is_rim = self._lit(
+            stage, solids, rays, point, normal, column, has_shadows=own is None
+        )
+        color *= scattered
+        if haze is not None:
+            amount = torch.where(kind == _GROUND, haze[0], 0.0)
+            color += amount * (haze[1] - color)
+        if own is not None:
+            return color, is_rim
+        if len(mine):
+            shone = take(seen.flatten(1), mine), take(to_lights.flatten(2), mine)
+            gloss = self._glossy(
+                stage, solids, rays.at(mine), place, take(faces, mine), columns, shone
+            )
+            colors.index_add_(1, mine, gloss)
+        return color.clamp_(max=1.0), is_rim
+
+    def _ground(
+        self, stage: Stage, rays: _Rays, length: Tensor, point: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """Colour (3,S) of the ground; where it goes over into the sky, how far, and that colour."""
+        shape, view = point.shape, rays.view.reshape(-1)
+        falling = -rays.direction[2]
+        focal = per_view(stage.intrinsics[None, :, 0, 0], rays.view)[0]
+        # A pixel's size on the ground, along the ray.
+        blur = (length / (focal * falling.clamp_min(1e-3))).flatten()
+        point, falling = point.flatten(1), falling.flatten()
+        color, far = torch.empty_like(point), torch.zeros_like(point)
+        amount = torch.zeros_like(blur)
+        has_haze = any(room.wall is None for room in stage.rooms)
+        for room, index in _by_room(stage.rooms, view):
+            place = point[:, index]
+            color[:, index] = ground_color(room, place, blur[index])
+            if room.wall is None:
+                away = place[:2].square().sum(0).sqrt()
+                share = ((away - HAZE_FROM) / (HAZE_UNTIL - HAZE_FROM)).clamp(0.0, 1.0)
+                amount[index] = share * share * (3.0 - 2.0 * share)
+                far[:, index] = sky_color(room, -falling[index])
+        return color.view(shape), (amount.view(shape[1:]), far.view(shape)) if has_haze else None
+
+    def _lit(
+        self,
+        stage: Stage,
+        solids: Solids,
+        rays: _Rays,
+        point: Tensor,
+        normal: Tensor,
+        column: Tensor,
+        *,
+        has_shadows: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Light that points (3,S) scatter.
+
+        Returns:
+            Light S; how much of each light they see (L,S), from 0 to 1; unit vectors to the lights
+            (3,L,S); whether they lie in the rim of a shadow, S.
+        """
+        lights = per_view(stage.lights.permute(2, 1, 0), rays.view)
+        to_light = lights[:3] - point[:, None]
+        away = length_of(to_light)
+        unit = to_light / away
+        soft = lights[3] / away
+        facing = dot(unit, normal[:, None])
+        # A light with a size sets gradually: by the square, until all of it is above the horizon.
+        lit = (facing + soft).clamp_min(0.0)
+        lit = torch.minimum(lit, 2.0 * soft).square() / (4.0 * soft) + (facing - soft).clamp_min(0.0)
+        is_lit = lit > 0.0
+        gap = solids.beside(rays.view, X, Z + 1) - point[:, None]
+        square = dot(gap, gap)
+        number = torch.arange(solids.num_solids, device=point.device)
+        number = number.view(-1, *[1] * column.ndim)
+        is_other = (column % solids.num_solids != number) | (column < 0)
+        share = SKY_LIGHT * (0.5 + 0.5 * normal[2]) + BOUNCE * (0.5 - 0.5 * normal[2])
+        scattered = share * _openness(solids, rays.view, gap, square, normal, is_other)
+        seen = torch.ones_like(lit)
+        is_rim = torch.zeros_like(column, dtype=torch.bool)
+        if has_shadows:
+            seen = self._seen(stage, solids, rays, point, unit, soft, is_lit, gap, square, is_other)
+            is_rim = ((seen > 0.0) & (seen < 1.0)).any(0)
+        bright = lights[4] * seen
+        scattered = scattered + (lit * bright).sum(0)
+        return scattered, bright * is_lit, unit, is_rim
+
+    def _seen(
+        self,
+        stage: Stage,
+        solids: Solids,
+        rays: _Rays,
+        point: Tensor,
+        unit: Tensor,
+        soft: Tensor,
+        is_lit: Tensor,
+        gap: Tensor,
+        square: Tensor,
+        is_other: Tensor,
+    ) -> Tensor:
+        """How much of each light (L,S) points see past other solids, by `LIGHT_SAMPLES` rays."""
+        # The rays to a light fill a cone; most solids are wholly beside it.
+        along = dot(gap, unit[:, :, None])
+        bound = solids.beside(rays.view, BOUND, BOUND + 1)[0]
+        reach = bound + soft[:, None] * along.clamp_min(0.0)
+        is_near = (square * (1.0 - 1e-5) - along * along <= reach * reach) & (along > -bound)
+        is_near &= is_lit[:, None] & is_other
+        index = is_near.flatten().nonzero()[:, 0]
+        num_points, num_solids = is_lit[0].numel(), solids.num_solids
+        ray, light = index % num_points, index // (num_points * num_solids)
+        view = rays.view.reshape(-1)[ray]
+        column = view * num_solids + (index // num_points) % num_solids
+        start, way = take(point.flatten(1), ray), take(unit.flatten(1), light * num_points + ray)
+        side = torch.stack([-way[1], way[0], torch.zeros_like(way[0])])
+        side = side / length_of(side).clamp_min(1e-9)
+        up = torch.linalg.cross(way, side, dim=0)
+        table = take(stage.lights.permute(2, 1, 0).flatten(1), light * solids.num_views + view)
+        offset = take(self._pattern, rays.phase.reshape(-1)[ray]) * table[3]
+        target = table[:3] - start
+        target = target[:, None] + offset[0] * side[:, None] + offset[1] * up[:, None]
+        reach = length_of(target)
+        met = lengths(solids, column, start, target / reach)
+        is_hidden = torch.zeros(LIGHT_SAMPLES * is_lit.numel(), dtype=torch.bool, device=met.device)
+        sample = torch.arange(LIGHT_SAMPLES, device=met.device)[:, None] * is_lit.numel()
+        is_hidden[(sample + light * num_points + ray)[met < reach]] = True
+        return 1.0 - is_hidden.view(LIGHT_SAMPLES, *is_lit.shape).float().mean(0)
+
+    def _glossy(
+        self,
+        stage: Stage,
+        solids: Solids,
+        rays: _Rays,
+        point: Tensor,
+        normal: Tensor,
+        column: Tensor,
+        shone: tuple[Tensor, Tensor],
+    ) -> Tensor:
+        """What solids' points (3,P) show beyond what they scatter: highlights, and in metal mirrors.
+
+        Args:
+            stage: what there is.
+            solids: those of the stage.
+            rays: P of them, that met solids.
+            point: (3,P) there.
+            normal: (3,P) there.
+            column: (P,) of the solids.
+            shone: how bright each light is there (L,P), and where it is (3,L,P).
+        """
+        bright, to_light = shone
+        half = to_light - rays.direction[:, None]
+        half = half / length_of(half).clamp_min(1e-9)
+        tilt = dot(half, normal[:, None]).clamp_min(0.0)
+        is_metal = solids.columns[IS_METAL, column] > 0.0
+        shine = torch.where(is_metal, _METAL_SHINE, _RUBBER_SHINE)
+        gloss = torch.where(is_metal, 0.8, 0.05)
+        added = (gloss * (bright * tilt**shine).sum(0)).expand(3, -1).clone()
+        metal = is_metal.nonzero()[:, 0]
+        if not len(metal):
+            return added
+        color = take(solids.columns[RED : BLUE + 1], column[metal])
+        way, outward = take(rays.direction, metal), take(normal, metal)
+        facing = -dot(way, outward)
+        mirrored = _Rays(
+            rays.view[metal], take(point, metal), way + 2.0 * facing * outward, rays.phase[metal]
+        )
+        image, *_ = self._look(stage, solids, mirrored, column[metal])
+        # Metals colour what they mirror, less so at a grazing angle (Schlick's approximation).
+        grazing = (1.0 - facing.clamp_min(0.0)) ** 5
+        return added.index_add_(1, metal, (color + (1.0 - color) * grazing) * image)
+
+
+def _through(places: Tensor, view: Tensor, stage: Stage) -> tuple[_Rays, Tensor]:
+    """Rays through places (2,S) of images, and their depth per length S."""
+    focal = per_view(stage.intrinsics[:, [0, 1], [0, 1]].T, view)
+    center = per_view(stage.intrinsics[:, :2, 2].T, view)
+    pose = per_view(stage.extrinsics[:, :3].permute(1, 2, 0), view)
+    across, down = (places - center) / focal
+    direction = pose[:, 0] * across + pose[:, 1] * down + pose[:, 2]
+    scale = dot(direction, direction).rsqrt()
+    origin = pose[:, 3].expand_as(direction)
+    return _Rays(view, origin, direction * scale, torch.zeros_like(view)), scale
+
+
+def _emptiness(rooms: Sequence[Room], rays: _Rays) -> tuple[Tensor, Tensor]:
+    """How far rays S go where there is no solid, and whether to ground, wall or sky."""
+    x, y, z = rays.origin
+    dx, dy, dz = rays.direction
+    along = dot(rays.origin, rays.direction)
+    outside = dot(rays.origin, rays.origin) - BACKDROP_RADIUS**2
+    length = -along + (along * along - outside).clamp_min(0.0).sqrt()
+    to_ground = torch.where(dz < 0.0, -z / dz, MISSED)
+    is_ground = to_ground < length
+    length = torch.where(is_ground, to_ground, length)
+    kind = torch.where(is_ground, _GROUND, _SKY)
+    if all(room.wall is None for room in rooms):
+        return length, kind
+    walls = [(min(room.wall_radius, _NO_WALL), room.wall_height) for room in rooms]
+    radius, height = per_view(length.new_tensor(walls).T, rays.view)
+    square, half = (dx * dx + dy * dy).clamp_min(1e-12), x * dx + y * dy
+    root = half * half - square * (x * x + y * y - radius * radius)
+    to_wall = (-half + root.clamp_min(0.0).sqrt()) / square
+    is_wall = (to_wall < length) & (z + to_wall * dz < height)
+    return torch.where(is_wall, to_wall, length), torch.where(is_wall, _WALL, kind)
+
+
+def _by_room(rooms: Sequence[Room], view: Tensor) -> list[tuple[Room, Tensor | slice]]:
+    """Each room that there is, with which of the rays (P,) are in it."""
+    distinct = list({id(room): room for room in rooms}.values())
+    if len(distinct) == 1:
+        return [(distinct[0], slice(None))]
+    place = {id(room): number for number, room in enumerate(distinct)}
+    numbers = torch.tensor([place[id(room)] for room in rooms], device=view.device)[view]
+    return [(room, (numbers == place[id(room)]).nonzero()[:, 0]) for room in distinct]
+
+
+def _sky(stage: Stage, rays: _Rays, *, has_glow: bool) -> Tensor:
+    """Light (3,P) of the sky, in mirrors with that of the lights themselves."""
+    light = torch.empty_like(rays.direction)
+    for room, index in _by_room(stage.rooms, rays.view):
+        light[:, index] = sky_color(room, rays.direction[2, index])
+    if not has_glow:
+        return light
+    lights = per_view(stage.lights.permute(2, 1, 0), rays.view)
+    to_light = lights[:3] - rays.origin[:, None]
+    away = length_of(to_light)
+    off = 1.0 - dot(to_light, rays.direction[:, None]) / away
+    wide = 0.5 * (lights[3] / away) ** 2
+    glow = ((2.0 * wide - off) / (1.6 * wide)).clamp(0.0, 1.0)
+    return light + (3.2 * lights[4] * glow * glow * (3.0 - 2.0 * glow)).sum(0)
+
+
+def _openness(
+    solids: Solids, view: Tensor, gap: Tensor, square: Tensor, normal: Tensor, is_other: Tensor
+) -> Tensor:
+    """How much of the light from all sides reaches points S, with every solid taken for a ball."""
+    facing = dot(gap, normal[:, None])
+    radius = 1.1 * solids.beside(view, HALF_WIDTH, HALF_WIDTH + 1)[0]
+    ball = radius * radius
+    cover = facing * ball / (square * square.sqrt()) * ((square < 36.0 * ball) & is_other)
+    shares = (1.0 - cover.clamp(0.0, 0.85)).unbind(0)
+    return functools.reduce(torch.mul, shares)
+
+
+def _is_edge(light: Tensor) -> Tensor:
+    """Which pixels (N,H,W) of (3,N,H,W) differ from one of their four neighbours."""
+    is_edge = torch.zeros(light.shape[1:], dtype=torch.bool, device=light.device)
+    for dim in (2, 3):
+        here = light.narrow(dim, 1, light.shape[dim] - 1)
+        there = light.narrow(dim, 0, light.shape[dim] - 1)
+        # In proportion, as the eye sees it.
+        differs = ((here - there).abs() > CONTRAST * (here + there + 0.2)).any(0)
+        is_edge.narrow(dim - 1, 1, differs.shape[dim - 1]).logical_or_(differs)
+        is_edge.narrow(dim - 1, 0, differs.shape[dim - 1]).logical_or_(differs)
+    return is_edge
