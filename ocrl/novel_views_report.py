@@ -148,14 +148,17 @@ def orbit_movie(example: ViewsExample) -> tuple[list[str], Tensor] | None:
         return None
     recon, shares = example.orbit.recon[0, 0], example.orbit.shares[0, 0].transpose(0, 1)
     scale = max(1, math.ceil(_SMALLEST_PICTURE / recon.shape[-2]))
-    columns = [to_uint8(recon), overlay(recon, example.orbit.segments[0, 0])]
-    columns += list(slot_pictures(recon, shares))
+    columns = [
+        enlarge(to_uint8(recon), scale),
+        overlay(recon, example.orbit.segments[0, 0], scale=scale),
+        *enlarge(slot_pictures(recon, shares), scale),
+    ]
     num_slots = example.orbit.masks.shape[2]
     names = ["all", "slots", *(f"slot {index + 1}" for index in range(num_slots))]
     if example.orbit.background is not None:
         names.append("no slot")
     frames = [grid([torch.stack(row)]) for row in zip(*columns, strict=True)]
-    return names, enlarge(torch.stack(frames), scale)
+    return names, torch.stack(frames)
 
 
 def _number(value: float) -> str:

@@ -71,8 +71,8 @@ def test_an_orbit_shows_every_slot_alone():
     example = result_of(has_background=True).examples[0]
     names, movie = orbit_movie(example)
     assert names == ["all", "slots", "slot 1", "slot 2", "slot 3", "slot 4", "no slot"]
-    assert movie.shape == (6, 3, SIZE[0] * 8, 7 * (SIZE[1] * 8) + 6 * 2 * 8)
-    column = SIZE[1] * 8 + 16
+    assert movie.shape == (6, 3, SIZE[0] * 8, 7 * (SIZE[1] * 8) + 6 * 2)
+    column = SIZE[1] * 8 + 2
     second = movie[..., 3 * column : 3 * column + SIZE[1] * 8][..., ::8, ::8]
     # The second slot holds the green ball and nothing else.
     assert second[:, 1].max() == 250 and second[:, 0].max() <= 24 and second[:, 2].max() <= 24

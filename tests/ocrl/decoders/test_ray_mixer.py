@@ -1,8 +1,13 @@
+import runpy
+from pathlib import Path
+
 import pytest
 import torch
 
 from ocrl.decoders.light_field import LightFieldDecoder
 from ocrl.decoders.ray_mixer import RayMixerDecoder
+
+TEXTBOOK = runpy.run_path(str(Path(__file__).with_name("textbook_osrt.py")))
 
 
 def make_mixer(**changes):
@@ -83,3 +88,12 @@ def test_frames_are_no_rays(make):
         make()(slots)
     with pytest.raises(ValueError, match=r"got shape \(1, 2, 3, 8, 8\): this decoder draws posed"):
         make()(slots, torch.rand(1, 2, 3, 8, 8))
+
+
+@pytest.mark.parametrize(("make", "name"), [(make_mixer, "mix"), (make_field, "broadcast")])
+def test_they_are_the_papers_decoders(make, name):
+    decoder, slots, target = make(), torch.randn(3, 1, 5, 10), rays(3, 1, 1, 9)
+    output = decoder(slots, target)
+    colours, masks = TEXTBOOK[name](decoder, slots[:, 0], target[:, 0, 0])
+    torch.testing.assert_close(output.recon[:, 0, :, 0].mT, colours, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(output.masks[:, 0, :, 0], masks, atol=1e-5, rtol=1e-4)
