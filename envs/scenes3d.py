@@ -47,7 +47,7 @@ class _Shot:
 
 
 class Scenes3DEnv(ObjectEnv):
-    """Spheres, cubes, cylinders, cones, icosahedra and tori, in rubber and metal, seen from V sides.
+    """Spheres, cubes, cylinders, cones, icosahedra and tori of 32 colours, seen from V sides.
 
     Nobody has anything to win and the only action does nothing: rewards are 0 and episodes end
     after `max_steps`. Objects slide and turn, and bounce off each other and off an unseen round

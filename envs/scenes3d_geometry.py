@@ -7,6 +7,7 @@ R rays in each of the views or (P,) for rays of any views. Lengths and solids as
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -30,8 +31,8 @@ NUM_COLUMNS = 23
 MISSED = 1e6
 """Lengths from here on are of rays that meet nothing."""
 _PENALTY = 1e20
-"""What a miss adds to a length, times by how much it is missed. Choosing between two numbers for
-each ray costs a processor ten times as much as arithmetic, so hits and misses take the same path."""
+"""What a miss adds to a length, times by how much it is missed. To choose between two numbers for
+each ray costs a processor ten times as much as arithmetic, so that all rays take the same path."""
 _FAR_BELOW = -1e4
 """Where solids lie that are none: rows that only fill up."""
 _TORUS_SAMPLES = 16
@@ -137,31 +138,6 @@ def per_view(array: Tensor, view: Tensor) -> Tensor:
     return array[..., None] if view.ndim == 2 else take(array, view)
 
 
-def pairs(mask: Tensor, view: Tensor, num_solids: int) -> tuple[Tensor, Tensor]:
-    """The pairs that a mask (M,S) names: number of the ray in S, and column of the solid, (Q,)."""
-    index = mask.flatten().nonzero()[:, 0]
-    ray, solid = index % view.numel(), index // view.numel()
-    return ray, view.reshape(-1)[ray] * num_solids + solid
-
-
-def near_rays(gap: Tensor, bound: Tensor, direction: Tensor, *, widening: Tensor | None) -> Tensor:
-    """Which rays pass within `bound` of what lies ahead of them.
-
-    Args:
-        gap: (3,M,S) from the rays' origins to the centres.
-        bound: (M,S), or to expand.
-        direction: (3,S), unit vectors.
-        widening: (S), by how much a bundle of rays widens on a unit of its way; None for 0.
-
-    Returns:
-        (M,S) bool.
-    """
-    along, across = dot(gap, direction[:, None]), dot(gap, gap)
-    reach = bound if widening is None else bound + widening * along.clamp_min(0.0)
-    # Conservative, for what rounding takes from the difference of two large squares.
-    return (across * (1 - 1e-5) - along * along <= reach * reach) & (along > -bound)
-
-
 def nearest(
     solids: Solids, view: Tensor, origin: Tensor, direction: Tensor, *, own: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -178,8 +154,13 @@ def nearest(
         Length S to it (`MISSED` or more for none), and its column S in `solids` (-1 for none).
     """
     gap = solids.beside(view, X, Z + 1) - origin[:, None]
-    mask = near_rays(gap, solids.beside(view, BOUND, BOUND + 1)[0], direction, widening=None)
-    ray, column = pairs(mask, view, solids.num_solids)
+    bound = solids.beside(view, BOUND, BOUND + 1)[0]
+    along, across = dot(gap, direction[:, None]), dot(gap, gap)
+    # Conservative, for what rounding takes from the difference of two large squares.
+    is_near = (across * (1.0 - 1e-5) - along * along <= bound * bound) & (along > -bound)
+    index = is_near.flatten().nonzero()[:, 0]
+    ray = index % view.numel()
+    column = view.reshape(-1)[ray] * solids.num_solids + index // view.numel()
     if own is not None:
         is_other = own.reshape(-1)[ray] != column
         ray, column = ray[is_other], column[is_other]
@@ -299,14 +280,13 @@ def _round_entry(chosen: Tensor, start: Tensor, way: Tensor) -> tuple[Tensor, Te
 
 
 def _polytope_entry(kind: int, start: Tensor, way: Tensor, half: Tensor) -> Tensor:
-    into = out = None
+    slabs = []
     for axis, face in enumerate(_FACES[kind].tolist()):
         # The upright side of a cube has a half extent of its own.
         wide = half[int(kind == CUBE and axis == 2)]
-        first, last = _slab(_along(face, start), _along(face, way), wide)
-        into = first if into is None else torch.maximum(into, first)
-        out = last if out is None else torch.minimum(out, last)
-    return _met(into, out)
+        slabs.append(_slab(_along(face, start), _along(face, way), wide))
+    firsts, lasts = zip(*slabs, strict=True)
+    return _met(functools.reduce(torch.maximum, firsts), functools.reduce(torch.minimum, lasts))
 
 
 def _along(face: list[float], vector: Tensor) -> Tensor:

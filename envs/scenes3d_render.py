@@ -28,10 +28,8 @@ from ocrl.envs.scenes3d_geometry import (
     dot,
     length_of,
     lengths,
-    near_rays,
     nearest,
     normals,
-    pairs,
     per_view,
     take,
 )
@@ -53,7 +51,6 @@ _METAL_BODY = 0.45
 """How much of their light metals scatter."""
 _SOLID, _GROUND, _WALL, _SKY = range(4)
 """What a ray meets."""
-_NO_WALL = 1e4
 MAX_RAYS = {"cpu": 1 << 16, "cuda": 1 << 22}
 """Rays drawn at a time: what fits into a processor's cache, or keeps a GPU busy."""
 
@@ -243,9 +240,9 @@ class RayCaster:
             sky_light = _sky(stage, rays.at(sky), has_glow=own is not None)
             light.view(3, -1).index_copy_(1, sky, sky_light)
             rest = (~is_sky).flatten().nonzero()[:, 0]
-            hits = (part.flatten()[rest] for part in (length, kind, column))
+            far, what, whose = (part.flatten()[rest] for part in (length, kind, column))
             left = None if own is None else own.flatten()[rest]
-            color, rim = self._surface(stage, solids, rays.at(rest), *hits, left)
+            color, rim = self._surface(stage, solids, rays.at(rest), far, what, whose, left)
             light.view(3, -1).index_copy_(1, rest, color)
             is_rim.view(-1)[rest] = rim
         return light, is_rim, length, column
@@ -310,11 +307,11 @@ class RayCaster:
         point, falling = point.flatten(1), falling.flatten()
         color, far = torch.empty_like(point), torch.zeros_like(point)
         amount = torch.zeros_like(blur)
-        has_haze = any(room.wall is None for room in stage.rooms)
+        has_haze = not all(room.has_wall for room in stage.rooms)
         for room, index in _by_room(stage.rooms, view):
             place = point[:, index]
             color[:, index] = ground_color(room, place, blur[index])
-            if room.wall is None:
+            if not room.has_wall:
                 away = place[:2].square().sum(0).sqrt()
                 share = ((away - HAZE_FROM) / (HAZE_UNTIL - HAZE_FROM)).clamp(0.0, 1.0)
                 amount[index] = share * share * (3.0 - 2.0 * share)
@@ -346,7 +343,9 @@ class RayCaster:
         facing = dot(unit, normal[:, None])
         # A light with a size sets gradually: by the square, until all of it is above the horizon.
         lit = (facing + soft).clamp_min(0.0)
-        lit = torch.minimum(lit, 2.0 * soft).square() / (4.0 * soft) + (facing - soft).clamp_min(0.0)
+        lit = torch.minimum(lit, 2.0 * soft).square() / (4.0 * soft) + (facing - soft).clamp_min(
+            0.0
+        )
         is_lit = lit > 0.0
         gap = solids.beside(rays.view, X, Z + 1) - point[:, None]
         square = dot(gap, gap)
@@ -414,7 +413,7 @@ class RayCaster:
         column: Tensor,
         shone: tuple[Tensor, Tensor],
     ) -> Tensor:
-        """What solids' points (3,P) show beyond what they scatter: highlights, and in metal mirrors.
+        """What points (3,P) of solids show beside what they scatter: highlights, mirrors in metal.
 
         Args:
             stage: what there is.
@@ -471,9 +470,9 @@ def _emptiness(rooms: Sequence[Room], rays: _Rays) -> tuple[Tensor, Tensor]:
     is_ground = to_ground < length
     length = torch.where(is_ground, to_ground, length)
     kind = torch.where(is_ground, _GROUND, _SKY)
-    if all(room.wall is None for room in rooms):
+    if not any(room.has_wall for room in rooms):
         return length, kind
-    walls = [(min(room.wall_radius, _NO_WALL), room.wall_height) for room in rooms]
+    walls = [(room.wall_radius, room.wall_height) for room in rooms]
     radius, height = per_view(length.new_tensor(walls).T, rays.view)
     square, half = (dx * dx + dy * dy).clamp_min(1e-12), x * dx + y * dy
     root = half * half - square * (x * x + y * y - radius * radius)

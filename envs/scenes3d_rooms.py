@@ -6,7 +6,7 @@ P points, N views. Colours are linear, lengths as in `ocrl.envs.scenes_geometry`
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ocrl.envs.scenes3d_geometry import NUM_COLUMNS, Z, solid_rows
-from ocrl.envs.scenes_geometry import SOLIDS, body_table
+from ocrl.envs.scenes_geometry import BACKDROP_RADIUS, SOLIDS, body_table
 from ocrl.envs.scenes_render import COLORS, linear_colors
 
 Color = tuple[float, float, float]
@@ -32,11 +32,11 @@ class Room:
         ground: two colours that its pattern mixes.
         ground_pattern: a name from `PATTERNS`.
         ground_scale: size of the pattern.
-        wall: two colours, or None where the ground goes over into the sky.
+        wall: likewise of the wall.
         wall_pattern: likewise.
         wall_scale: likewise.
         wall_radius: how far it is away.
-        wall_height: how high.
+        wall_height: how high; with 0 there is none, and the ground goes over into the sky.
         sky: colour above the horizon, colour overhead.
         light_scale: lights are so many times as far away as in the studio, and as large.
         statues: piles that stand in a circle outside of where objects move.
@@ -45,7 +45,7 @@ class Room:
     ground: tuple[Color, Color]
     ground_pattern: str
     ground_scale: float
-    wall: tuple[Color, Color] | None
+    wall: tuple[Color, Color]
     wall_pattern: str
     wall_scale: float
     wall_radius: float
@@ -53,6 +53,11 @@ class Room:
     sky: tuple[Color, Color]
     light_scale: float
     statues: tuple[Statue, ...]
+
+    @property
+    def has_wall(self) -> bool:
+        """Whether there is one."""
+        return self.wall_height > 0.0
 
 
 _GRAY: Color = (0.40, 0.40, 0.395)
@@ -62,10 +67,10 @@ ROOMS: Mapping[str, Room] = MappingProxyType(
             ground=(_GRAY, _GRAY),
             ground_pattern="plain",
             ground_scale=1.0,
-            wall=None,
+            wall=(_GRAY, _GRAY),
             wall_pattern="plain",
             wall_scale=1.0,
-            wall_radius=math.inf,
+            wall_radius=BACKDROP_RADIUS,
             wall_height=0.0,
             sky=((0.34, 0.34, 0.34), (0.24, 0.24, 0.24)),
             light_scale=1.0,
@@ -83,10 +88,18 @@ ROOMS: Mapping[str, Room] = MappingProxyType(
             sky=((0.62, 0.75, 0.90), (0.16, 0.33, 0.72)),
             light_scale=3.0,
             statues=(
-                (("cylinder", 0.35, "brown"), ("cylinder", 0.35, "brown"), ("sphere", 1.3, "olive")),
+                (
+                    ("cylinder", 0.35, "brown"),
+                    ("cylinder", 0.35, "brown"),
+                    ("sphere", 1.3, "olive"),
+                ),
                 (("cylinder", 0.35, "brown"), ("cone", 1.2, "green"), ("cone", 0.8, "green")),
                 (("icosahedron", 0.9, "gray"),),
-                (("cylinder", 0.35, "brown"), ("cylinder", 0.35, "brown"), ("sphere", 1.1, "green")),
+                (
+                    ("cylinder", 0.35, "brown"),
+                    ("cylinder", 0.35, "brown"),
+                    ("sphere", 1.1, "green"),
+                ),
                 (("icosahedron", 1.1, "gray"), ("icosahedron", 0.5, "gray")),
             ),
         ),
@@ -122,7 +135,11 @@ ROOMS: Mapping[str, Room] = MappingProxyType(
             light_scale=3.0,
             statues=(
                 (("cube", 1.6, "tan"), ("cube", 1.1, "tan"), ("cube", 0.6, "tan")),
-                (("cylinder", 0.4, "olive"), ("cylinder", 0.4, "olive"), ("cylinder", 0.4, "olive")),
+                (
+                    ("cylinder", 0.4, "olive"),
+                    ("cylinder", 0.4, "olive"),
+                    ("cylinder", 0.4, "olive"),
+                ),
                 (("cone", 1.4, "tan"),),
                 (("icosahedron", 1.2, "maroon"), ("cube", 0.5, "tan")),
             ),
@@ -270,8 +287,6 @@ def ground_color(room: Room, point: Tensor, blur: Tensor) -> Tensor:
 
 def wall_color(room: Room, point: Tensor) -> Tensor:
     """Colours (3,P) of the wall at points (3,P)."""
-    if room.wall is None:
-        raise ValueError("expected a room with a wall, got one without")
     # A whole number of patterns goes around.
     count = max(1, round(2.0 * math.pi * room.wall_radius / room.wall_scale))
     u = count * (torch.atan2(point[1], point[0]) / (2.0 * math.pi) + 0.5)

@@ -76,7 +76,8 @@ class Rig:
             middle = [np.full(count, np.mean(pair)) for pair in (self.elevation, self.distance)]
             return np.column_stack([even, *middle])
         # Even over a sphere is even in azimuth and in the sine of the elevation.
-        rise = np.arcsin(rng.uniform(*np.sin(self.elevation), count))
+        lowest, highest = (math.sin(angle) for angle in self.elevation)
+        rise = np.arcsin(rng.uniform(lowest, highest, count))
         return np.column_stack(
             [rng.uniform(low, high, count), rise, rng.uniform(*self.distance, count)]
         )
