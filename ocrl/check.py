@@ -7,18 +7,25 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from ocrl.interfaces import Decoder, RecurrentSlotEncoder, SlotDynamics, SlotEncoder
-from ocrl.types import DecoderOutput, SlotOutput
+from ocrl.types import Camera, DecoderOutput, SlotOutput
 
 TOLERANCE = 1e-4
 """Absolute and relative, in float32."""
 BATCH_SIZE = 3
 NUM_FRAMES = 5
+
+
+class _Hints(TypedDict):
+    """What an encoder gets beside the frames."""
+
+    condition: Tensor | None
+    camera: Camera | None
 
 
 class ContractError(AssertionError):
@@ -31,6 +38,7 @@ def check_slot_encoder(
     twin: SlotEncoder | None = None,
     num_views: int | None = None,
     condition: Tensor | None = None,
+    camera: Camera | None = None,
     is_equivariant: bool = True,
 ) -> None:
     """Check the contract of `SlotEncoder` on random frames.
@@ -47,6 +55,7 @@ def check_slot_encoder(
             `encoder` if None, which misses state that only a constructor draws.
         num_views: V; no view axis if None.
         condition: (3,M,4) boxes or another hint, for initializers that need one.
+        camera: (3,5,V,...) cameras, for backbones that know about poses.
         is_equivariant: whether slots of the state may be permuted; read for recurrent encoders.
 
     Raises:
@@ -60,22 +69,21 @@ def check_slot_encoder(
     video = torch.rand(shape, generator=generator).to(device)
     is_first = torch.zeros(BATCH_SIZE, NUM_FRAMES, dtype=torch.bool, device=device)
     is_first[0, 0] = is_first[1, 2] = is_first[2, 3] = True
+    hints: _Hints = {"condition": condition, "camera": camera}
     with torch.no_grad():
-        output = encoder(video, is_first, condition=condition)
+        output = encoder(video, is_first, **hints)
         _check_slot_output(encoder, output)
-        again = encoder(video, is_first, condition=condition)
+        again = encoder(video, is_first, **hints)
         _compare(output, again, "determinism in eval(): a second call", tolerance=0.0)
-        _check_scan(encoder, video, is_first, condition, output)
-        _check_fresh_start(encoder, video, is_first, condition)
-        _check_samples(encoder, video, is_first, condition, output)
+        _check_scan(encoder, video, is_first, hints, output)
+        _check_fresh_start(encoder, video, is_first, hints)
+        _check_samples(encoder, video, is_first, hints, output)
         if is_equivariant and isinstance(encoder, RecurrentSlotEncoder):
-            _check_slot_permutation(encoder, video, condition)
-        _check_autocast(encoder, video, is_first, condition)
-        other = _reload(encoder, twin)(video, is_first, condition=condition)
+            _check_slot_permutation(encoder, video, hints)
+        _check_autocast(encoder, video, is_first, hints)
+        other = _reload(encoder, twin)(video, is_first, **hints)
         _compare(output, other, "a state_dict loaded into another instance", tolerance=0.0)
-    _check_gradients(
-        encoder, lambda model: _tensors(model(video, is_first, condition=condition)), "the slots"
-    )
+    _check_gradients(encoder, lambda model: _tensors(model(video, is_first, **hints)), "the slots")
 
 
 def check_decoder(
@@ -342,13 +350,15 @@ def _check_scan(
     encoder: SlotEncoder,
     video: Tensor,
     is_first: Tensor,
-    condition: Tensor | None,
+    hints: _Hints,
     output: SlotOutput,
 ) -> None:
     state = encoder.initial_state(BATCH_SIZE)
     for t in range(NUM_FRAMES):
         before = copy.deepcopy(state)
-        step, new_state = encoder.step(video[:, t], state, is_first[:, t], condition=condition)
+        step, new_state = encoder.step(
+            video[:, t], state, is_first[:, t], **_cut(hints, slice(t, t + 1))
+        )
         kept, now = _leaves(before), _leaves(state)
         if len(kept) != len(now) or not all(map(torch.equal, kept, now)):
             raise ContractError(f"expected step to leave its state as it was, changed at frame {t}")
@@ -357,20 +367,20 @@ def _check_scan(
 
 
 def _check_fresh_start(
-    encoder: SlotEncoder, video: Tensor, is_first: Tensor, condition: Tensor | None
+    encoder: SlotEncoder, video: Tensor, is_first: Tensor, hints: _Hints
 ) -> None:
     start = 2
     first = torch.zeros_like(is_first)
     first[:, start] = True
     first[0, start] = False
-    whole = _frames(encoder(video, first, condition=condition), slice(start, None))
-    fresh = encoder(video[:, start:], first[:, start:], condition=condition)
+    whole = _frames(encoder(video, first, **hints), slice(start, None))
+    fresh = encoder(video[:, start:], first[:, start:], **_cut(hints, slice(start, None)))
     for name, value in _named(whole):
         other = _named_dict(fresh)[name]
         _close(value[1:], other[1:], f"is_first inside a clip and a fresh start: {name}")
     # All samples at once take another path through an encoder that looks at is_first.
     first[:, start] = True
-    whole = _frames(encoder(video, first, condition=condition), slice(start, None))
+    whole = _frames(encoder(video, first, **hints), slice(start, None))
     _compare(whole, fresh, "is_first of all samples inside a clip and a fresh start")
 
 
@@ -378,51 +388,56 @@ def _check_samples(
     encoder: SlotEncoder,
     video: Tensor,
     is_first: Tensor,
-    condition: Tensor | None,
+    hints: _Hints,
     output: SlotOutput,
 ) -> None:
     changed = video.clone()
     changed[0] = 1 - changed[0]
-    rest = _named_dict(encoder(changed, is_first, condition=condition))
+    rest = _named_dict(encoder(changed, is_first, **hints))
     order = torch.arange(BATCH_SIZE, device=video.device).roll(1)
-    moved_condition = None if condition is None else condition[order]
-    moved = _named_dict(encoder(video[order], is_first[order], condition=moved_condition))
+    moved_hints: _Hints = {
+        "condition": None if hints["condition"] is None else hints["condition"][order],
+        "camera": None if hints["camera"] is None else hints["camera"].map(lambda x: x[order]),
+    }
+    moved = _named_dict(encoder(video[order], is_first[order], **moved_hints))
     for name, value in _named(output):
         _close(value[1:], rest[name][1:], f"another sample's frames changed {name}")
         _close(value[order], moved[name], f"the place in the batch changed {name}")
 
 
-def _check_slot_permutation(encoder: SlotEncoder, video: Tensor, condition: Tensor | None) -> None:
+def _check_slot_permutation(encoder: SlotEncoder, video: Tensor, hints: _Hints) -> None:
     num_slots = encoder.num_slots
     order = torch.arange(num_slots, device=video.device).roll(1)
     first = torch.ones(BATCH_SIZE, dtype=torch.bool, device=video.device)
-    _, state = encoder.step(
-        video[:, 0], encoder.initial_state(BATCH_SIZE), first, condition=condition
-    )
+    start = encoder.initial_state(BATCH_SIZE)
+    _, state = encoder.step(video[:, 0], start, first, **_cut(hints, slice(0, 1)))
 
     def permuted(leaf: Tensor) -> Tensor:
         is_per_slot = leaf.ndim >= 3 and leaf.shape[1] == num_slots
         return leaf[:, order] if is_per_slot else leaf
 
-    plain, _ = encoder.step(video[:, 1], state, ~first, condition=condition)
-    moved, _ = encoder.step(
-        video[:, 1], torch.utils._pytree.tree_map(permuted, state), ~first, condition=condition
-    )
+    following = _cut(hints, slice(1, 2))
+    plain, _ = encoder.step(video[:, 1], state, ~first, **following)
+    state = torch.utils._pytree.tree_map(permuted, state)
+    moved, _ = encoder.step(video[:, 1], state, ~first, **following)
     _close(plain.slots[:, :, order], moved.slots, "permuted slots in the state: slots")
     _close(plain.attn[:, :, order], moved.attn, "permuted slots in the state: attn")
 
 
-def _check_autocast(
-    encoder: SlotEncoder, video: Tensor, is_first: Tensor, condition: Tensor | None
-) -> None:
+def _check_autocast(encoder: SlotEncoder, video: Tensor, is_first: Tensor, hints: _Hints) -> None:
     with torch.autocast(video.device.type, dtype=torch.bfloat16):
-        output = encoder(video, is_first, condition=condition)
+        output = encoder(video, is_first, **hints)
     for name in ("slots", "attn"):
         value = getattr(output, name)
         if value.dtype != torch.float32:
             raise ContractError(f"expected float32 {name} under autocast, got {value.dtype}")
     _finite(output.slots, "slots under autocast")
     _sums_to_one(output.attn, "attn under autocast", tolerance=TOLERANCE)
+
+
+def _cut(hints: _Hints, time: slice) -> _Hints:
+    camera = hints["camera"]
+    return {"condition": hints["condition"], "camera": None if camera is None else camera[time]}
 
 
 def _reload(module: nn.Module, twin: nn.Module | None) -> nn.Module:

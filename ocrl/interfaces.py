@@ -28,11 +28,13 @@ class Backbone(nn.Module, ABC):
         out_dim: F.
         image_size: (H, W) of the frames it takes.
         grid: (h, w) tokens of one view; N = V * h * w.
+        needs_camera: it makes nothing of frames without poses.
     """
 
     out_dim: int
     image_size: tuple[int, int]
     grid: tuple[int, int]
+    needs_camera: bool = False
 
     @abstractmethod
     def forward(self, frames: Tensor, *, camera: Camera | None = None) -> Tensor:
@@ -40,7 +42,7 @@ class Backbone(nn.Module, ABC):
 
         Args:
             frames: (B,[V,]C,H,W) float in [0,1].
-            camera: cameras of the views, for backbones that know about poses.
+            camera: cameras of the views, with T = 1, for backbones that know about poses.
 
         Returns:
             (B,N,F).
@@ -126,6 +128,7 @@ class SlotEncoder(nn.Module, ABC):
         *,
         action: Tensor | None = None,
         condition: Tensor | None = None,
+        camera: Camera | None = None,
     ) -> SlotOutput:
         """Encode a clip from a fresh start.
 
@@ -134,6 +137,7 @@ class SlotEncoder(nn.Module, ABC):
             is_first: (B,T) bool.
             action: (B,T) or (B,T,A), what was done after each frame.
             condition: (B,K,4) boxes of the first frame, or another hint the initializer knows.
+            camera: cameras of all frames and views, for backbones that know about poses.
         """
 
     @abstractmethod
@@ -145,6 +149,7 @@ class SlotEncoder(nn.Module, ABC):
         *,
         action: Tensor | None = None,
         condition: Tensor | None = None,
+        camera: Camera | None = None,
     ) -> tuple[SlotOutput, State]:
         """Encode one frame.
 
@@ -154,6 +159,7 @@ class SlotEncoder(nn.Module, ABC):
             is_first: (B,) bool; true starts those samples afresh.
             action: (B,) or (B,A), what was done after the **previous** frame.
             condition: as in `forward`, read where `is_first`.
+            camera: cameras of this frame, with T = 1.
 
         Returns:
             Slots with T = 1, and the next state.
@@ -164,8 +170,10 @@ class FrameSlotEncoder(SlotEncoder):
     """An encoder without memory: every frame by itself, all frames of a clip at once."""
 
     @abstractmethod
-    def encode(self, frames: Tensor, *, condition: Tensor | None) -> SlotOutput:
-        """Encode frames (B,[V,]C,H,W), with a condition for each; the result has T = 1."""
+    def encode(
+        self, frames: Tensor, *, condition: Tensor | None, camera: Camera | None = None
+    ) -> SlotOutput:
+        """Encode frames (B,[V,]C,H,W), a condition and cameras for each; the result has T = 1."""
 
     def initial_state(self, batch_size: int) -> State:
         """Nothing: no frame depends on an earlier one."""
@@ -178,12 +186,14 @@ class FrameSlotEncoder(SlotEncoder):
         *,
         action: Tensor | None = None,
         condition: Tensor | None = None,
+        camera: Camera | None = None,
     ) -> SlotOutput:
         """Encode a clip, see `SlotEncoder.forward`. A condition (B,K,4) holds for every frame."""
         shape = video.shape[:2]
         if condition is not None:
             condition = condition.repeat_interleave(shape[1], dim=0)
-        output = self.encode(video.flatten(0, 1), condition=condition)
+        cameras = None if camera is None else camera.frames()
+        output = self.encode(video.flatten(0, 1), condition=condition, camera=cameras)
         return output.map(lambda value: value.flatten(0, 1).unflatten(0, shape))
 
     def step(
@@ -194,9 +204,10 @@ class FrameSlotEncoder(SlotEncoder):
         *,
         action: Tensor | None = None,
         condition: Tensor | None = None,
+        camera: Camera | None = None,
     ) -> tuple[SlotOutput, State]:
         """Encode one frame, see `SlotEncoder.step`."""
-        return self.encode(frame, condition=condition), state
+        return self.encode(frame, condition=condition, camera=camera), state
 
 
 class RecurrentSlotEncoder(SlotEncoder):
@@ -231,9 +242,11 @@ class RecurrentSlotEncoder(SlotEncoder):
         *,
         action: Tensor | None = None,
         condition: Tensor | None = None,
+        camera: Camera | None = None,
     ) -> tuple[SlotOutput, State]:
         """Encode one frame, see `SlotEncoder.step`."""
-        return self.bind(self.backbone(frame), state, is_first, action=action, condition=condition)
+        tokens = self.backbone(frame, camera=camera)
+        return self.bind(tokens, state, is_first, action=action, condition=condition)
 
     def forward(
         self,
@@ -242,10 +255,13 @@ class RecurrentSlotEncoder(SlotEncoder):
         *,
         action: Tensor | None = None,
         condition: Tensor | None = None,
+        camera: Camera | None = None,
     ) -> SlotOutput:
         """Encode a clip, see `SlotEncoder.forward`."""
         batch_size, num_frames = video.shape[:2]
-        tokens = self.backbone(video.flatten(0, 1)).unflatten(0, (batch_size, num_frames))
+        cameras = None if camera is None else camera.frames()
+        tokens = self.backbone(video.flatten(0, 1), camera=cameras)
+        tokens = tokens.unflatten(0, (batch_size, num_frames))
         # unbind, not indexing: the backward of x[:, t] writes the whole clip once per frame.
         actions: list[Tensor | None] = [None] * num_frames
         if action is not None:
@@ -435,6 +451,71 @@ class Decoder(nn.Module, ABC):
         None, as here, if it can not draw; decoders of pixels need not define it.
         """
         return None
+
+
+class RayDecoder(Decoder):
+    """Slots to pictures of any rays: of one camera or several, or drawn at random in one row.
+
+    `masks` say which slot a ray shows, among slots. What no slot explains (a static field, the sky,
+    nothing at all), of those that know such, is `aux["background"]`, (B,T,h,w) in [0,1]: a slot's
+    share of a ray is its mask times what is left.
+
+    Attributes:
+        bounds: near and far, the lengths along rays between which it looks; None if it needs none.
+    """
+
+    space: Space = "rays"
+    needs_target = True
+    bounds: tuple[float, float] | None = None
+
+    @abstractmethod
+    def render(self, slots: Tensor, rays: Tensor) -> DecoderOutput:
+        """Colours (B,T,3,h,w) and masks (B,T,K,h,w) of rays (B,T,h,w,6), see `forward`."""
+
+    def forward(
+        self, slots: Tensor, target: Tensor | None = None, *, attn: Tensor | None = None
+    ) -> DecoderOutput:
+        """Paint rays.
+
+        Args:
+            slots: (B,T,K,D).
+            target: rays (B,T,h,w,6), the origin and the unit direction of each, in the world, see
+                `ocrl.nn.rays`.
+            attn: not read.
+
+        Raises:
+            ValueError: if there are no rays.
+        """
+        expected = (*slots.shape[:2], 6)
+        if target is None or target.ndim != 5 or (*target.shape[:2], target.shape[-1]) != expected:
+            got = "none" if target is None else f"shape {tuple(target.shape)}"
+            raise ValueError(
+                f"expected rays (B,T,h,w,6) with B, T = {expected[:2]} as target, got {got}: this "
+                "decoder draws posed views, not frames"
+            )
+        return self.render(slots, target)
+
+
+class ViewChooser(ABC):
+    """Which views an encoder sees, and which rays a decoder is asked for; beside `Objective`.
+
+    Attributes:
+        num_seen: how many views the encoder sees.
+    """
+
+    num_seen: int
+
+    @abstractmethod
+    def choose(self, clip: Clip) -> tuple[Clip, Clip, Tensor]:
+        """Draw from a clip of posed views, uint8 or float.
+
+        Returns:
+            The clip that the encoder sees; the colours asked for, as a clip whose frames (h,w) are
+            pictures of the rays; and these rays (B,T,h,w,6).
+
+        Raises:
+            ValueError: if the clip has no cameras, or too few views.
+        """
 
 
 class Objective(nn.Module, ABC):

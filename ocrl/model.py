@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ocrl.interfaces import Decoder, Objective, SlotEncoder
+from ocrl.interfaces import Decoder, Objective, SlotEncoder, ViewChooser
 from ocrl.types import Clip, DecoderOutput, SlotOutput
 
 
@@ -41,6 +41,9 @@ class SlotModel(nn.Module):
         objectives: one training signal per name.
         weights: a factor for each name of `objectives`.
         is_conditioned: start each clip from the boxes of its first frame.
+
+    A decoder of rays is asked for those that one of the objectives, a `ViewChooser`, draws from the
+    views of a clip; the encoder then sees the views that it chooses.
 
     Raises:
         ValueError: if there is no objective, or if `weights` names others than `objectives`.
@@ -78,20 +81,43 @@ class SlotModel(nn.Module):
         clip = clip.to_float()
         condition = self._boxes(clip) if self.is_conditioned else None
         encoded: SlotOutput = self.encoder(
-            clip.video, clip.is_first, action=clip.action, condition=condition
+            clip.video,
+            clip.is_first,
+            action=clip.action,
+            condition=condition,
+            camera=clip.camera,
         )
         return encoded
 
     def forward(self, clip: Clip) -> ModelOutput:
-        """Encode, decode and compare a clip of uint8 or float frames."""
-        clip = clip.to_float()
-        encoded = self.encode(clip)
-        decoded: DecoderOutput = self.decoder(encoded.slots, clip.video, attn=encoded.attn)
+        """Encode, decode and compare a clip of uint8 or float frames.
+
+        Raises:
+            ValueError: if the decoder draws rays and no objective chooses them, or the other way
+                round.
+        """
+        seen, asked, target = self._choose(clip)
+        encoded = self.encode(seen)
+        decoded: DecoderOutput = self.decoder(encoded.slots, target, attn=encoded.attn)
         losses = {
-            name: objective(clip, encoded, decoded) for name, objective in self.objectives.items()
+            name: objective(asked, encoded, decoded) for name, objective in self.objectives.items()
         }
         total = torch.stack([self.weights[name] * loss for name, loss in losses.items()]).sum()
         return ModelOutput(losses, total, encoded, decoded)
+
+    def _choose(self, clip: Clip) -> tuple[Clip, Clip, Tensor]:
+        """What the encoder sees, what the objectives compare with, and what the decoder reads."""
+        choosers = [part for part in self.objectives.values() if isinstance(part, ViewChooser)]
+        if len(choosers) != int(self.decoder.space == "rays"):
+            raise ValueError(
+                f"expected one objective that chooses rays (objective=views) for a decoder of rays "
+                f"and none for another, got {len(choosers)} for a decoder of {self.decoder.space}"
+            )
+        if choosers:
+            seen, asked, rays = choosers[0].choose(clip)
+            return seen.to_float(), asked.to_float(), rays
+        clip = clip.to_float()
+        return clip, clip, clip.video
 
     def _boxes(self, clip: Clip) -> Tensor:
         if clip.boxes is None:

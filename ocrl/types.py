@@ -34,16 +34,21 @@ class Camera:
     intrinsics: Tensor
     extrinsics: Tensor
 
+    def map(self, function: Callable[[Tensor], Tensor]) -> Camera:
+        """Change both matrices."""
+        return Camera(function(self.intrinsics), function(self.extrinsics))
+
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Camera:
         """Move both matrices to `device`."""
-        return Camera(
-            self.intrinsics.to(device, non_blocking=non_blocking),
-            self.extrinsics.to(device, non_blocking=non_blocking),
-        )
+        return self.map(lambda value: value.to(device, non_blocking=non_blocking))
+
+    def frames(self) -> Camera:
+        """Each frame as a clip of its own: (B*T,1,V,...)."""
+        return self.map(lambda value: value.flatten(0, 1)[:, None])
 
     def __getitem__(self, time: slice) -> Camera:
         """Cut a range of frames."""
-        return Camera(self.intrinsics[:, time], self.extrinsics[:, time])
+        return self.map(lambda value: value[:, time])
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,37 @@ class Clip:
         """Move every tensor to `device`; frames keep their dtype, so that uint8 travels."""
         return self._map(lambda value: value.to(device, non_blocking=non_blocking))
 
+    def take_views(self, views: Tensor) -> Clip:
+        """Some of the cameras of each sample, the same ones in all of its frames.
+
+        Args:
+            views: (B,W) numbers of the W cameras to take.
+
+        Raises:
+            ValueError: if the clip has no view axis.
+        """
+        if self.video.ndim != 6:
+            raise ValueError(
+                f"expected frames of several cameras (B,T,V,C,H,W), got {tuple(self.video.shape)}"
+            )
+        sample = torch.arange(self.batch_size, device=views.device)[:, None]
+
+        def take(value: Tensor) -> Tensor:
+            return value.transpose(1, 2)[sample, views].transpose(1, 2)
+
+        properties = dict(self.properties)
+        if "position" in properties:
+            properties["position"] = take(properties["position"])
+        return replace(
+            self,
+            video=take(self.video),
+            segmentation={name: take(ids) for name, ids in self.segmentation.items()},
+            boxes=None if self.boxes is None else take(self.boxes),
+            properties=properties,
+            camera=None if self.camera is None else self.camera.map(take),
+            depth=None if self.depth is None else take(self.depth),
+        )
+
     def __getitem__(self, time: slice) -> Clip:
         """Cut a range of frames from every tensor."""
         if not isinstance(time, slice):
@@ -174,8 +210,8 @@ class DecoderOutput:
     """What a decoder gives.
 
     Attributes:
-        recon: (B,T,C,H,W) pixels, (B,T,N,F) features, (B,T,N,V) logits of tokens, or the
-            properties (B,T,K,...) of a set.
+        recon: (B,T,C,H,W) pixels, (B,T,C,h,w) the colours of rays, (B,T,N,F) features, (B,T,N,V)
+            logits of tokens, or the properties (B,T,K,...) of a set.
         masks: (B,T,K,h,w), sums to 1 over K; (h,w) is the decoder's own resolution.
         parts: (B,T,K,...) the reconstruction of each slot, where the decoder makes one.
         aux: named tensors that an objective may read. A decoder that reads what it reconstructs

@@ -44,7 +44,7 @@ def find_episodes(
     played = make(env, **env_arguments)
     frame_size, actions = played.observation_space.shape, str(played.action_space)
     if path is None:
-        if frame_size is None or list(frame_size[:2]) != list(image_size):
+        if frame_size is None or list(frame_size[-3:-1]) != list(image_size):
             raise ValueError(
                 f"expected frames of image_size={list(image_size)} from env={env}, got "
                 f"{frame_size}; change one of them"

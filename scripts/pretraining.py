@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,14 @@ from ocrl.discovery import evaluate_discovery
 from ocrl.distributed import World, join_world
 from ocrl.model import SlotModel
 from ocrl.monitor import DiscoveryMonitor
+from ocrl.novel_views import evaluate_views
+from ocrl.novel_views_report import summary as describe_views
+from ocrl.novel_views_report import write_views
+from ocrl.posed import check_posed, is_posed, num_seen_of
 from ocrl.report import summary, write_results
-from ocrl.train import Run, Trainer
+from ocrl.train import Evaluation, Run, Trainer
+from ocrl.types import Clip
+from ocrl.views_monitor import ViewsMonitor
 
 
 def pretrain(config: DictConfig, *, directory: Path, env: str, encoder: str) -> None:
@@ -49,37 +55,75 @@ def pretrain(config: DictConfig, *, directory: Path, env: str, encoder: str) -> 
             "segmentation": [p for p in data["presets"] if f"segmentation/{p}" in store.arrays],
             "objects": any(name.startswith("objects/") for name in store.arrays),
         }
+        if is_posed(model):
+            has_depth = "depth" in store.arrays
+            clips = evaluation_clips(store, num_clips=1, depth=has_depth, **held_out)
+            check_posed(next(clips), model.decoder, num_seen=num_seen_of(model))
         trainer.fit(
             model,
             optimizer=hydra.utils.instantiate(config.optimizer, _convert_="all"),
             batches=lambda step: Prefetcher(loader, start_step=step, device=world.device),
             run=Run(directory, model_config, env=env, fingerprint=store.fingerprint),
             world=world,
-            evaluate=DiscoveryMonitor(
+            evaluate=monitor(
+                model,
                 lambda: evaluation_clips(
                     store, num_clips=evaluation["num_clips_in_training"], **held_out
                 ),
-                presets=data["presets"],
-                mask_source=evaluation["mask_source"],
+                settings=settings,
                 device=world.device,
                 say=console.print,
             ),
         )
         if world.is_first:
             console.print("measuring object discovery on held-out episodes")
-            result = evaluate_discovery(
+            written, sentences = measure(
                 ocrl.load(directory).to(world.device),
                 evaluation_clips(store, num_clips=evaluation["num_clips"], **held_out),
-                presets=data["presets"],
-                mask_source=evaluation["mask_source"],
-                device=world.device,
+                settings=settings,
+                directory=directory,
+                title=f"Slots on {env}",
+                details={"encoder": encoder, "checkpoint": str(checkpoint.find(directory))},
             )
-            details = {"encoder": encoder, "checkpoint": str(checkpoint.find(directory))}
-            written = write_results(directory, result, title=f"Slots on {env}", details=details)
-            for sentence in summary(result):
+            for sentence in sentences:
                 console.print(sentence, soft_wrap=True, highlight=False)
             names = ", ".join(path.name for path in written)
             console.print(f"{names}, checkpoint, tensorboard: {directory}", soft_wrap=True)
+
+
+def monitor(
+    model: SlotModel,
+    clips: Callable[[], Iterable[Clip]],
+    *,
+    settings: Mapping[str, Any],
+    device: torch.device,
+    say: Callable[[str], None],
+) -> Evaluation:
+    """What measures a model on held-out clips as it learns."""
+    presets = settings["data"]["presets"]
+    if is_posed(model):
+        return ViewsMonitor(clips, preset=presets[0], device=device, say=say)
+    source = settings["evaluation"]["mask_source"]
+    return DiscoveryMonitor(clips, presets=presets, mask_source=source, device=device, say=say)
+
+
+def measure(
+    model: SlotModel,
+    clips: Iterable[Clip],
+    *,
+    settings: Mapping[str, Any],
+    directory: Path,
+    title: str,
+    details: Mapping[str, str],
+) -> tuple[list[Path], list[str]]:
+    """Measure a trained model on held-out clips: the files written, and what they say."""
+    presets, device = settings["data"]["presets"], next(model.parameters()).device
+    if is_posed(model):
+        found = evaluate_views(model, clips, preset=presets[0], device=device)
+        return write_views(directory, found, title=title, details=details), describe_views(found)
+    source = settings["evaluation"]["mask_source"]
+    result = evaluate_discovery(model, clips, presets=presets, mask_source=source, device=device)
+    return write_results(directory, result, title=title, details=details), summary(result)
 
 
 def new_model(settings: Mapping[str, Any], *, seed: int) -> tuple[SlotModel, dict[str, Any]]:

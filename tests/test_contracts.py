@@ -9,6 +9,7 @@ from hydra import compose, initialize_config_dir
 
 from ocrl.check import check_decoder, check_dynamics, check_slot_encoder
 from ocrl.checkpoint import build
+from ocrl.types import Camera
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 SIZES = ["+image_size=[32,32]", "+num_slots=4", "+slot_dim=64"]
@@ -33,6 +34,9 @@ def _build_twins(group: str, name: str, vit: str, *options: str) -> list[torch.n
 @pytest.mark.parametrize("name", _names("encoder"))
 def test_encoder(name: str, small_vit: str) -> None:
     encoder, twin = _build_twins("encoder", name, small_vit)
+    if encoder.backbone.needs_camera:
+        check_slot_encoder(encoder, twin=twin, num_views=2, camera=_cameras(2))
+        return
     check_slot_encoder(encoder, twin=twin)
 
 
@@ -48,10 +52,37 @@ def test_encoder_with_modulated_updates(name: str, small_vit: str) -> None:
     assert torch.equal(slots[1], slots[2]) and not torch.allclose(slots[0], slots[1])
 
 
+def _cameras(num_views: int) -> Camera:
+    """Cameras of 3 clips of 5 frames, all different, that look at the middle of the world."""
+    generator = torch.Generator().manual_seed(2)
+    back = torch.nn.functional.normalize(
+        torch.randn(3, 5, num_views, 3, generator=generator) + torch.tensor([0.0, 0.0, 2.0]), dim=-1
+    )
+    up = torch.tensor([0.0, 0.0, 1.0]).expand_as(back)
+    right = torch.nn.functional.normalize(torch.linalg.cross(up, back), dim=-1)
+    extrinsics = torch.eye(4).repeat(3, 5, num_views, 1, 1)
+    extrinsics[..., :3, :3] = torch.stack([right, torch.linalg.cross(right, back), -back], dim=-1)
+    extrinsics[..., :3, 3] = 10.0 * back
+    intrinsics = torch.tensor([[50.0, 0.0, 16.0], [0.0, 50.0, 16.0], [0.0, 0.0, 1.0]])
+    return Camera(intrinsics.expand(3, 5, num_views, 3, 3), extrinsics)
+
+
+@pytest.mark.parametrize("name", ["psb", "savi", "slot_attention", "slot_ssm"])
+def test_encoder_of_posed_views(name: str, small_vit: str) -> None:
+    encoder, twin = _build_twins("encoder", name, small_vit, "backbone@encoder.backbone=scene")
+    check_slot_encoder(encoder, twin=twin, num_views=2, camera=_cameras(2))
+
+
 @pytest.mark.parametrize("name", _names("decoder"))
 def test_decoder(name: str, small_vit: str) -> None:
     decoder, twin = _build_twins("decoder", name, small_vit)
     target = torch.rand(3, 5, 3, 32, 32)
+    if decoder.space == "rays":
+        # A row of rays from a height of 10 units down to the middle of the world.
+        directions = torch.nn.functional.normalize(torch.randn(3, 5, 1, 12, 3) - 10.0, dim=-1)
+        target = torch.cat([-10.0 * directions, directions], dim=-1)
+        check_decoder(decoder, num_slots=4, slot_dim=64, twin=twin, target=target)
+        return
     # Decoders that draw where the encoder saw a slot do so on their own grid; a set has none.
     tokens = 64 if decoder.space == "set" else math.prod(decoder.grid)
     check_decoder(decoder, num_slots=4, slot_dim=64, twin=twin, target=target, num_tokens=tokens)

@@ -15,7 +15,7 @@ TRAINING = {
     *("discovery", "distributed", "health", "interrupt", "log", "matching", "merging", "meter"),
     *("metrics", "model", "monitor", "properties", "report", "scene_prior", "schedules"),
     *("set_prediction", "step", "train", "visualize", "world_model", "horizon"),
-    "horizon_report",
+    *("horizon_report", "novel_views", "novel_views_report", "posed", "views_monitor"),
 }
 LEAVES = {
     *("health", "interfaces", "interrupt", "log", "matching", "metrics", "schedules", "types"),
@@ -99,8 +99,13 @@ def allowed(path):
     if part == "inspection":
         return permitted | {"ocrl.inspection"}
     # Average precision is of one kind of decoder only, which tells what it predicts; there is one
-    # kind of outcome of a world model.
-    own = {"set_prediction": "ocrl.decoders.properties", "world_model": "ocrl.nn.outcome"}
+    # kind of outcome of a world model. Posed views are measured where their cameras are.
+    own = {
+        "set_prediction": "ocrl.decoders.properties",
+        "world_model": "ocrl.nn.outcome",
+        "posed": "ocrl.nn.rays",
+        "novel_views": "ocrl.nn.orbit",
+    }
     return permitted | ({own[part]} if part in own else set())
 
 

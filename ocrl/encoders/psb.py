@@ -26,7 +26,7 @@ from ocrl.nn.temporal import (
     visible_frames,
 )
 from ocrl.nn.time_mixer import TimeMixer, reset_attention
-from ocrl.types import SlotOutput
+from ocrl.types import Camera, SlotOutput
 
 
 class PSB(SlotEncoder):
@@ -129,7 +129,8 @@ class PSB(SlotEncoder):
 
         Returns:
             `age` (B,) frames since the episode began, -1 before any; `queries` (B,K,D) of the
-            episode; `tokens` (B,W-1,N,E) of the last frames; `blocks`: a state per time mixer.
+            episode; `tokens` (B,W-1,N,E) of the last frames, for one view until
+            the first frame shows how many there are; `blocks`: a state per time mixer.
         """
         weight = self.norm_init.weight
         height, width = self.backbone.grid
@@ -153,9 +154,12 @@ class PSB(SlotEncoder):
         *,
         action: Tensor | None = None,
         condition: Tensor | None = None,
+        camera: Camera | None = None,
     ) -> SlotOutput:
         """Encode a clip, all frames at once, see `SlotEncoder.forward`."""
-        tokens = self.backbone(video.flatten(0, 1)).unflatten(0, video.shape[:2])
+        cameras = None if camera is None else camera.frames()
+        tokens = self.backbone(video.flatten(0, 1), camera=cameras)
+        tokens = tokens.unflatten(0, video.shape[:2])
         queries = self._queries(tokens, is_first, condition)
         tokens = normalized_tokens(tokens)
         segments = segments_of(is_first)
@@ -181,22 +185,21 @@ class PSB(SlotEncoder):
         *,
         action: Tensor | None = None,
         condition: Tensor | None = None,
+        camera: Camera | None = None,
     ) -> tuple[SlotOutput, State]:
         """Encode one frame from cached frames, see `SlotEncoder.step`.
 
         Raises:
-            ValueError: if the frame has another number of tokens than the cached ones.
+            ValueError: if the frame has another number of views than those before it.
         """
-        tokens = self.backbone(frame)
+        tokens = self.backbone(frame, camera=camera)
         starts = is_first | (state["age"] < 0)
         age = torch.where(starts, 0, state["age"] + 1)
         fresh = self.initializer(tokens, condition=condition)
         queries = torch.where(starts[:, None, None], fresh, state["queries"])
         present, cache = normalized_tokens(tokens)[:, None], state["tokens"]
-        if cache.shape[2:] != present.shape[2:]:
-            raise ValueError(
-                f"expected {cache.shape[2]} tokens of one view, got {present.shape[2]}"
-            )
+        if cache.shape[2] != present.shape[2]:
+            cache = self._of_all_views(cache, present, state["age"])
         cache = torch.cat([cache.to(present.dtype), present], dim=1)
         visible = visible_cache(age, self.bottom_up_window)
         slots, memories = self.norm_init(queries), []
@@ -207,6 +210,14 @@ class PSB(SlotEncoder):
         output = SlotOutput(slots[:, None], attn, queries[:, None])
         following = {"age": age, "queries": queries, "tokens": cache[:, 1:]}
         return output, {**following, "blocks": tuple(memories)}
+
+    def _of_all_views(self, cache: Tensor, present: Tensor, age: Tensor) -> Tensor:
+        """The cache (B,W-1,N,E) of no frame at all, for the tokens of several views."""
+        if not bool((age < 0).all()):
+            raise ValueError(
+                f"expected {cache.shape[2]} tokens as in the frames before, got {present.shape[2]}"
+            )
+        return cache.new_zeros(*cache.shape[:2], *present.shape[2:])
 
     def _queries(self, tokens: Tensor, is_first: Tensor, condition: Tensor | None) -> Tensor:
         """Start every frame (B,T,K,D) from the queries of its episode's first frame."""

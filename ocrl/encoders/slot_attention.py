@@ -11,7 +11,7 @@ from ocrl.initializers import preheat_aux, start_queries
 from ocrl.interfaces import Backbone, FrameSlotEncoder, Initializer
 from ocrl.nn.attention import EpsPlacement
 from ocrl.nn.slot_attention import Corrector, Gradient
-from ocrl.types import SlotOutput
+from ocrl.types import Camera, SlotOutput
 
 
 class SlotAttention(FrameSlotEncoder):
@@ -61,9 +61,11 @@ class SlotAttention(FrameSlotEncoder):
             modulation=modulation,
         )
 
-    def encode(self, frames: Tensor, *, condition: Tensor | None) -> SlotOutput:
+    def encode(
+        self, frames: Tensor, *, condition: Tensor | None, camera: Camera | None = None
+    ) -> SlotOutput:
         """Encode frames, see `FrameSlotEncoder.encode`."""
-        tokens = self.backbone(frames)
+        tokens = self.backbone(frames, camera=camera)
         queries, preheated = start_queries(self.initializer, tokens, condition=condition)
         slots, attn = self.corrector(queries, tokens, num_iterations=self.num_iterations)
         aux = preheat_aux(self.initializer, preheated, slots, True)

@@ -12,7 +12,7 @@ from ocrl.interfaces import Backbone, FrameSlotEncoder, Initializer, RecurrentSl
 from ocrl.nn.mixture import MixtureCorrector
 from ocrl.nn.predictor import Predictor
 from ocrl.nn.slot_attention import Gradient, correct_frame, resolve_start
-from ocrl.types import SlotOutput
+from ocrl.types import Camera, SlotOutput
 
 
 class SlotMixture(FrameSlotEncoder):
@@ -64,9 +64,11 @@ class SlotMixture(FrameSlotEncoder):
             gradient=gradient,
         )
 
-    def encode(self, frames: Tensor, *, condition: Tensor | None) -> SlotOutput:
+    def encode(
+        self, frames: Tensor, *, condition: Tensor | None, camera: Camera | None = None
+    ) -> SlotOutput:
         """Encode frames, see `FrameSlotEncoder.encode`."""
-        tokens = self.backbone(frames)
+        tokens = self.backbone(frames, camera=camera)
         start = self.corrector.start(self.initializer(tokens, condition=condition))
         components, attn = self.corrector(start, tokens, num_iterations=self.num_iterations)
         return _output(self.corrector, components, attn, start)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ocrl.interfaces import Backbone, FrameSlotEncoder
 from ocrl.nn.mlp import MLP
-from ocrl.types import SlotOutput
+from ocrl.types import Camera, SlotOutput
 
 
 class SlotMLP(FrameSlotEncoder):
@@ -40,7 +40,9 @@ class SlotMLP(FrameSlotEncoder):
             num_tokens * backbone.out_dim, hidden_dims=hidden_dims, out_dim=num_slots * slot_dim
         )
 
-    def encode(self, frames: Tensor, *, condition: Tensor | None) -> SlotOutput:
+    def encode(
+        self, frames: Tensor, *, condition: Tensor | None, camera: Camera | None = None
+    ) -> SlotOutput:
         """Encode frames, see `FrameSlotEncoder.encode`.
 
         Raises:
@@ -50,7 +52,7 @@ class SlotMLP(FrameSlotEncoder):
             raise ValueError(
                 f"expected frames of one camera (B,C,H,W), got shape {tuple(frames.shape)}"
             )
-        tokens = self.backbone(frames)
+        tokens = self.backbone(frames, camera=camera)
         slots = self.to_slots(tokens.flatten(1)).float()
         slots = slots.unflatten(-1, (1, self.num_slots, self.slot_dim))
         share = 1 / self.num_slots

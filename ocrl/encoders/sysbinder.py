@@ -14,7 +14,7 @@ from ocrl.nn.attention import CompetitiveAttention, EpsPlacement, standardize
 from ocrl.nn.block import BlockGRUCell, BlockMLP
 from ocrl.nn.factor_binding import Bound, FactorMemory
 from ocrl.nn.slot_attention import Gradient, check_gradient, unroll
-from ocrl.types import SlotOutput
+from ocrl.types import Camera, SlotOutput
 
 
 class SysBinder(FrameSlotEncoder, ScheduledModule, SlotCodes):
@@ -76,9 +76,11 @@ class SysBinder(FrameSlotEncoder, ScheduledModule, SlotCodes):
         self.memory = memory
         self.register_buffer("progress", torch.zeros(()))
 
-    def encode(self, frames: Tensor, *, condition: Tensor | None) -> SlotOutput:
+    def encode(
+        self, frames: Tensor, *, condition: Tensor | None, camera: Camera | None = None
+    ) -> SlotOutput:
         """Encode frames, see `FrameSlotEncoder.encode`."""
-        tokens = self.backbone(frames)
+        tokens = self.backbone(frames, camera=camera)
         queries, preheated = start_queries(self.initializer, tokens, condition=condition)
         queries = queries.to(torch.promote_types(queries.dtype, torch.float32))
         tokens = standardize(tokens)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ocrl.interfaces import Backbone, ScheduledModule, SlotCodes, SlotEncoder, State
 from ocrl.nn.quantize import FSQQuantizer, Quantizer
-from ocrl.types import SlotOutput
+from ocrl.types import Camera, SlotOutput
 
 Coordinates = Literal["continuous", "grid", "none"]
 
@@ -105,9 +105,10 @@ class VQSA(SlotEncoder, ScheduledModule, SlotCodes):
         *,
         action: Tensor | None = None,
         condition: Tensor | None = None,
+        camera: Camera | None = None,
     ) -> SlotOutput:
         """Encode a clip, see `SlotEncoder.forward`."""
-        encoded = self.encoder(video, is_first, action=action, condition=condition)
+        encoded = self.encoder(video, is_first, action=action, condition=condition, camera=camera)
         return self._quantize(encoded)
 
     def step(
@@ -118,10 +119,11 @@ class VQSA(SlotEncoder, ScheduledModule, SlotCodes):
         *,
         action: Tensor | None = None,
         condition: Tensor | None = None,
+        camera: Camera | None = None,
     ) -> tuple[SlotOutput, State]:
         """Encode one frame, see `SlotEncoder.step`."""
         encoded, state = self.encoder.step(
-            frame, state, is_first, action=action, condition=condition
+            frame, state, is_first, action=action, condition=condition, camera=camera
         )
         return self._quantize(encoded), state
 

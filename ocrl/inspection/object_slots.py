@@ -1,7 +1,8 @@
 """Slots beside the objects they hold: what probes and codes are measured on.
 
-B batch, T frames, K slots, D slot size, G code groups, M objects of a clip, C columns of a factor,
-P objects in frames, H W image, h w the size of masks.
+B batch, T frames, V views, K slots, D slot size, G code groups, M objects of a clip, C columns of a
+factor, P objects in frames, H W image, h w the size of masks. The views of a posed model are one
+picture (V*H,W), and an object is where it is in the world.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from ocrl.data.clips import Split, evaluation_clips
 from ocrl.data.store import EpisodeStore
 from ocrl.discovery import DiscoveryModel, MaskSource, attention_masks, segment
 from ocrl.matching import hungarian
+from ocrl.model import SlotModel
+from ocrl.posed import is_posed, num_seen_of, render_views, seen_views
 from ocrl.types import Clip, SlotOutput
 
 OBJECTS = "entities"
@@ -116,7 +119,7 @@ def label_clips(
     """Encode clips and put the slots beside the objects.
 
     Args:
-        model: in `eval()`.
+        model: in `eval()`; one of posed views is shown the first cameras, as many as in training.
         clips: with object tables and the segmentation `entities`.
         attribute_names: names of the columns of `attributes` in the object tables.
         mask_source: masks of the decoder or the encoder's attention.
@@ -133,7 +136,7 @@ def label_clips(
                 label_encoded(
                     model,
                     clip,
-                    model.encode(clip),
+                    model.encode(_shown(model, clip)),
                     attribute_names=attribute_names,
                     mask_source=mask_source,
                 )
@@ -141,6 +144,23 @@ def label_clips(
     if not any(bool(clip.is_seen.any()) for clip in labelled):
         raise ValueError("expected clips with at least one object in view, got none")
     return labelled
+
+
+def _shown(model: DiscoveryModel, clip: Clip) -> Clip:
+    """What of a clip the encoder sees."""
+    if isinstance(model, SlotModel) and is_posed(model):
+        return seen_views(clip, num_seen_of(model))
+    return clip
+
+
+def _segments(model: DiscoveryModel, clip: Clip, encoded: SlotOutput, source: MaskSource) -> Tensor:
+    """The slot (B,T,[V,]H,W) that each pixel shows, K where a posed model shows none."""
+    size = (clip.video.shape[-2], clip.video.shape[-1])
+    if model.decoder.space == "rays" and source == "decoder":
+        if clip.camera is None:
+            raise ValueError("expected cameras in the clips of a model of posed views, got none")
+        return render_views(model.decoder, encoded.slots, clip.camera, size=size).segments
+    return segment(slot_masks(model, clip, encoded, source=source), size)
 
 
 def slot_masks(
@@ -178,8 +198,12 @@ def object_factors(clip: Clip, attribute_names: Sequence[str]) -> dict[str, Tens
             f"expected episodes with object tables and the segmentation {OBJECTS!r}, got none of "
             f"{', '.join(lacking)}: collect them with scripts/collect_rollouts.py"
         )
+    position = clip.properties["position"].float()
+    if position.ndim == 5:
+        # Of several views: a place in each picture.
+        position = position.transpose(2, 3).flatten(3)
     factors = {
-        "position": clip.properties["position"].float(),
+        "position": position,
         "category": clip.properties["category"].float()[..., None],
     }
     attributes = clip.properties.get("attributes")
@@ -191,7 +215,10 @@ def object_factors(clip: Clip, attribute_names: Sequence[str]) -> dict[str, Tens
             f"tables, got {list(attribute_names)}"
         )
     columns = zip(attribute_names, attributes.float().split(1, dim=-1), strict=True)
-    return {**factors, **dict(columns)}
+    factors |= dict(columns)
+    if clip.video.ndim == 6 and {"x", "y", "z"} <= set(factors):
+        factors["position"] = torch.cat([factors[axis] for axis in ("x", "y", "z")], dim=-1)
+    return factors
 
 
 def label_encoded(
@@ -204,14 +231,14 @@ def label_encoded(
 ) -> Iterator[LabelledClip]:
     """The samples of a batch with what the model made of them, see `label_clips`."""
     tables = object_factors(clip, attribute_names)
-    masks = slot_masks(model, clip, encoded, source=mask_source)
-    segments = segment(masks, (clip.video.shape[-2], clip.video.shape[-1]))
+    truth, segments = clip.segmentation[OBJECTS], _segments(model, clip, encoded, mask_source)
+    if segments.ndim == 5:
+        truth, segments = truth.flatten(2, 3), segments.flatten(2, 3)
+    num_slots = encoded.slots.shape[2]
     for index in range(clip.batch_size):
         table_ids = clip.properties["id"][index].long()
         ids = object_ids(table_ids)
-        area, overlap = overlaps(
-            clip.segmentation[OBJECTS][index], segments[index], ids=ids, num_slots=masks.shape[2]
-        )
+        area, overlap = overlaps(truth[index], segments[index], ids=ids, num_slots=num_slots)
         # (T,M,M'): which row of the table is which object.
         is_row = table_ids[:, None, :] == ids[:, None]
         is_seen = (area > 0) & is_row.any(-1)
@@ -242,12 +269,13 @@ def overlaps(
 
     Args:
         segmentation: (T,H,W) ground-truth ids.
-        segments: (T,H,W) slot numbers.
+        segments: (T,H,W) slot numbers, K for none.
         ids: (M,) the objects.
         num_slots: K.
     """
     objects = (segmentation[:, None] == ids[:, None, None]).flatten(2).float()
-    slots = F.one_hot(segments.flatten(1), num_slots).float()
+    # One column more, for the pixels that show no slot.
+    slots = F.one_hot(segments.flatten(1), num_slots + 1)[..., :num_slots].float()
     shared = objects @ slots
     area = objects.sum(-1)
     union = area[..., None] + slots.sum(1)[:, None] - shared

@@ -199,9 +199,21 @@ def check_scale(
 
 
 def _to_focus(extrinsics: Tensor) -> Tensor | None:
-    """How far cameras are from the point nearest to all their axes; None if there is no such.
+    """How far cameras are from the point nearest to all their axes; None if there is no such."""
+    focus = focus_of(extrinsics)
+    if focus is None:
+        return None
+    place, axis = extrinsics[..., :3, 3].double(), extrinsics[..., :3, 2].double()
+    return ((focus - place) * axis).sum(-1).flatten()
+
+
+def focus_of(extrinsics: Tensor) -> Tensor | None:
+    """The point (3,) nearest to the axes of all cameras (...,4,4), in float64.
 
     The least squares point of lines (t, a): the sum of (1 - a a') x = (1 - a a') t over cameras.
+
+    Returns:
+        None if cameras look the same way, stand in one place, or have it behind them.
     """
     place, axis = extrinsics[..., :3, 3].double(), extrinsics[..., :3, 2].double()
     place, axis = place.reshape(-1, 3), axis.reshape(-1, 3)
@@ -214,4 +226,4 @@ def _to_focus(extrinsics: Tensor) -> Tensor | None:
         return None
     focus = torch.linalg.solve(total, (across @ place[..., None]).sum(0)[:, 0])
     ahead = ((focus - place) * axis).sum(1)
-    return ahead if bool((ahead > 0).all()) else None
+    return focus if bool((ahead > 0).all()) else None

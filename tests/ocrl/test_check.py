@@ -131,6 +131,33 @@ def test_the_encoder_is_left_as_it_was() -> None:
     assert torch.equal(encoder.start, before)
 
 
+class PosedPixels(Pixels):
+    """Pixels of all views, each with the place of its camera added; or of the first frame's."""
+
+    needs_camera = True
+
+    def __init__(self, fault: str = "") -> None:
+        super().__init__()
+        self.fault = fault
+
+    def forward(self, frames: Tensor, *, camera: Camera | None = None) -> Tensor:
+        assert camera is not None and camera.extrinsics.shape[:3] == (len(frames), 1, 2)
+        places = camera.extrinsics[:, 0, :, :3, 3]
+        if self.fault == "the first frame's":
+            places = places[:1].expand_as(places)
+        return (frames.flatten(3) + places[..., None]).mT.flatten(1, 2)
+
+
+def test_an_encoder_of_posed_views_reads_the_cameras_of_each_frame() -> None:
+    camera = Camera(torch.eye(3).expand(3, 5, 2, 3, 3), torch.randn(3, 5, 2, 4, 4))
+    encoder = Running()
+    encoder.backbone = PosedPixels()
+    check_slot_encoder(encoder, num_views=2, camera=camera)
+    encoder.backbone = PosedPixels("the first frame's")
+    with pytest.raises(ContractError, match="forward and a scan of step at frame 1"):
+        check_slot_encoder(encoder, num_views=2, camera=camera)
+
+
 class Mixture(Decoder):
     """Each slot paints a 2x2 frame; breaks on demand."""
 

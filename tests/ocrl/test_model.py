@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
-from ocrl.interfaces import Backbone, Decoder, Objective, SlotEncoder
+from ocrl.interfaces import Backbone, Decoder, Objective, SlotEncoder, ViewChooser
 from ocrl.model import SlotModel
-from ocrl.types import Clip, DecoderOutput, SlotOutput
+from ocrl.types import Camera, Clip, DecoderOutput, SlotOutput
 
 
 class Tokens(Backbone):
@@ -28,12 +30,13 @@ class Encoder(SlotEncoder):
     def initial_state(self, batch_size):
         return ()
 
-    def forward(self, video, is_first, *, action=None, condition=None):
+    def forward(self, video, is_first, *, action=None, condition=None, camera=None):
         self.seen = {"video": video, "is_first": is_first, "action": action, "boxes": condition}
+        self.seen["camera"] = camera
         slots = self.weight * video.mean((2, 3, 4))[..., None, None].expand(-1, -1, 3, 2)
         return SlotOutput(slots, slots.new_full((*slots.shape[:3], 16), 1 / 3))
 
-    def step(self, frame, state, is_first, *, action=None, condition=None):
+    def step(self, frame, state, is_first, *, action=None, condition=None, camera=None):
         raise NotImplementedError
 
 
@@ -90,6 +93,13 @@ def test_the_encoder_gets_floats_actions_and_starts():
     assert model.encoder.seen["boxes"] is None
 
 
+def test_the_encoder_gets_the_cameras():
+    model = model_of()
+    camera = Camera(torch.eye(3).expand(2, 3, 1, 3, 3), torch.eye(4).expand(2, 3, 1, 4, 4))
+    model(replace(clip_of(), camera=camera))
+    assert model.encoder.seen["camera"] is camera
+
+
 def test_encode_gives_the_slots_of_a_pass():
     model = model_of()
     assert torch.equal(model.encode(clip_of()).slots, model(clip_of()).encoded.slots)
@@ -132,3 +142,49 @@ def test_more_boxes_than_slots_are_refused():
 def test_a_conditioned_model_needs_boxes():
     with pytest.raises(ValueError, match="boxes in the clip, got none"):
         model_of(is_conditioned=True)(clip_of())
+
+
+class Rays(Flat):
+    """Remembers what rays it was asked for."""
+
+    space = "rays"
+
+    def forward(self, slots, target=None, *, attn=None):
+        self.asked = target
+        return super().forward(slots, target, attn=attn)
+
+
+class Chooser(Constant, ViewChooser):
+    """Shows the encoder the frames upside down, and asks for two rays."""
+
+    def choose(self, clip):
+        colours = torch.full((2, 3, 3, 1, 2), 255, dtype=torch.uint8)
+        rays = torch.arange(2 * 3 * 2 * 6).view(2, 3, 1, 2, 6)
+        return replace(clip, video=255 - clip.video), Clip(colours, clip.is_first), rays
+
+    def forward(self, clip, encoded, decoded):
+        self.compared = clip.video
+        return super().forward(clip, encoded, decoded)
+
+
+def posed_model(decoder, **objectives):
+    weights = dict.fromkeys(objectives, 1.0)
+    return SlotModel(
+        Encoder(), decoder=decoder, objectives=objectives, weights=weights, is_conditioned=False
+    )
+
+
+def test_who_chooses_views_says_what_is_seen_asked_and_compared():
+    chooser, other = Chooser(1.0), Chooser(1.0)
+    model = posed_model(Rays(), views=chooser, constant=Constant(2.0))
+    model(clip_of())
+    torch.testing.assert_close(model.encoder.seen["video"], torch.full((2, 3, 3, 4, 4), 0.8))
+    assert torch.equal(model.decoder.asked, torch.arange(72).view(2, 3, 1, 2, 6))
+    assert torch.equal(chooser.compared, torch.ones(2, 3, 3, 1, 2))
+    for decoder, objectives, got in (
+        (Rays(), {"constant": Constant(1.0)}, "got 0 for a decoder of rays"),
+        (Rays(), {"one": chooser, "two": other}, "got 2 for a decoder of rays"),
+        (Flat(), {"views": chooser}, "got 1 for a decoder of pixels"),
+    ):
+        with pytest.raises(ValueError, match=got):
+            posed_model(decoder, **objectives)(clip_of())

@@ -334,9 +334,10 @@ def test_bad_arguments(options, sentence: str) -> None:
 
 def test_frames_of_another_number_of_tokens() -> None:
     encoder = make()
-    state = encoder.initial_state(2)
-    with pytest.raises(ValueError, match="expected 9 tokens of one view, got 16"):
-        encoder.step(torch.rand(2, 3, 8, 8), state, torch.ones(2, dtype=torch.bool))
+    first = torch.ones(2, dtype=torch.bool)
+    _, state = encoder.step(torch.rand(2, 3, 6, 6), encoder.initial_state(2), first)
+    with pytest.raises(ValueError, match="expected 9 tokens as in the frames before, got 16"):
+        encoder.step(torch.rand(2, 3, 8, 8), state, ~first)
 
 
 @pytest.mark.slow

@@ -1,0 +1,142 @@
+"""Slots as pictures of cameras: whole views, the slot that a pixel shows, what to compare with.
+
+B batch, T frames, V views, W views that are seen, K slots, C H W image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ocrl.interfaces import Decoder, RayDecoder, ViewChooser
+from ocrl.model import SlotModel
+from ocrl.nn.rays import camera_rays, check_cameras, check_scale
+from ocrl.types import Camera, Clip, DecoderOutput
+
+_RAYS_AT_ONCE = 1 << 16
+
+
+@dataclass(frozen=True)
+class PosedViews:
+    """What slots look like from cameras.
+
+    Attributes:
+        recon: (B,T,V,3,H,W) in [0,1].
+        masks: (B,T,K,V,H,W), sums to 1 over K.
+        background: (B,T,V,H,W), the share that no slot explains, of decoders that know one.
+    """
+
+    recon: Tensor
+    masks: Tensor
+    background: Tensor | None
+
+    @property
+    def shares(self) -> Tensor:
+        """(B,T,K[+1],V,H,W) what each slot gives to a pixel, then the background, if any."""
+        if self.background is None:
+            return self.masks
+        left = self.background.unsqueeze(2)
+        return torch.cat([self.masks * (1.0 - left), left], dim=2)
+
+    @property
+    def segments(self) -> Tensor:
+        """(B,T,V,H,W) ids: the slot that gives most, K for the background."""
+        return self.shares.argmax(2)
+
+
+def is_posed(model: SlotModel) -> bool:
+    """Whether a model draws rays of posed views and not frames."""
+    return model.decoder.space == "rays"
+
+
+def num_seen_of(model: SlotModel) -> int:
+    """How many views a model's encoder saw in training.
+
+    Raises:
+        ValueError: if no objective chose them.
+    """
+    for objective in model.objectives.values():
+        if isinstance(objective, ViewChooser):
+            return objective.num_seen
+    raise ValueError(
+        f"expected a model of posed views, with the objective views, got {list(model.objectives)}"
+    )
+
+
+def check_posed(clip: Clip, decoder: Decoder, *, num_seen: int) -> None:
+    """Refuse clips that are no posed views; warn where the decoder looks past the scene.
+
+    Raises:
+        ValueError: if there are no cameras, fewer than `num_seen` views, or poses that are none.
+    """
+    if clip.camera is None or clip.video.ndim != 6:
+        raise ValueError(
+            f"expected posed views, frames (B,T,V,C,H,W) with cameras, got frames "
+            f"{tuple(clip.video.shape)} {'with' if clip.camera else 'without'} cameras: take "
+            "episodes of several cameras, such as those of env=scenes_multiview"
+        )
+    if clip.num_views < num_seen:
+        raise ValueError(f"expected at least num_seen={num_seen} views, got {clip.num_views}")
+    intrinsics, extrinsics = clip.camera.intrinsics, clip.camera.extrinsics
+    check_cameras(intrinsics, extrinsics, num_views=clip.num_views)
+    if isinstance(decoder, RayDecoder) and decoder.bounds is not None:
+        near, far = decoder.bounds
+        check_scale(intrinsics, extrinsics, near=near, far=far, depth=clip.depth)
+
+
+def seen_views(clip: Clip, num_seen: int) -> Clip:
+    """The first views of each clip, as a measurement shows them to the encoder."""
+    views = torch.arange(num_seen, device=clip.video.device)
+    return clip.take_views(views.expand(clip.batch_size, -1))
+
+
+def view_rays(camera: Camera, size: tuple[int, int]) -> Tensor:
+    """Rays (B,T,V*H,W,6) of cameras, their pictures under each other."""
+    rays = camera_rays(camera.intrinsics, camera.extrinsics, size=size)
+    return torch.cat(rays, dim=-1).flatten(2, 3)
+
+
+def render_views(
+    decoder: Decoder, slots: Tensor, camera: Camera, *, size: tuple[int, int]
+) -> PosedViews:
+    """Draw slots (B,T,K,D) from cameras, a few frames at a time.
+
+    Args:
+        decoder: of rays.
+        slots: (B,T,K,D).
+        camera: of V views; any, not only those that were seen.
+        size: (H, W).
+    """
+    num_views = camera.extrinsics.shape[2]
+    rays_of_frame = len(slots) * num_views * size[0] * size[1]
+    at_once = max(1, _RAYS_AT_ONCE // rays_of_frame)
+    made = []
+    for start in range(0, slots.shape[1], at_once):
+        time = slice(start, start + at_once)
+        piece: DecoderOutput = decoder(slots[:, time], view_rays(camera[time], size))
+        made.append(piece)
+
+    def joined(parts: list[Tensor]) -> Tensor:
+        return torch.cat(parts, dim=1).float().unflatten(-2, (num_views, size[0]))
+
+    background = None
+    if "background" in made[0].aux:
+        background = joined([piece.aux["background"] for piece in made])
+    recon = joined([piece.recon for piece in made]).clamp(0.0, 1.0)
+    masks = joined([piece.masks for piece in made])
+    return PosedViews(recon.movedim(2, 3), masks, background)
+
+
+def nearest_views(camera: Camera, num_seen: int) -> Tensor:
+    """The number (B,T,V) of the seen view that looks most like each view, itself left out.
+
+    Nearest is the camera whose axis is turned the least against it; of one seen view, that.
+    """
+    axis = camera.extrinsics[..., :3, 2]
+    likeness = axis @ axis[:, :, :num_seen].mT
+    if num_seen > 1:
+        own = torch.eye(*likeness.shape[-2:], dtype=torch.bool, device=axis.device)
+        likeness = likeness.masked_fill(own, -torch.inf)
+    return likeness.argmax(-1)
