@@ -15,7 +15,7 @@ TRAINING = {
     *("discovery", "distributed", "health", "interrupt", "log", "matching", "merging", "meter"),
     *("metrics", "model", "monitor", "properties", "report", "scene_prior", "schedules"),
     *("set_prediction", "step", "train", "visualize", "world_model", "horizon"),
-    "horizon_report",
+    *("horizon_report", "slot_world"),
 }
 LEAVES = {
     *("health", "interfaces", "interrupt", "log", "matching", "metrics", "schedules", "types"),
@@ -98,7 +98,8 @@ def allowed(path):
         return permitted | {"ocrl.inspection"}
     # Average precision is of one kind of decoder only, which tells what it predicts; there is one
     # kind of outcome of a world model.
-    own = {"set_prediction": "ocrl.decoders.properties", "world_model": "ocrl.nn.outcome"}
+    own = {"set_prediction": "ocrl.decoders.properties"}
+    own |= dict.fromkeys(("slot_world", "world_model"), "ocrl.nn.outcome")
     return permitted | ({own[part]} if part in own else set())
 
 
