@@ -67,7 +67,7 @@ class CEM(Solver):
             mean = mean.lerp(elites.mean(1), 1 - self.momentum)
             std = std.lerp(elites.std(1, correction=0), 1 - self.momentum)
             std = std.clamp(min=self.min_std * (high - low) / 2)
-        return Plan(mean, least, mean, mean[:, None][:, :0])
+        return Plan(mean, draw_first(problem, mean, std), least, mean, mean[:, None][:, :0])
 
 
 class CategoricalCEM(Solver):
@@ -103,8 +103,7 @@ class CategoricalCEM(Solver):
         )
         if not 0 <= smoothing <= 1 or not 0 <= momentum < 1:
             raise ValueError(
-                "expected smoothing in [0,1] and momentum in [0,1), got "
-                f"{smoothing} and {momentum}"
+                f"expected smoothing in [0,1] and momentum in [0,1), got {smoothing} and {momentum}"
             )
         self.num_candidates, self.num_elites = num_candidates, num_elites
         self.num_iterations = num_iterations
@@ -130,7 +129,8 @@ class CategoricalCEM(Solver):
             share = functional.one_hot(elites, number).float().mean(1)
             share = share.lerp(start, self.smoothing)
             chance = chance.lerp(share, 1 - self.momentum)
-        return Plan(action, least, chance, action[:, None][:, :0])
+        first = draw_actions(chance[:, :1], problem.uniform(1, 1, number))[:, 0, 0]
+        return Plan(action, first, least, chance, action[:, None][:, :0])
 
 
 class ICEM(Solver):
@@ -218,7 +218,7 @@ class ICEM(Solver):
             mean = mean.lerp(elites.mean(1), 1 - self.momentum)
             std = std.lerp(elites.std(1, correction=0), 1 - self.momentum)
             std = std.clamp(min=self.min_std * (high - low) / 2)
-        return Plan(action, least, mean, kept)
+        return Plan(action, draw_first(problem, mean, std), least, mean, kept)
 
 
 def check_gaussian(*, std: float, min_std: float, momentum: float) -> None:
@@ -241,6 +241,12 @@ def start_gaussian(problem: Problem, std: float) -> tuple[Tensor, Tensor]:
     previous = None if problem.previous is None else problem.previous.mean
     mean = problem.moved_on(((low + high) / 2).expand(shape), previous, time=1)
     return mean, (std * (high - low) / 2).expand(shape)
+
+
+def draw_first(problem: Problem, mean: Tensor, std: Tensor) -> Tensor:
+    """A first action (E,A) from the Gaussian of mean and deviation (E,H,A)."""
+    low, high = problem.space.bounds(problem.device)
+    return (mean[:, 0] + std[:, 0] * problem.normal(mean.shape[-1])).clamp(low, high)
 
 
 def draw_actions(chance: Tensor, noise: Tensor) -> Tensor:

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import torch
 
-from ocrl.agents.cem import check_gaussian, start_gaussian
+from ocrl.agents.cem import check_gaussian, draw_first, start_gaussian
 from ocrl.agents.solvers import Plan, Problem, Solver, best, check_sizes
 
 
 class MPPI(Solver):
     """Candidates drawn around a mean pull it towards themselves, the better the more.
 
-    Williams et al. 2017 (ICRA, "Information theoretic MPC"), with the deviation fitted again in each
-    iteration and weights among the best candidates only, as TD-MPC2 plans (Hansen et al. 2024,
-    arXiv 2310.16828). Differs from both: costs are measured from the best candidate's in standard
-    deviations of the elites' costs, so that a temperature means the same for every reward.
+    Williams et al. 2017 (ICRA, "Information theoretic MPC"), with the deviation fitted again in
+    each iteration and weights among the best candidates only, as TD-MPC2 plans (Hansen et al.
+    2024, arXiv 2310.16828). Differs from both: costs are measured from the best candidate's in
+    standard deviations of the elites' costs, so that a temperature means the same for every reward.
 
     Args:
         num_candidates: N of an iteration, the mean itself among them.
@@ -72,4 +72,4 @@ class MPPI(Solver):
             mean = (weight * elites).sum(1)
             variance = (weight * (elites - mean[:, None]).square()).sum(1)
             std = variance.sqrt().clamp(min=self.min_std * (high - low) / 2)
-        return Plan(mean, least, mean, mean[:, None][:, :0])
+        return Plan(mean, draw_first(problem, mean, std), least, mean, mean[:, None][:, :0])

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from gymnasium.spaces import Box, Discrete, Space
 from torch import Tensor
@@ -43,8 +42,7 @@ class ActionSpace:
         """
         if isinstance(space, Discrete) and space.start == 0:
             return cls(int(space.n))
-        is_box = isinstance(space, Box) and len(space.shape) == 1
-        if is_box and np.isfinite(space.low).all() and np.isfinite(space.high).all():
+        if isinstance(space, Box) and len(space.shape) == 1 and space.is_bounded():
             return cls(0, tuple(space.low.tolist()), tuple(space.high.tolist()))
         raise ValueError(
             f"expected discrete actions from 0 on or a bounded box (A,) to search in, got {space}"
@@ -65,12 +63,14 @@ class Plan(NamedTuple):
 
     Attributes:
         action: (E,H,A), or (E,H) int64: what to do.
+        first: (E,A), or (E,) int64: a first action drawn from the distribution.
         cost: (E,) the least of any candidate.
         mean: (E,H,A) of the distribution; of discrete actions the probability of each.
         kept: (E,M,H,A), or (E,M,H) int64: the best candidates; M is 0 where none are kept.
     """
 
     action: Tensor
+    first: Tensor
     cost: Tensor
     mean: Tensor
     kept: Tensor
@@ -170,7 +170,8 @@ class Solver(ABC):
             kind = "discrete" if self.is_discrete else "continuous"
             other = "CEM, ICEM or MPPI" if self.is_discrete else "CategoricalCEM"
             raise ValueError(
-                f"expected {kind} actions for {type(self).__name__}, got {problem.space}; use {other}"
+                f"expected {kind} actions for {type(self).__name__}, got {problem.space}; use "
+                f"{other}"
             )
         return self.search(problem)
 

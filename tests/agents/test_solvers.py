@@ -1,6 +1,7 @@
 """Searches on problems whose answer is known: a bowl, a word of actions, the colour of noise."""
 
 import inspect
+import itertools
 from pathlib import Path
 
 import gymnasium
@@ -126,9 +127,9 @@ def test_an_environment_is_searched_as_if_it_were_alone(name):
     shift = torch.tensor([0.0, 0.3, -0.2]) if space is BOX else torch.zeros(3)
 
     def shifted(rows):
-        return lambda candidates: cost(candidates) + shift[rows, None] * candidates.float().flatten(
-            2
-        ).sum(-1)
+        return lambda candidates: (
+            cost(candidates) + shift[rows, None] * candidates.float().flatten(2).sum(-1)
+        )
 
     solver = build(name)
     together = solver.solve(problem(shifted([0, 1, 2]), space=space, count=3))
@@ -176,7 +177,7 @@ def test_elites_are_kept_from_one_iteration_and_one_search_to_the_next():
     plan = solver.solve(problem(seen))
     # Three kept; 60, 30, then twice the elites; the mean in the end.
     assert sizes == [63, 33, 23, 24] and plan.kept.shape == (2, 3, H, 2)
-    for before, after in zip(firsts, firsts[1:], strict=False):
+    for before, after in itertools.pairwise(firsts):
         assert (bowl(after).amin(1) <= bowl(before).amin(1)).all()
     costs = bowl(plan.kept)
     assert torch.equal(costs[:, 0], plan.cost) and (costs.diff() >= 0).all()
@@ -234,6 +235,23 @@ def test_mppi_weighs_the_better_more_whatever_the_scale_of_the_costs():
     assert ((hot.action - middle) / torch.tensor([1.0, 2.0])).abs().max() < 0.4
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_first_action_is_drawn_around_the_plan(name):
+    space, cost = (WORD, letters) if name.startswith("categorical") else (BOX, bowl)
+    plan = build(name, num_candidates=200, num_iterations=8).solve(
+        problem(cost, space=space, count=200)
+    )
+    if space is WORD:
+        share = (plan.first == LETTERS[0]).float().mean()
+        # The smoothing leaves a few of the others.
+        assert 0.85 < share < 1 and plan.first.shape == (200,)
+        return
+    spread = (plan.first - plan.mean[:, 0]) / torch.tensor([1.0, 2.0])
+    floor = build(name).min_std
+    assert plan.first.shape == (200, 2) and 0.8 * floor < spread.std() < 4 * floor
+    assert (plan.first <= torch.tensor(BOX.high)).all()
+
+
 def test_spaces_are_read_and_others_refused():
     assert ActionSpace.of(gymnasium.spaces.Discrete(4)) == ActionSpace(4)
     box = ActionSpace.of(gymnasium.spaces.Box(np.float32([-1, 0]), np.float32([1, 2])))
@@ -249,9 +267,9 @@ def test_spaces_are_read_and_others_refused():
 
 
 def test_problems_that_are_none_are_refused():
-    with pytest.raises(ValueError, match="discrete actions for CategoricalCEM, .* use CEM, ICEM"):
+    with pytest.raises(ValueError, match=r"discrete actions for CategoricalCEM, .* use CEM, ICEM"):
         build("categorical_cem").solve(problem(bowl))
-    with pytest.raises(ValueError, match="continuous actions for ICEM, .* use CategoricalCEM"):
+    with pytest.raises(ValueError, match=r"continuous actions for ICEM, .* use CategoricalCEM"):
         build("icem").solve(problem(letters, space=WORD))
     with pytest.raises(ValueError, match="horizon of at least 1, got 0"):
         build("cem").solve(problem(bowl, horizon=0))
@@ -290,4 +308,4 @@ def test_every_solver_has_a_file():
     for solver in (CEM, CategoricalCEM, ICEM, MPPI):
         assert f"{solver.__module__}.{solver.__name__}" in targets
         assert not inspect.isabstract(solver)
-    assert Plan._fields == ("action", "cost", "mean", "kept")
+    assert Plan._fields == ("action", "first", "cost", "mean", "kept")
