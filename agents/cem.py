@@ -60,8 +60,7 @@ class CEM(Solver):
         for _ in range(self.num_iterations):
             noise = problem.normal(self.num_candidates - 1, *mean.shape[1:])
             drawn = (mean[:, None] + std[:, None] * noise).clamp(low, high)
-            candidates = torch.cat([mean[:, None], drawn], dim=1)
-            costs = problem.costs(candidates)
+            candidates, costs = problem.tried(mean[:, None], drawn)
             elites = best(candidates, costs, self.num_elites)
             least = torch.minimum(least, costs.amin(1))
             mean = mean.lerp(elites.mean(1), 1 - self.momentum)
@@ -122,8 +121,7 @@ class CategoricalCEM(Solver):
             drawn = draw_actions(chance, problem.uniform(self.num_candidates, horizon, number))
             # The two come last: where all cost the same, what is done is drawn.
             kept = torch.stack([chance.argmax(-1), action], dim=1)
-            candidates = torch.cat([drawn, kept], dim=1)
-            costs = problem.costs(candidates)
+            candidates, costs = problem.tried(drawn, kept)
             elites = best(candidates, costs, self.num_elites)
             least, action = costs.amin(1), elites[:, 0]
             share = functional.one_hot(elites, number).float().mean(1)
@@ -205,10 +203,9 @@ class ICEM(Solver):
                 fresh, candidates = candidates.split([self.num_kept, number - self.num_kept], 1)
                 previous = None if problem.previous is None else problem.previous.kept
                 kept = problem.moved_on(fresh, previous, time=2)
-            candidates = torch.cat([kept, candidates], dim=1)
-            if iteration == self.num_iterations - 1:
-                candidates = torch.cat([candidates, mean[:, None]], dim=1)
-            costs = problem.costs(candidates)
+            is_last = iteration == self.num_iterations - 1
+            centre = mean[:, None][:, : int(is_last)]
+            candidates, costs = problem.tried(kept, candidates, centre)
             elites = best(candidates, costs, self.num_elites)
             cheapest = costs.amin(1)
             is_better = cheapest < least

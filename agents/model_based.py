@@ -25,6 +25,7 @@ from ocrl import checkpoint
 from ocrl.agents import saving, spaces
 from ocrl.agents.callbacks import Checkpoints, Evaluator, Recorder, RunPart, Score
 from ocrl.agents.episode_encoder import EpisodeEncoder
+from ocrl.agents.given_world import GivenWorld
 from ocrl.agents.interface import Agent
 from ocrl.agents.ppo import AgentRun
 from ocrl.agents.replay import EpisodeReplay, OpenEpisodes
@@ -188,6 +189,7 @@ class ModelBased:
         evaluate: Evaluate | None = None,
         score: Score | None = None,
         encoder: EpisodeEncoder | None = None,
+        world: GivenWorld | None = None,
         extra: Callable[[Agent, TensorBoard], RunPart] | None = None,
     ) -> WorldAgent:
         """Train, from the run's agent if it has one.
@@ -201,18 +203,20 @@ class ModelBased:
             evaluate: called every `evaluate_every` steps.
             score: of achievements, where the environment has them.
             encoder: what makes the environment's slots; None where it observes none.
+            world: a world model to begin with, whose network `network` is; None for a new one.
             extra: makes a further `RunPart`, such as one that tunes the encoder.
 
         Raises:
             ValueError: if the run's agent has other settings, the encoder changes though frames
-                are not remembered, or rollouts to begin with do not fit.
+                are not remembered, or rollouts or a world model to begin with do not fit.
             NonFiniteLossError: if a loss is NaN or infinite; the last checkpoint stays.
             ChildProcessError: if the process of an environment ends; the last checkpoint stays.
             InterruptedTraining: if asked to stop (Ctrl-C, SIGTERM), after saving.
         """
         if isinstance(env, VectorEnv):
             env = StableBaselinesVecEnv(env)
-        return _Training(self, env, run, network, encoder).to_the_end(evaluate, score, extra)
+        training = _Training(self, env, run, network, encoder, world)
+        return training.to_the_end(evaluate, score, extra)
 
     def config(self) -> dict[str, Any]:
         """Everything that decides what is learned, in plain values; not how long or how fast."""
@@ -251,10 +255,14 @@ class _Training:
         run: AgentRun,
         network: WorldNetwork,
         encoder: EpisodeEncoder | None,
+        world: GivenWorld | None,
     ) -> None:
         self.settings, self.run, self.env, self.encoder = settings, run, env, encoder
+        self.world = world
         torch.manual_seed(settings.seed)
         self.agent = WorldAgent(env.observation_space, env.action_space, network=network)
+        if world is not None:
+            world.give(self.agent)
         self.agent.to(find_device(settings.device))
         self.config = {**self.agent.config(), "training": settings.config()}
         self.meta = {
@@ -415,7 +423,7 @@ class _Training:
         return observation, infos
 
     def _choose(self) -> NDArray[Any]:
-        if self.begun_at is None:
+        if self.begun_at is None and self.world is None:
             return self.agent.actions.sample(self.env.num_envs)
         starts = self.stage._last_episode_starts
         action, self.state = self.agent.act(self.parts, self.state, starts, is_deterministic=False)
@@ -424,12 +432,15 @@ class _Training:
     def _learn(self) -> None:
         """Make the updates that are due after the steps that were played."""
         settings = self.settings.learning
+        if self.world is not None and not self.world.learns:
+            return
         if self.begun_at is None:
             is_short = self.replay.num_frames < self.agent.world.window_length
             if self.step < self.settings.replay.prefill_steps or is_short:
                 return
             self.begun_at = self.step
-            self.agent.rows.measure(self.replay.frames_of(self.agent.rows.name))
+            if self.world is None:
+                self.agent.rows.measure(self.replay.frames_of(self.agent.rows.name))
         since = self.step - self.begun_at
         due = settings.pretrain_updates + int(since * settings.updates_per_step)
         number, begun = due - self.num_updates, time.perf_counter()

@@ -61,8 +61,7 @@ class MPPI(Solver):
         for _ in range(self.num_iterations):
             noise = problem.normal(self.num_candidates - 1, *mean.shape[1:])
             drawn = (mean[:, None] + std[:, None] * noise).clamp(low, high)
-            candidates = torch.cat([mean[:, None], drawn], dim=1)
-            costs = problem.costs(candidates)
+            candidates, costs = problem.tried(mean[:, None], drawn)
             elites = best(candidates, costs, self.num_elites)
             lowest = costs.sort(dim=1).values[:, : self.num_elites]
             above = lowest - lowest[:, :1]

@@ -16,6 +16,7 @@ from ocrl import checkpoint
 from ocrl.agents.costs import DreamCost, imagined_cost
 from ocrl.agents.interface import State
 from ocrl.agents.solvers import ActionSpace, Problem, Solver
+from ocrl.interfaces import Policy
 from ocrl.slot_world import SlotWorld
 
 
@@ -60,6 +61,7 @@ class Planner:
         is_first: Tensor,
         *,
         cost: DreamCost,
+        actor: Policy | None = None,
         is_deterministic: bool,
     ) -> tuple[Tensor, State]:
         """Choose what each environment does next.
@@ -70,6 +72,7 @@ class Planner:
             state: from `initial_state` or the previous call; it is not changed in place.
             is_first: (E,) bool; true starts those environments afresh.
             cost: judges what is imagined.
+            actor: what it would do is tried, too; None for no such.
             is_deterministic: do the plan's first action, instead of one drawn from where the
                 search ended.
 
@@ -82,6 +85,11 @@ class Planner:
         before = state["dynamics"]
         if before is None:
             before = world.dynamics.initial_state(len(rows))
+        proposals = None
+        if actor is not None:
+            imagined = world.dynamics.imagine(rows, before, actor, self.horizon, is_first=is_first)
+            assert imagined.action is not None
+            proposals = imagined.action[:, None]
         problem = Problem(
             imagined_cost(world, rows, before, is_first, cost),
             self.space,
@@ -90,6 +98,7 @@ class Planner:
             device=rows.device,
             previous=state["plan"],
             is_fresh=is_first,
+            proposals=proposals,
         )
         plan = self.solver.solve(problem)
         action = plan.action[:, 0] if is_deterministic else plan.first
@@ -119,7 +128,7 @@ def find_solver(
     name = "discrete" if space.num_actions else "continuous"
     described = dict(discrete if space.num_actions else continuous)
     where = f"agent.arguments.{name}"
-    target = checkpoint.find_class(str(described.pop("_target_")), Solver, where=where)  # type: ignore[type-abstract]
+    target = checkpoint.find_class(str(described.pop("_target_")), Solver, where=where)
     if target.is_discrete != bool(space.num_actions):
         raise ValueError(f"{where}: expected a solver of {name} actions, got {target.__name__}")
     try:

@@ -1,6 +1,6 @@
-"""Agents that plan: with a world model that they learn as they act, or with one that is given.
+"""Plan in a world model, whether it is learned while acting or was given.
 
-E environments, R rows (slots), F features of a row, A action size, H steps.
+E environments, B windows, T frames, R rows (slots), F features of a row, A action size, H steps.
 """
 
 from __future__ import annotations
@@ -10,10 +10,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
+from ocrl import checkpoint
 from ocrl.agents.costs import DreamCost, GoalCost, Judged, Matching, RewardCost
+from ocrl.agents.imagination import ActorCritic
 from ocrl.agents.interface import State
 from ocrl.agents.planner import Planner, find_solver
+from ocrl.agents.replay import Window
 from ocrl.agents.set_world import SetWorld
 from ocrl.agents.solvers import ActionSpace
 from ocrl.agents.world_agent import Behaviour
@@ -24,18 +28,22 @@ class Planning(Behaviour):
 
     Model-predictive control on slots, as C-JEPA and Slot-MPC (Nam et al. 2026, arXiv 2602.11389;
     arXiv 2605.14937), for discrete and continuous actions. What is best is the reward that is
-    expected, or with a goal the nearness to it. Nothing is learned but the world model. An action
-    that is drawn is one of those that the search ended with, so that what is played varies.
+    expected, or with a goal the nearness to it. With a guide, an actor-critic that learns in the
+    same world model, its critic values what comes after the horizon and what its actor would do is
+    tried as well, as in TD-MPC2 (Hansen et al. 2024, arXiv 2310.16828); without, nothing is learned
+    but the world model. An action that is drawn comes from where the search ended, so that what is
+    played varies.
 
     Args:
         num_slots: R of what is observed.
         slot_dim: F.
-        has_presence: whether a row says that it holds something; not used.
+        has_presence: whether the first feature of a row says that it holds something.
         num_actions: of a discrete action space, 0 for none.
         action_dim: A of a continuous action space, 0 for none.
-        pooling: not used, as nothing reads rows but the world model.
+        pooling: describes that of the guide.
         horizon: H of what is imagined.
         discount: of rewards.
+        guide: describes an `ActorCritic`, but for the sizes and the pooling; None for none.
         continuous: describes the `Solver` of continuous actions.
         discrete: describes that of discrete ones.
         matching: of rows with those of a goal, see `GoalCost`.
@@ -61,6 +69,7 @@ class Planning(Behaviour):
         pooling: Mapping[str, Any],
         horizon: int,
         discount: float,
+        guide: Mapping[str, Any] | None,
         continuous: Mapping[str, Any],
         discrete: Mapping[str, Any],
         matching: Matching,
@@ -71,6 +80,17 @@ class Planning(Behaviour):
         if not 0 < discount <= 1:
             raise ValueError(f"expected agent.arguments.discount in (0,1], got {discount}")
         space = ActionSpace(num_actions, (-1.0,) * action_dim, (1.0,) * action_dim)
+        self.guide: ActorCritic | None = None
+        if guide is not None:
+            self.guide = _build_guide(
+                guide,
+                num_slots=num_slots,
+                slot_dim=slot_dim,
+                has_presence=has_presence,
+                num_actions=num_actions,
+                action_dim=action_dim,
+                pooling=pooling,
+            )
         solver = find_solver(space, continuous=continuous, discrete=discrete)
         self.planner = Planner(solver, space=space, horizon=horizon, seed=seed)
         self.discount, self.matching, self.judged = discount, matching, judged
@@ -103,6 +123,7 @@ class Planning(Behaviour):
             state,
             is_first,
             cost=self.cost(world),
+            actor=None if self.guide is None or self.has_goal else self._likeliest,
             is_deterministic=is_deterministic,
         )
 
@@ -119,7 +140,19 @@ class Planning(Behaviour):
                 "expected a goal, or a world model that has learned rewards to plan by, got "
                 "weights.reward=0"
             )
-        return RewardCost(self.discount, ends=bool(world.weights["continue"]))
+        return RewardCost(
+            self.discount,
+            ends=bool(world.weights["continue"]),
+            value=None if self.guide is None else self.guide.slow_critic,
+        )
+
+    def optimizers(self) -> Mapping[str, Optimizer]:
+        """See `Behaviour.optimizers`: those of the guide."""
+        return {} if self.guide is None else self.guide.optimizers()
+
+    def learn(self, world: SetWorld, rows: Tensor, window: Window) -> Mapping[str, float]:
+        """See `Behaviour.learn`: what the guide learns."""
+        return {} if self.guide is None else self.guide.learn(world, rows, window)
 
     def aim_at(self, rows: Tensor) -> None:
         """Plan for rows (1,R,F) from now on, in place of rewards.
@@ -131,3 +164,18 @@ class Planning(Behaviour):
             raise ValueError(f"expected a goal {tuple(self.goal.shape)}, got {tuple(rows.shape)}")
         self.goal.copy_(rows)
         self.has_goal.fill_(True)
+
+    def _likeliest(self, rows: Tensor) -> Tensor:
+        """What the guide's actor would do."""
+        assert self.guide is not None
+        return self.guide.actor(rows).mode()
+
+
+def _build_guide(guide: Mapping[str, Any], **sizes: Any) -> ActorCritic:
+    described = dict(guide)
+    where = "agent.arguments.guide"
+    target = checkpoint.find_class(str(described.pop("_target_")), ActorCritic, where=where)
+    try:
+        return target(**sizes, **described)
+    except TypeError as error:
+        raise ValueError(f"{where}: {error}") from error

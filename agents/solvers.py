@@ -89,6 +89,8 @@ class Problem:
         device: of the candidates.
         previous: the plan of the step before, whose first action was done; None to begin afresh.
         is_fresh: (E,) bool, environments that begin afresh all the same; None for no other.
+        proposals: (E,P,H,A) or (E,P,H), tried in every iteration beside N candidates; None for
+            none.
     """
 
     cost: Cost
@@ -98,6 +100,7 @@ class Problem:
     device: torch.device
     previous: Plan | None = None
     is_fresh: Tensor | None = None
+    proposals: Tensor | None = None
 
     def normal(self, *shape: int) -> Tensor:
         """Normal noise (E,*shape)."""
@@ -125,16 +128,18 @@ class Problem:
             return moved
         return torch.where(self.is_fresh.view(-1, *[1] * (start.ndim - 1)), start, moved)
 
-    def costs(self, candidates: Tensor) -> Tensor:
-        """The costs (E,N) of candidates, in float32.
+    def tried(self, *candidates: Tensor) -> tuple[Tensor, Tensor]:
+        """Candidates (E,...,H,A) together with the proposals, and what they cost (E,N).
 
         Raises:
             ValueError: if they are of another shape, or not finite.
         """
-        costs = self.cost(candidates).float()
-        if costs.shape != candidates.shape[:2]:
+        proposals = () if self.proposals is None else (self.proposals,)
+        together = torch.cat([*candidates, *proposals], dim=1)
+        costs = self.cost(together).float()
+        if costs.shape != together.shape[:2]:
             raise ValueError(
-                f"expected costs {tuple(candidates.shape[:2])} of the candidates, got "
+                f"expected costs {tuple(together.shape[:2])} of the candidates, got "
                 f"{tuple(costs.shape)}"
             )
         rows = (~costs.isfinite()).any(1).nonzero().flatten().tolist()
@@ -143,7 +148,7 @@ class Problem:
                 f"expected finite costs, got NaN or infinity in environment "
                 f"{', '.join(map(str, rows))}: what was observed or imagined there is not finite"
             )
-        return costs
+        return together, costs
 
 
 class Solver(ABC):

@@ -28,8 +28,8 @@ def arguments(**changes):
 def make(*, is_discrete=False, **changes):
     sizes = {"num_actions": 4, "action_dim": 0} if is_discrete else {"num_actions": 0}
     sizes = {"action_dim": 2, **sizes}
-    common = {"num_slots": R, "slot_dim": F, "has_presence": False, "pooling": {}}
-    return Planning(**common, **sizes, **arguments(**changes))
+    common = {"num_slots": R, "slot_dim": F, "has_presence": False}
+    return Planning(**common, **sizes, **{"pooling": {}, **arguments(**changes)})
 
 
 def play(planning, rink, num_steps, *, is_deterministic=True):
@@ -142,6 +142,65 @@ def test_with_a_goal_it_goes_where_there_is_no_reward():
     assert copy.has_goal and torch.equal(copy.goal, planning.goal)
 
 
+def guide(**changes):
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = checkpoint.plain(compose(overrides=["+agent=planning_guided"]).agent.arguments)
+    pooling = {"_target_": "ocrl.agents.pooling.Concatenation", "hidden_dims": [8], "dim": 8}
+    sizes = {"num_slots": R, "slot_dim": F}
+    return {"guide": config["guide"] | changes, "pooling": pooling | sizes}
+
+
+@pytest.mark.parametrize("is_discrete", [False, True], ids=["continuous", "discrete"])
+def test_a_guide_values_what_comes_after_the_horizon_and_is_tried(is_discrete):
+    torch.manual_seed(0)
+    planning, rink = make(is_discrete=is_discrete, **guide()), Rink(2, is_discrete=is_discrete)
+    actor = planning.guide.actor
+    torch.nn.init.normal_(actor.network.head.layers[-1].weight)
+    torch.nn.init.normal_(planning.guide.slow_critic.network.head.layers[-1].weight)
+    cost = planning.cost(rink.world)
+    assert cost.value(rink.rows).std() > 0
+    tried = []
+    solve = planning.planner.solver.solve
+    planning.planner.solver.solve = lambda problem: (
+        tried.append(problem.proposals) or solve(problem)
+    )
+    state = planning.initial_state(2)
+    options = {"is_deterministic": True}
+    planning.act(rink.world, rink.rows, state, rink.is_first, **options)
+    chosen = actor(rink.rows).mode()
+    torch.testing.assert_close(tried[0][:, 0, 0], chosen)
+    assert tried[0].shape[:3] == (2, 1, planning.planner.horizon)
+    # Where only the guide's own sequence is worth something, it is what is done.
+    planning.planner.solver = find_solver(planning.planner.space, **solvers(num_candidates=3))
+    proposal = tried[0][:, 0]
+
+    class OnlyThis:
+        def __call__(self, dream):
+            number = len(dream.action) // 2
+            wanted = proposal.repeat_interleave(number, 0)
+            return (dream.action - wanted).abs().flatten(1).sum(1).float()
+
+    plan = planning.planner.choose(
+        rink.world,
+        rink.rows,
+        state,
+        rink.is_first,
+        cost=OnlyThis(),
+        actor=planning._likeliest,
+        **options,
+    )[1]["plan"]
+    torch.testing.assert_close(plan.cost, torch.zeros(2))
+    planning.aim_at(rink.rows[:1])
+    planning.act(rink.world, rink.rows, state, rink.is_first, **options)
+    assert set(planning.optimizers()) == {"actor", "critic"} and make().optimizers() == {}
+
+
+def solvers(**changes):
+    small = {"num_elites": 1, "num_iterations": 1, **changes}
+    known = arguments()
+    return {kind: known[kind] | small for kind in ("continuous", "discrete")}
+
+
 def test_what_it_is_judged_by():
     assert make().cost(make_world(is_discrete=False)) == RewardCost(0.99, ends=True)
     endless = make_world(is_discrete=False, weights=ICE["WEIGHTS"] | {"continue": 0.0})
@@ -172,12 +231,14 @@ def test_mistakes_are_one_sentence():
         ValueError, match=r"agent.arguments.discrete: expected a solver of discrete"
     ):
         make(is_discrete=True, discrete=icem)
-    with pytest.raises(ValueError, match=r"agent.arguments.continuous: .* colour"):
-        make(continuous={**icem, "colour": 1.0})
+    with pytest.raises(ValueError, match=r"agent.arguments.continuous: .* 'pink'"):
+        make(continuous={**icem, "pink": 1.0})
     with pytest.raises(ValueError, match="to name a Solver class"):
         find_solver(ActionSpace(3), continuous=icem, discrete={"_target_": "ocrl.model.SlotModel"})
     with pytest.raises(ValueError, match=r"expected a goal \(1, 2, 3\), got \(2, 2, 3\)"):
         make().aim_at(torch.zeros(2, R, F))
+    with pytest.raises(ValueError, match=r"agent.arguments.guide: .* 'pink'"):
+        make(**guide(pink=1))
     rink = Rink(2, is_discrete=False)
     rink.rows[1, 0, 0] = torch.nan
     planning = make()
