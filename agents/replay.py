@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -248,9 +249,10 @@ class EpisodeReplay:
             ValueError: if the file is damaged.
         """
         try:
-            with np.load(folder / _FILE, allow_pickle=False) as file:
+            with (folder / _FILE).open("rb") as opened:
+                file = np.load(opened, allow_pickle=False)
                 arrays = {name: file[name] for name in file.files}
-        except (OSError, EOFError, ValueError, KeyError) as error:
+        except (OSError, EOFError, ValueError, BadZipFile, AttributeError) as error:
             sentence = " ".join(str(error).split())
             raise ValueError(f"{folder / _FILE} is damaged: {sentence}") from error
         lengths, versions = arrays.pop("lengths"), arrays.pop("versions")
