@@ -5,6 +5,7 @@ K slots, D slot size.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,9 +13,11 @@ from typing import Any
 
 import numpy as np
 from gymnasium.spaces import Box
+from numpy.typing import NDArray
 
 import ocrl
 from ocrl import checkpoint
+from ocrl.agents.planning import Planning
 from ocrl.agents.world_agent import WorldAgent, WorldNetwork
 from ocrl.world_model import WorldModel
 
@@ -26,22 +29,27 @@ class GivenWorld:
     Attributes:
         model: in `eval()`, on the CPU.
         config: what its checkpoint says it is built from.
-        path: of the checkpoint.
+        described: `path` and `hash` of the checkpoint, as the agent names it.
         learns: whether it goes on learning from what the agent plays.
+        goal: (1,K,D) the slots that a planning agent is to bring about; None for its rewards.
     """
 
     model: WorldModel
     config: Mapping[str, Any]
-    path: Path
+    described: Mapping[str, str]
     learns: bool
+    goal: NDArray[Any] | None = None
 
     @classmethod
-    def load(cls, path: Path | str, *, learns: bool) -> GivenWorld:
+    def load(
+        cls, path: Path | str, *, learns: bool, described: Mapping[str, str] | None = None
+    ) -> GivenWorld:
         """Load one.
 
         Args:
             path: of the checkpoint, or of the run that wrote it.
             learns: whether it goes on learning.
+            described: see above; None for that of the path as it is.
 
         Raises:
             FileNotFoundError: if there is no checkpoint.
@@ -53,7 +61,23 @@ class GivenWorld:
                 f"expected a world model at {path}, as scripts/train_world_model.py leaves it, got "
                 f"a {type(model).__name__}"
             )
-        return cls(model, checkpoint.read_config(path), checkpoint.find(path), learns)
+        named = {"path": str(checkpoint.find(path)), "hash": checkpoint.digest(path)}
+        return cls(model, checkpoint.read_config(path), described or named, learns)
+
+    @property
+    def path(self) -> str:
+        """Of the checkpoint."""
+        return self.described["path"]
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """What an agent's `meta.json` says of it; another one is another run."""
+        goal = None if self.goal is None else hashlib.sha256(self.goal.tobytes()).hexdigest()
+        return {**self.described, "learns": self.learns, "goal": goal}
+
+    def aiming_at(self, goal: NDArray[Any]) -> GivenWorld:
+        """The same, for an agent that is to bring about slots (1,K,D)."""
+        return replace(self, goal=goal)
 
     def network(self, network: WorldNetwork) -> WorldNetwork:
         """What an agent is built from that is to have this world model in place of its own."""
@@ -101,11 +125,16 @@ class GivenWorld:
         """Begin with its weights, and read slots as they are.
 
         Raises:
-            ValueError: as `check`.
+            ValueError: as `check`, or if there is a goal and the agent does not plan.
         """
         self.check(agent)
         agent.world.dynamics.load_state_dict(self.model.dynamics.state_dict())
         agent.world.outcome.load_state_dict(self.model.outcome.state_dict())
+        if self.goal is None:
+            return
+        if not isinstance(agent.behaviour, Planning):
+            raise ValueError(f"expected agent=planning with a goal, got {agent.network.algorithm}")
+        agent.behaviour.aim_at(agent.read({agent.rows.name: self.goal}))
 
 
 def _described(num_actions: int, action_dim: int) -> str:

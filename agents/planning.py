@@ -42,7 +42,7 @@ class Planning(Behaviour):
         action_dim: A of a continuous action space, 0 for none.
         pooling: describes that of the guide.
         horizon: H of what is imagined.
-        discount: of rewards.
+        gamma: factor of a reward that comes a step later.
         guide: describes an `ActorCritic`, but for the sizes and the pooling; None for none.
         continuous: describes the `Solver` of continuous actions.
         discrete: describes that of discrete ones.
@@ -68,7 +68,7 @@ class Planning(Behaviour):
         action_dim: int,
         pooling: Mapping[str, Any],
         horizon: int,
-        discount: float,
+        gamma: float,
         guide: Mapping[str, Any] | None,
         continuous: Mapping[str, Any],
         discrete: Mapping[str, Any],
@@ -77,8 +77,8 @@ class Planning(Behaviour):
         seed: int,
     ) -> None:
         super().__init__()
-        if not 0 < discount <= 1:
-            raise ValueError(f"expected agent.arguments.discount in (0,1], got {discount}")
+        if not 0 < gamma <= 1:
+            raise ValueError(f"expected agent.arguments.gamma in (0,1], got {gamma}")
         space = ActionSpace(num_actions, (-1.0,) * action_dim, (1.0,) * action_dim)
         self.guide: ActorCritic | None = None
         if guide is not None:
@@ -93,7 +93,7 @@ class Planning(Behaviour):
             )
         solver = find_solver(space, continuous=continuous, discrete=discrete)
         self.planner = Planner(solver, space=space, horizon=horizon, seed=seed)
-        self.discount, self.matching, self.judged = discount, matching, judged
+        self.gamma, self.matching, self.judged = gamma, matching, judged
         self.register_buffer("goal", torch.zeros(1, num_slots, slot_dim))
         self.register_buffer("has_goal", torch.zeros((), dtype=torch.bool))
         GoalCost(self.goal, matching=matching, judged=judged)
@@ -141,7 +141,7 @@ class Planning(Behaviour):
                 "weights.reward=0"
             )
         return RewardCost(
-            self.discount,
+            self.gamma,
             ends=bool(world.weights["continue"]),
             value=None if self.guide is None else self.guide.slow_critic,
         )

@@ -64,6 +64,12 @@ def _kind(encoder: Mapping[str, Any]) -> str:
 
 
 def _agent(*, meta: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    solvers = config.get("arguments", {})
+    if "continuous" in solvers:
+        kind = "discrete" if meta["action_space"]["kind"] == "discrete" else "continuous"
+        given = "" if meta.get("world_model") is None else ", world model given"
+        name = str(solvers[kind]["_target_"]).rpartition(".")[2]
+        return f"{config['algorithm']} {name}{given}"
     is_pixels = meta["observation"]["main"] == "frame" and config["encoder"] is None
     name = str(config["vision" if is_pixels else "pooling"]["_target_"]).rpartition(".")[2]
     return f"{config['algorithm']} {re.sub('(?<=[a-z])(?=[A-Z])', ' ', name).lower()}"

@@ -12,7 +12,8 @@ from functools import partial
 
 import agent_evaluation as after
 import hydra
-from agent_training import Trainer, observed_in, remembers_frames, train
+from agent_training import Trainer, describe, observed_in, remembers_frames, train
+from given_worlds import find_world
 from observations import SLOTS, find_encoder, make_observed
 from omegaconf import DictConfig
 from rich.console import Console
@@ -38,10 +39,10 @@ def main(config: DictConfig) -> None:
         console.print(f"{directory}: trained for {trainer.total_steps} steps before; nothing to do")
         return
     arguments = {name: value for name, value in settings["env"].items() if name != "_target_"}
-    encoder = None
+    encoder, given = None, find_world(config, trainer, directory=directory)
     if observation["main"] == SLOTS:
         encoder = find_encoder(config, env=env, directory=directory, console=console)
-        observation = observed_in(encoder.mode, trainer, observation)
+        observation = observed_in(encoder.mode, trainer, observation, world=given)
     make = partial(
         make_observed,
         env,
@@ -67,8 +68,7 @@ def main(config: DictConfig) -> None:
             settings=afterwards,
         )
         board.picture("evaluation/episode", picture, step=step)
-        figures: Mapping[str, float] = summarize(episodes, score=crafter_score)["mean"]
-        return figures
+        return dict(summarize(episodes, score=crafter_score)["mean"])
 
     envs = make(
         num_envs=trainer.num_envs,
@@ -77,14 +77,14 @@ def main(config: DictConfig) -> None:
         has_frame=remembers_frames(encoder, trainer),
     )
     meta = {"env": env, "env_arguments": arguments, "observation": observation}
-    meta["encoder"] = encoder and encoder.described
     try:
         train(
             trainer,
             envs,
             observation=observation,
             encoder=encoder,
-            run=AgentRun(directory, meta),
+            world=given,
+            run=AgentRun(directory, {**meta, **describe(encoder, given)}),
             evaluate=evaluate,
             score=crafter_score,
             extra=encoder and encoder.part(envs, env=env, arguments=arguments, seed=trainer.seed),

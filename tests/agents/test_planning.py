@@ -204,7 +204,7 @@ def solvers(**changes):
 def test_what_it_is_judged_by():
     assert make().cost(make_world(is_discrete=False)) == RewardCost(0.99, ends=True)
     endless = make_world(is_discrete=False, weights=ICE["WEIGHTS"] | {"continue": 0.0})
-    assert make(discount=0.9).cost(endless) == RewardCost(0.9, ends=False)
+    assert make(gamma=0.9).cost(endless) == RewardCost(0.9, ends=False)
     unpaid = make_world(is_discrete=False, weights=ICE["WEIGHTS"] | {"reward": 0.0})
     with pytest.raises(ValueError, match="a goal, or a world model that has learned rewards"):
         make().cost(unpaid)
@@ -220,8 +220,8 @@ def test_a_horizon_beyond_training_works_and_is_warned_of():
 
 
 def test_mistakes_are_one_sentence():
-    with pytest.raises(ValueError, match=r"agent.arguments.discount in \(0,1\], got 0"):
-        make(discount=0.0)
+    with pytest.raises(ValueError, match=r"agent.arguments.gamma in \(0,1\], got 0"):
+        make(gamma=0.0)
     with pytest.raises(ValueError, match=r"agent.arguments.horizon of at least 1, got 0"):
         make(horizon=0)
     with pytest.raises(ValueError, match="matching 'aligned' or 'hungarian', got 'nearest'"):
