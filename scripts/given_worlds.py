@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,9 @@ def _share_encoder(config: DictConfig, world: GivenWorld, directory: Path) -> No
         if not folder.is_dir():
             env = checkpoint.read_meta(world.path)["env"]
             checkpoint.save(folder, own, config=world.config["model"], step=0, env=env)
+            measured = checkpoint.find(config.world_model.path).parent / "slots" / "metrics.json"
+            if measured.is_file():
+                shutil.copy(measured, folder.parent)
         config.encoder.path = str(folder)
     found = ocrl.load(config.encoder.path)
     weights, known = found.encoder.state_dict(), own.encoder.state_dict()
