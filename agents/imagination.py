@@ -163,12 +163,18 @@ class ActorCritic(Behaviour):
     def losses(
         self, world: SetWorld, starts: Starts
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The scalars that actor and critic minimise, and figures; updates the returns' scale."""
+        """The scalars that actor and critic minimise, and figures; updates the returns' scale.
+
+        Raises:
+            FloatingPointError: if imagined returns are not finite.
+        """
         future = self.imagine(world, starts)
         value = self._values(future)
         returns = lambda_returns(
             future.reward, self.gamma * future.goes_on, value[:, 1:], self.gae_lambda
         )
+        if not bool(returns.isfinite().all()):
+            raise FloatingPointError("what was imagined is not finite, or what comes of it,")
         self.scale.update(returns.detach())
         seen, weight = future.rows[:, :-1].detach().flatten(0, 1), future.weight
         if future.entropy is None:

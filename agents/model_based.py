@@ -23,7 +23,14 @@ from torch.nn.utils import clip_grad_norm_
 
 from ocrl import checkpoint
 from ocrl.agents import saving, spaces
-from ocrl.agents.callbacks import Checkpoints, Evaluator, Recorder, RunPart, Score
+from ocrl.agents.callbacks import (
+    Checkpoints,
+    Evaluator,
+    Recorder,
+    RunPart,
+    Score,
+    check_finite,
+)
 from ocrl.agents.episode_encoder import EpisodeEncoder
 from ocrl.agents.given_world import GivenWorld
 from ocrl.agents.interface import Agent
@@ -399,6 +406,7 @@ class _Training:
         """One step of every environment; gives the observation and the infos."""
         action = self._choose()
         observation, reward, ended, infos = self.env.step(action)
+        check_finite({"reward": reward}, step=self.step)
         self.stage.num_timesteps += self.env.num_envs
         rows = np.flatnonzero(ended)
         before = self.parts[self.agent.rows.name]
