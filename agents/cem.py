@@ -66,7 +66,7 @@ class CEM(Solver):
             mean = mean.lerp(elites.mean(1), 1 - self.momentum)
             std = std.lerp(elites.std(1, correction=0), 1 - self.momentum)
             std = std.clamp(min=self.min_std * (high - low) / 2)
-        return Plan(mean, draw_first(problem, mean, std), least, mean, mean[:, None][:, :0])
+        return Plan(mean, draw_sequence(problem, mean, std), least, mean, mean[:, None][:, :0])
 
 
 class CategoricalCEM(Solver):
@@ -127,8 +127,8 @@ class CategoricalCEM(Solver):
             share = functional.one_hot(elites, number).float().mean(1)
             share = share.lerp(start, self.smoothing)
             chance = chance.lerp(share, 1 - self.momentum)
-        first = draw_actions(chance[:, :1], problem.uniform(1, 1, number))[:, 0, 0]
-        return Plan(action, first, least, chance, action[:, None][:, :0])
+        sequence = draw_actions(chance, problem.uniform(1, horizon, number))[:, 0]
+        return Plan(action, sequence, least, chance, action[:, None][:, :0])
 
 
 class ICEM(Solver):
@@ -215,7 +215,7 @@ class ICEM(Solver):
             mean = mean.lerp(elites.mean(1), 1 - self.momentum)
             std = std.lerp(elites.std(1, correction=0), 1 - self.momentum)
             std = std.clamp(min=self.min_std * (high - low) / 2)
-        return Plan(action, draw_first(problem, mean, std), least, mean, kept)
+        return Plan(action, draw_sequence(problem, mean, std), least, mean, kept)
 
 
 def check_gaussian(*, std: float, min_std: float, momentum: float) -> None:
@@ -240,10 +240,10 @@ def start_gaussian(problem: Problem, std: float) -> tuple[Tensor, Tensor]:
     return mean, (std * (high - low) / 2).expand(shape)
 
 
-def draw_first(problem: Problem, mean: Tensor, std: Tensor) -> Tensor:
-    """A first action (E,A) from the Gaussian of mean and deviation (E,H,A)."""
+def draw_sequence(problem: Problem, mean: Tensor, std: Tensor) -> Tensor:
+    """Actions (E,H,A) from the Gaussian of mean and deviation (E,H,A)."""
     low, high = problem.space.bounds(problem.device)
-    return (mean[:, 0] + std[:, 0] * problem.normal(mean.shape[-1])).clamp(low, high)
+    return (mean + std * problem.normal(*mean.shape[1:])).clamp(low, high)
 
 
 def draw_actions(chance: Tensor, noise: Tensor) -> Tensor:

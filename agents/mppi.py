@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from ocrl.agents.cem import check_gaussian, draw_first, start_gaussian
+from ocrl.agents.cem import check_gaussian, draw_sequence, start_gaussian
 from ocrl.agents.solvers import Plan, Problem, Solver, best, check_sizes
 
 
@@ -71,4 +71,4 @@ class MPPI(Solver):
             mean = (weight * elites).sum(1)
             variance = (weight * (elites - mean[:, None]).square()).sum(1)
             std = variance.sqrt().clamp(min=self.min_std * (high - low) / 2)
-        return Plan(mean, draw_first(problem, mean, std), least, mean, mean[:, None][:, :0])
+        return Plan(mean, draw_sequence(problem, mean, std), least, mean, mean[:, None][:, :0])

@@ -42,6 +42,7 @@ class Planning(Behaviour):
         action_dim: A of a continuous action space, 0 for none.
         pooling: describes that of the guide.
         horizon: H of what is imagined.
+        steps_per_plan: that are done before the next search: more of them cost less time.
         gamma: factor of a reward that comes a step later.
         guide: describes an `ActorCritic`, but for the sizes and the pooling; None for none.
         continuous: describes the `Solver` of continuous actions.
@@ -68,6 +69,7 @@ class Planning(Behaviour):
         action_dim: int,
         pooling: Mapping[str, Any],
         horizon: int,
+        steps_per_plan: int,
         gamma: float,
         guide: Mapping[str, Any] | None,
         continuous: Mapping[str, Any],
@@ -92,7 +94,9 @@ class Planning(Behaviour):
                 pooling=pooling,
             )
         solver = find_solver(space, continuous=continuous, discrete=discrete)
-        self.planner = Planner(solver, space=space, horizon=horizon, seed=seed)
+        self.planner = Planner(
+            solver, space=space, horizon=horizon, steps_per_plan=steps_per_plan, seed=seed
+        )
         self.gamma, self.matching, self.judged = gamma, matching, judged
         self.register_buffer("goal", torch.zeros(1, num_slots, slot_dim))
         self.register_buffer("has_goal", torch.zeros((), dtype=torch.bool))

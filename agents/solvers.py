@@ -63,14 +63,14 @@ class Plan(NamedTuple):
 
     Attributes:
         action: (E,H,A), or (E,H) int64: what to do.
-        first: (E,A), or (E,) int64: a first action drawn from the distribution.
+        drawn: (E,H,A), or (E,H) int64: a sequence drawn from where the search ended.
         cost: (E,) the least of any candidate.
         mean: (E,H,A) of the distribution; of discrete actions the probability of each.
         kept: (E,M,H,A), or (E,M,H) int64: the best candidates; M is 0 where none are kept.
     """
 
     action: Tensor
-    first: Tensor
+    drawn: Tensor
     cost: Tensor
     mean: Tensor
     kept: Tensor
@@ -87,10 +87,11 @@ class Problem:
         generators: E of them, on the CPU: draws for an environment come from its own, so that
             neither the others nor the device change them.
         device: of the candidates.
-        previous: the plan of the step before, whose first action was done; None to begin afresh.
+        previous: the plan before, whose first `steps_done` actions were done; None to begin afresh.
         is_fresh: (E,) bool, environments that begin afresh all the same; None for no other.
         proposals: (E,P,H,A) or (E,P,H), tried in every iteration beside N candidates; None for
             none.
+        steps_done: since the plan before, up to H.
     """
 
     cost: Cost
@@ -101,6 +102,7 @@ class Problem:
     previous: Plan | None = None
     is_fresh: Tensor | None = None
     proposals: Tensor | None = None
+    steps_done: int = 1
 
     def normal(self, *shape: int) -> Tensor:
         """Normal noise (E,*shape)."""
@@ -113,17 +115,21 @@ class Problem:
         return torch.stack(drawn).to(self.device)
 
     def moved_on(self, start: Tensor, previous: Tensor | None, *, time: int) -> Tensor:
-        """What to begin with: what the step before ended with, one step on.
+        """What to begin with: what the search before ended with, from where that has come.
 
         Args:
-            start: of environments that begin afresh; the others take its last step.
-            previous: of the step before, of the same shape; None if all begin afresh.
+            start: of environments that begin afresh; the others take its last steps.
+            previous: of the search before, of the same shape; None if all begin afresh.
             time: the axis of steps.
         """
         if previous is None:
             return start
-        later = previous.narrow(time, 1, self.horizon - 1)
-        moved = torch.cat([later, start.narrow(time, self.horizon - 1, 1)], dim=time)
+        left = self.horizon - self.steps_done
+        parts = (
+            previous.narrow(time, self.steps_done, left),
+            start.narrow(time, left, self.steps_done),
+        )
+        moved = torch.cat(parts, dim=time)
         if self.is_fresh is None:
             return moved
         return torch.where(self.is_fresh.view(-1, *[1] * (start.ndim - 1)), start, moved)

@@ -117,7 +117,36 @@ def test_a_plan_is_done_or_drawn_around():
     done, after = planning.act(rink.world, rink.rows, state, rink.is_first, is_deterministic=True)
     drawn, _ = planning.act(rink.world, rink.rows, state, rink.is_first, is_deterministic=False)
     assert torch.equal(done, after["plan"].action[:, 0])
-    assert torch.equal(drawn, after["plan"].first) and not torch.equal(drawn, done)
+    assert torch.equal(drawn, after["plan"].drawn[:, 0]) and not torch.equal(drawn, done)
+
+
+def test_several_steps_of_a_plan_are_done_and_episodes_that_begin_have_their_own():
+    planning, rink = make(steps_per_plan=3), Rink(3, is_discrete=False)
+    searched = []
+    solve = planning.planner.solver.solve
+    planning.planner.solver.solve = lambda problem: (
+        searched.append(len(problem.generators)) or solve(problem)
+    )
+    state, plans, begun = planning.initial_state(3), torch.zeros(3, dtype=torch.int64), None
+    for step in range(12):
+        begun = rink.is_first.clone()
+        rink.is_first |= torch.tensor([False, step == 4, False])
+        expected = ((plans % 3 == 0) | rink.is_first).sum()
+        num_before = len(searched)
+        action, state = planning.act(
+            rink.world, rink.rows, state, rink.is_first, is_deterministic=True
+        )
+        # One search of those that need it, none where no plan is done.
+        assert searched[num_before:] == ([int(expected)] if expected else [])
+        plans = torch.where(rink.is_first, 0, plans)
+        chosen = state["plan"].action[torch.arange(3), plans % 3]
+        assert torch.equal(action, chosen)
+        plans += 1
+        rink.step(action)
+        rink.is_first &= False
+    assert begun is not None and sum(searched) == 3 * 4 + 1
+    reached, _ = play(make(steps_per_plan=2, horizon=6), Rink(4, is_discrete=False), 60)
+    assert (reached >= 3).all()
 
 
 def test_with_a_goal_it_goes_where_there_is_no_reward():
@@ -222,8 +251,10 @@ def test_a_horizon_beyond_training_works_and_is_warned_of():
 def test_mistakes_are_one_sentence():
     with pytest.raises(ValueError, match=r"agent.arguments.gamma in \(0,1\], got 0"):
         make(gamma=0.0)
-    with pytest.raises(ValueError, match=r"agent.arguments.horizon of at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"agent.arguments.horizon of at least 1 .* got 0 and 1"):
         make(horizon=0)
+    with pytest.raises(ValueError, match=r"steps_per_plan from 1 to it, got 5 and 6"):
+        make(horizon=5, steps_per_plan=6)
     with pytest.raises(ValueError, match="matching 'aligned' or 'hungarian', got 'nearest'"):
         make(matching="nearest")
     icem = arguments()["continuous"]

@@ -165,6 +165,16 @@ def test_a_search_goes_on_from_the_step_before(name):
     assert plan.cost[:3].mean() < afresh.cost[:3].mean() - (0.1 if space is BOX else 1.0)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_search_goes_on_from_where_a_plan_has_come(name):
+    space = WORD if name.startswith("categorical") else BOX
+    before = build(name).solve(problem(letters if space is WORD else bowl, space=space))
+    asked = problem(bowl, space=space, previous=before, steps_done=3)
+    start = torch.full_like(before.mean, 0.25)
+    moved = asked.moved_on(start, before.mean, time=1)
+    assert torch.equal(moved[:, :1], before.mean[:, 3:]) and (moved[:, 1:] == 0.25).all()
+
+
 def test_elites_are_kept_from_one_iteration_and_one_search_to_the_next():
     sizes, firsts = [], []
 
@@ -236,20 +246,20 @@ def test_mppi_weighs_the_better_more_whatever_the_scale_of_the_costs():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_first_action_is_drawn_around_the_plan(name):
+def test_a_sequence_is_drawn_around_the_plan(name):
     space, cost = (WORD, letters) if name.startswith("categorical") else (BOX, bowl)
     plan = build(name, num_candidates=200, num_iterations=8).solve(
         problem(cost, space=space, count=200)
     )
     if space is WORD:
-        share = (plan.first == LETTERS[0]).float().mean()
+        share = (plan.drawn == LETTERS).float().mean(0)
         # The smoothing leaves a few of the others.
-        assert 0.85 < share < 1 and plan.first.shape == (200,)
+        assert ((share > 0.85) & (share < 1)).all() and plan.drawn.shape == (200, H)
         return
-    spread = (plan.first - plan.mean[:, 0]) / torch.tensor([1.0, 2.0])
+    spread = (plan.drawn - plan.mean) / torch.tensor([1.0, 2.0])
     floor = build(name).min_std
-    assert plan.first.shape == (200, 2) and 0.8 * floor < spread.std() < 4 * floor
-    assert (plan.first <= torch.tensor(BOX.high)).all()
+    assert plan.drawn.shape == (200, H, 2) and 0.8 * floor < spread.std() < 4 * floor
+    assert (plan.drawn <= torch.tensor(BOX.high)).all()
 
 
 def test_spaces_are_read_and_others_refused():
@@ -308,4 +318,4 @@ def test_every_solver_has_a_file():
     for solver in (CEM, CategoricalCEM, ICEM, MPPI):
         assert f"{solver.__module__}.{solver.__name__}" in targets
         assert not inspect.isabstract(solver)
-    assert Plan._fields == ("action", "first", "cost", "mean", "kept")
+    assert Plan._fields == ("action", "drawn", "cost", "mean", "kept")
