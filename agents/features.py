@@ -75,7 +75,7 @@ class Features(BaseFeaturesExtractor):
         self.readers = nn.ModuleDict(built)
         self.scales = nn.ModuleDict(
             {
-                name: _Scale(_num_features(name, self._parts[name].shape))
+                name: Scale(_num_features(name, self._parts[name].shape))
                 for name in built
                 if spaces.kind(name, self._parts[name]) == spaces.SET
             }
@@ -143,8 +143,12 @@ class Features(BaseFeaturesExtractor):
             scale.measure(values)
 
 
-class _Scale(nn.Module):
-    """Shifts and scales features by fixed amounts, none until they are measured."""
+class Scale(nn.Module):
+    """Shifts and scales features by fixed amounts, none until they are measured.
+
+    Args:
+        num_features: of what is scaled, the last axis.
+    """
 
     shift: Tensor
     factor: Tensor
@@ -155,6 +159,7 @@ class _Scale(nn.Module):
         self.register_buffer("factor", torch.ones(num_features))
 
     def forward(self, values: Tensor) -> Tensor:
+        """Scale (...,num_features)."""
         return (values - self.shift) * self.factor
 
     def measure(self, values: Tensor) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gymnasium.spaces import Space
 from numpy.typing import NDArray
 
 State = Any
@@ -56,6 +57,19 @@ class Agent(ABC):
         None where the policy has no attention over a set of slots or objects.
         """
         return None
+
+    def reading(self, space: Space[Any]) -> Agent:
+        """The same agent for observations whose sets have other numbers of rows.
+
+        Itself, as here, for agents that no number of rows is a matter to.
+
+        Args:
+            space: of the observation in one environment.
+
+        Raises:
+            ValueError: if it can not read them.
+        """
+        return self
 
     @classmethod
     def restore(cls, folder: Path, *, config: Mapping[str, Any], meta: Mapping[str, Any]) -> Agent:

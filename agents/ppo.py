@@ -363,19 +363,7 @@ class _Training:
             folder = saving.find(self.run.agent)
         except FileNotFoundError:
             return None
-        meta = saving.read_meta(folder)
-        known = {name: meta.get(name) for name in self.meta}
-        if isinstance(known["encoder"], dict):
-            # One that was tuned says what it was before.
-            known["encoder"] = known["encoder"].get("origin", known["encoder"])
-        difference = checkpoint.describe_difference(
-            {**saving.read_config(folder), **known}, {**self.config, **_as_json(self.meta)}
-        )
-        if difference is not None:
-            raise ValueError(
-                f"{folder} belongs to another run: {difference}; give this one another name=... "
-                "or move that folder away"
-            )
+        saving.check_same_run(folder, config=self.config, meta=self.meta)
         self.agent.load_weights(folder)
         state = checkpoint.read_state(folder / "resume" / "state.pt")
         self.optimizer.load_state_dict(state["optimizer"])
@@ -387,11 +375,7 @@ class _Training:
     # --- what can go wrong ---------------------------------------------------------------------
 
     def _kept(self) -> str:
-        try:
-            step = saving.read_meta(self.run.agent)["step"]
-        except FileNotFoundError:
-            return "no checkpoint had been saved yet"
-        return f"the checkpoint of step {step} in {self.run.agent} is kept"
+        return saving.describe_kept(self.run.agent)
 
     def _check_gradients(self) -> None:
         gradients = [
@@ -406,9 +390,3 @@ class _Training:
             f"the policy's loss or its gradient is not finite at step {self.step}; {self._kept()}; "
             "try a lower agent.arguments.learning_rate"
         )
-
-
-def _as_json(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain values as they come back from a file: tuples as lists."""
-    plain: dict[str, Any] = checkpoint.plain(values)
-    return plain

@@ -136,6 +136,49 @@ def trained_steps(run: Path) -> int:
         return 0
 
 
+def describe_kept(path: Path | str) -> str:
+    """Which checkpoint of an agent there still is, as the end of a sentence about a failure."""
+    try:
+        step = read_meta(path)["step"]
+    except FileNotFoundError:
+        return "no checkpoint had been saved yet"
+    return f"the checkpoint of step {step} in {path} is kept"
+
+
+def check_same_run(
+    path: Path | str, *, config: Mapping[str, Any], meta: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Refuse to go on from an agent of another run.
+
+    Args:
+        path: of the agent.
+        config: of this run's agent.
+        meta: of this run; an encoder that was tuned is compared as what it was before.
+
+    Returns:
+        The whole of what the agent's `meta.json` says.
+
+    Raises:
+        ValueError: naming the first difference.
+    """
+    folder = find(path)
+    saved = read_meta(folder)
+    known = {name: saved.get(name) for name in meta}
+    if isinstance(known["encoder"], dict):
+        known["encoder"] = known["encoder"].get("origin", known["encoder"])
+    difference = checkpoint.describe_difference(
+        {**read_config(folder), **known},
+        # As they come back from a file: tuples as lists.
+        {**config, **checkpoint.plain(meta)},
+    )
+    if difference is not None:
+        raise ValueError(
+            f"{folder} belongs to another run: {difference}; give this one another name=... or "
+            "move that folder away"
+        )
+    return saved
+
+
 def encoder_path(path: Path | str) -> Path | None:
     """Checkpoint of the encoder that an agent learned with; None where there is none.
 

@@ -9,6 +9,7 @@ does not start beside pandas 3, so they are written out here; the tests hold its
 from __future__ import annotations
 
 from collections.abc import Callable
+from statistics import NormalDist
 
 import numpy as np
 from einops import rearrange
@@ -97,6 +98,32 @@ def stratified_interval(
     ]
     low, high = np.quantile(statistic(*drawn), _tails())
     return float(low), float(high)
+
+
+def pearson(values: ArrayLike, others: ArrayLike) -> float | None:
+    """Pearson's correlation of pairs (N,); None of fewer than three, or where one side is equal.
+
+    Raises:
+        ValueError: if a number is not finite, or there are not as many on both sides.
+    """
+    first, second = _finite(values), _finite(others)
+    if first.shape != second.shape or first.ndim != 1:
+        raise ValueError(f"expected pairs (N,), got {first.shape} and {second.shape}")
+    if len(first) < 3 or np.ptp(first) == 0 or np.ptp(second) == 0:
+        return None
+    return float(np.corrcoef(first, second)[0, 1])
+
+
+def pearson_interval(correlation: float, number: int) -> tuple[float, float] | None:
+    """The interval of a correlation of N pairs, by Fisher's z; None of fewer than four.
+
+    The tanh of what is normal with a deviation of 1 / sqrt(N - 3) about the atanh (Fisher 1921).
+    """
+    if number < 4:
+        return None
+    centre = np.arctanh(np.clip(correlation, -1 + 1e-12, 1 - 1e-12))
+    half = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) / np.sqrt(number - 3)
+    return float(np.tanh(centre - half)), float(np.tanh(centre + half))
 
 
 def mean_interval(

@@ -46,6 +46,19 @@ class Spread:
     color: str
 
 
+@dataclass(frozen=True)
+class Line:
+    """A straight line of `scatter_chart`.
+
+    Attributes:
+        slope: of the height over the place.
+        start: the height at place 0.
+    """
+
+    slope: float
+    start: float
+
+
 def line_chart(curves: Mapping[str, Sequence[float]]) -> str:
     """Curves over the frames of a clip as an SVG element; NaN leaves a gap.
 
@@ -224,6 +237,54 @@ def interval_chart(
             f"stroke='{own.color}' stroke-width='2.5'><title>{own.mean:.3g}</title></line>"
         )
     return f"<svg viewBox='0 0 400 {bottom + 22}' role='img'>{''.join(parts)}</svg>"
+
+
+def scatter_chart(
+    points: Mapping[str, tuple[float, float]],
+    *,
+    axes: tuple[str, str],
+    limits: tuple[tuple[float, float], tuple[float, float]],
+    line: Line | None,
+    color: str,
+) -> str:
+    """A dot for each name, and a line through them, as an SVG element.
+
+    Args:
+        points: place and height by name, which is shown where the pointer is.
+        axes: what is written at the ends of both axes.
+        limits: the least and the largest place, and the same of heights.
+        line: drawn dashed from side to side, as far as it is inside; None for none.
+        color: of the dots, as CSS writes it.
+    """
+    (first, last), (low, high) = limits
+    left, right, top, bottom = 44.0, 388.0, 22.0, 200.0
+
+    def x(place: float) -> float:
+        return left + (right - left) * (place - first) / (last - first)
+
+    def y(value: float) -> float:
+        return bottom - (bottom - top) * (value - low) / (high - low)
+
+    parts = [_rules(low, high, y, left, right)]
+    for place in _ticks(first, last):
+        parts.append(f"<text x='{x(place):.1f}' y='216' text-anchor='middle'>{place:g}</text>")
+    parts.append(f"<text x='{right}' y='230' text-anchor='end'>{escape(axes[0])}</text>")
+    parts.append(f"<text x='{left}' y='12'>{escape(axes[1])}</text>")
+    if line is not None:
+        places = [first + (last - first) * step / 200 for step in range(201)]
+        inside = [p for p in places if low <= line.start + line.slope * p <= high]
+        if inside:
+            ends = [(x(p), y(line.start + line.slope * p)) for p in (inside[0], inside[-1])]
+            (x1, y1), (x2, y2) = ends
+            parts.append(
+                f"<line class='level' x1='{x1:.1f}' y1='{y1:.1f}' x2='{x2:.1f}' y2='{y2:.1f}'/>"
+            )
+    parts.extend(
+        f"<circle cx='{x(place):.1f}' cy='{y(value):.1f}' r='5' fill='{color}' fill-opacity='.7'>"
+        f"<title>{escape(name)}: {place:.3f}, {value:.3f}</title></circle>"
+        for name, (place, value) in points.items()
+    )
+    return f"<svg viewBox='0 0 400 234' role='img'>{''.join(parts)}</svg>"
 
 
 def _limits(values: Sequence[float]) -> tuple[float, float]:

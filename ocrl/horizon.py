@@ -19,8 +19,9 @@ from ocrl.discovery import segment
 from ocrl.interfaces import Backbone
 from ocrl.log import TensorBoard
 from ocrl.matching import hungarian, matched_scores, slot_distances
+from ocrl.slot_world import describe_beyond
 from ocrl.types import Clip
-from ocrl.world_model import WorldModel, describe_beyond
+from ocrl.world_model import WorldModel
 
 PREDICTION, COPY, ENCODER = "prediction", "copy", "encoder"
 METHODS = (PREDICTION, COPY, ENCODER)

@@ -619,7 +619,13 @@ class SlotDynamics(nn.Module, ABC):
         return prediction.slots[:, 0], state
 
     def imagine(
-        self, slots: Tensor, state: State, policy: Policy | Tensor | None, horizon: int
+        self,
+        slots: Tensor,
+        state: State,
+        policy: Policy | Tensor | None,
+        horizon: int,
+        *,
+        is_first: Tensor | None = None,
     ) -> Imagined:
         """Go on from a frame without seeing any other.
 
@@ -629,6 +635,8 @@ class SlotDynamics(nn.Module, ABC):
             policy: gives the action after each frame; or the actions themselves, (B,H) or
                 (B,H,A); None without actions.
             horizon: H, steps.
+            is_first: (B,) bool, where the frame begins an episode: nothing of the state is seen
+                there. Nowhere if None.
 
         Raises:
             ValueError: if `horizon` is not positive, or there are not as many actions.
@@ -639,6 +647,7 @@ class SlotDynamics(nn.Module, ABC):
             raise ValueError(f"expected actions (B,{horizon},...), got {tuple(policy.shape)}")
         given = policy.unbind(1) if isinstance(policy, Tensor) else None
         goes_on = torch.zeros(len(slots), 1, dtype=torch.bool, device=slots.device)
+        begins = goes_on if is_first is None else is_first[:, None]
         carried = self.carry(slots[:, None])
         steps: list[SlotPrediction] = []
         actions: list[Tensor] = []
@@ -649,8 +658,8 @@ class SlotDynamics(nn.Module, ABC):
             if action is not None:
                 actions.append(action)
                 action = action[:, None]
-            prediction, state = self.advance(carried, action, state, goes_on)
+            prediction, state = self.advance(carried, action, state, begins)
             steps.append(prediction)
-            carried = prediction.carried
+            carried, begins = prediction.carried, goes_on
         prediction = SlotPrediction.joined(steps)
         return Imagined(prediction, torch.stack(actions, dim=1) if actions else None, state)

@@ -5,57 +5,22 @@ B batch, T frames, K slots, D slot size, A action size, C frames of the context,
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ocrl.interfaces import CodeReader, Decoder, FrameSlotEncoder, Policy, SlotDynamics, State
+from ocrl.interfaces import CodeReader, Decoder, FrameSlotEncoder, SlotDynamics
 from ocrl.matching import align_over_time
 from ocrl.model import SlotModel
 from ocrl.nn.outcome import OutcomeHead
+from ocrl.slot_world import SlotWorld, WorldModelOutput, mean_of_counted
 from ocrl.types import Clip, DecoderOutput, SlotOutput, SlotPrediction
 
 LOSSES = ("slots", "image", "reward", "continue", "model")
 
 
-@dataclass(frozen=True)
-class WorldModelOutput:
-    """One pass over a clip.
-
-    Attributes:
-        losses: by name, before weighting.
-        total: their weighted sum.
-        prediction: of the frames after the first, (B,T-1,K,...).
-    """
-
-    losses: dict[str, Tensor]
-    total: Tensor
-    prediction: SlotPrediction
-
-
-@dataclass(frozen=True)
-class Dream:
-    """An imagined future with what comes of it.
-
-    Attributes:
-        slots: (B,H,K,D) after each action.
-        action: (B,H) or (B,H,A); None without actions.
-        reward: (B,H), expected.
-        goes_on: (B,H) in [0,1], the probability that the episode does not terminate there.
-        state: of the dynamics, which has not read the last slots yet.
-    """
-
-    slots: Tensor
-    action: Tensor | None
-    reward: Tensor
-    goes_on: Tensor
-    state: State
-
-
-class WorldModel(nn.Module):
+class WorldModel(SlotWorld):
     """A slot model whose slots are foretold, with rewards and terminations.
 
     Trained as SlotFormer (Wu et al. 2023, arXiv 2210.05861, section 3.3) and SOLD (Mosbach et al.
@@ -177,42 +142,7 @@ class WorldModel(nn.Module):
         prediction = self._foretell(slots, self._action(clip), clip.is_first)
         is_same = (~clip.is_first[:, 1:]).int().cumprod(1).bool()
         losses |= self._losses(clip, slots, prediction, is_same)
-        weighted = [self.weights.get(name, 1.0) * loss for name, loss in losses.items()]
-        return WorldModelOutput(losses, torch.stack(weighted).sum(), prediction)
-
-    def outcomes(
-        self, before: Tensor, action: Tensor | None, after: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Expected rewards and probabilities to go on (B,T) of steps, see `OutcomeHead`."""
-        outcome = self.outcome(before, action, after)
-        return self.outcome.reward(outcome), outcome.goes_on.float().sigmoid()
-
-    def imagine(
-        self, slots: Tensor, state: State, policy: Policy | Tensor | None, horizon: int
-    ) -> Dream:
-        """Imagine a future with its rewards, see `SlotDynamics.imagine`.
-
-        A horizon beyond what the dynamics was trained on is imagined with a warning.
-        """
-        beyond = describe_beyond(self, horizon)
-        if beyond is not None:
-            warnings.warn(beyond, stacklevel=2)
-        imagined = self.dynamics.imagine(slots, state, policy, horizon)
-        before = torch.cat([slots[:, None], imagined.slots[:, :-1]], dim=1)
-        reward, goes_on = self.outcomes(before, imagined.action, imagined.slots)
-        return Dream(imagined.slots, imagined.action, reward, goes_on, imagined.state)
-
-    def read(self, slots: Tensor, action: Tensor | None, is_first: Tensor) -> State:
-        """The dynamics' state after a context (B,T,K,D) without its last frame.
-
-        With that frame's slots it is what `imagine` starts from. Actions (B,T,...) and `is_first`
-        may go on beyond the context.
-        """
-        state, num_read = self.dynamics.initial_state(len(slots)), slots.shape[1] - 1
-        if not num_read:
-            return state
-        done = None if action is None else action[:, :num_read]
-        return self.dynamics.observe(slots[:, :-1], done, state, is_first[:, :num_read])[1]
+        return WorldModelOutput(losses, self.weighted(losses), prediction)
 
     # --- one pass -------------------------------------------------------------------------------
 
@@ -267,26 +197,16 @@ class WorldModel(nn.Module):
     def _losses(
         self, clip: Clip, slots: Tensor, prediction: SlotPrediction, is_same: Tensor
     ) -> dict[str, Tensor]:
-        target, weights = slots[:, 1:].detach(), self.weights
-        error = (prediction.slots - target).float().square().mean((-2, -1))
-        losses = {"slots": _mean(error, is_same)}
-        for name, cost in self.dynamics.costs(prediction, target).items():
-            losses[name] = _mean(cost.mean(-1), is_same)
-        if weights["image"]:
+        losses = self.compare(
+            slots,
+            self._action(clip),
+            prediction,
+            reward=clip.reward,
+            terminated=clip.terminated,
+            is_counted=is_same,
+        )
+        if self.weights["image"]:
             losses["image"] = self._image_loss(clip.video, prediction.slots, is_same)
-        if weights["reward"] or weights["continue"]:
-            before = torch.cat([slots[:, :1], prediction.slots[:, :-1]], dim=1)
-            action = self._action(clip)
-            done = None if action is None else action[:, :-1]
-            outcome = self.outcome(before, done, prediction.slots)
-            if weights["reward"]:
-                assert clip.reward is not None
-                loss = self.outcome.reward_loss(outcome, clip.reward[:, 1:])
-                losses["reward"] = _mean(loss, is_same)
-            if weights["continue"]:
-                assert clip.terminated is not None
-                loss = self.outcome.goes_on_loss(outcome, clip.terminated[:, 1:])
-                losses["continue"] = _mean(loss, is_same)
         return losses
 
     def _image_loss(self, video: Tensor, slots: Tensor, is_same: Tensor) -> Tensor:
@@ -294,25 +214,9 @@ class WorldModel(nn.Module):
         steps = (steps + self.num_context - 1).to(slots.device)
         decoded: DecoderOutput = self.model.decoder(slots[:, steps])
         error = (decoded.recon - video[:, steps + 1]).float().square().mean((-3, -2, -1))
-        return _mean(error, is_same[:, steps])
+        return mean_of_counted(error, is_same[:, steps])
 
 
 def draws_imagined(decoder: Decoder) -> bool:
     """Whether a decoder makes pixels of slots alone, so that imagined ones can be seen."""
     return decoder.space == "pixels" and not decoder.needs_target and not decoder.needs_attn
-
-
-def describe_beyond(model: WorldModel, horizon: int) -> str | None:
-    """What to know of a horizon, in words; None if the model was trained on it."""
-    if horizon <= model.horizon:
-        return None
-    return (
-        f"the dynamics was trained on rollouts of {model.horizon} steps, and is asked for "
-        f"{horizon}: beyond those errors add up unseen, slots blur or change hands, and rewards "
-        "are read from slots unlike any in training"
-    )
-
-
-def _mean(values: Tensor, is_counted: Tensor) -> Tensor:
-    """The mean of those values (B,T) that count, 0 if none does."""
-    return (values * is_counted).sum() / is_counted.sum().clamp(min=1)

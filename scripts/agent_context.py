@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ from ocrl import checkpoint
 from ocrl.agents import saving
 from ocrl.agents.comparison_table import Published, published_of
 from ocrl.agents.results import HEADLINES, read_evaluation
+from ocrl.agents.slot_quality import KEY
+from ocrl.discovery import MODEL
 from ocrl.envs import registry
 from ocrl.envs.crafter import crafter_score
 
@@ -43,7 +46,21 @@ def identity(
         "seed": config["training"]["seed"],
         "step": meta["step"],
         "training": _training(meta),
+        KEY: discovery_of(run),
     }
+
+
+def discovery_of(run: Path | str) -> dict[str, float] | None:
+    """What pretraining measured of a run's slots; None without slots, or if it is not there.
+
+    Of the first segmentation that was scored.
+    """
+    path = saving.encoder_path(run)
+    file = None if path is None else path.parent / "metrics.json"
+    if file is None or not file.is_file():
+        return None
+    presets = json.loads(file.read_text()).get("table", {}).get(MODEL, {})
+    return next(iter(presets.values()), None)
 
 
 def _observation(run: Path | str, *, meta: Mapping[str, Any], config: Mapping[str, Any]) -> str:
@@ -64,6 +81,12 @@ def _kind(encoder: Mapping[str, Any]) -> str:
 
 
 def _agent(*, meta: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    solvers = config.get("arguments", {})
+    if "continuous" in solvers:
+        kind = "discrete" if meta["action_space"]["kind"] == "discrete" else "continuous"
+        given = "" if meta.get("world_model") is None else ", world model given"
+        name = str(solvers[kind]["_target_"]).rpartition(".")[2]
+        return f"{config['algorithm']} {name}{given}"
     is_pixels = meta["observation"]["main"] == "frame" and config["encoder"] is None
     name = str(config["vision" if is_pixels else "pooling"]["_target_"]).rpartition(".")[2]
     return f"{config['algorithm']} {re.sub('(?<=[a-z])(?=[A-Z])', ' ', name).lower()}"

@@ -17,7 +17,7 @@ from observations import SLOTS, observed_again
 from ocrl import checkpoint
 from ocrl.agents import saving
 from ocrl.agents.evaluation import RandomAgent, evaluate, own_random_numbers
-from ocrl.agents.policy import PolicyAgent
+from ocrl.agents.interface import Agent
 from ocrl.agents.results import EVALUATION, read_evaluation, write_evaluation
 from ocrl.agents.video import Look, Recording, draw, record, write_video
 from ocrl.envs import make_vec
@@ -57,7 +57,6 @@ def evaluate_run(
     """
     meta, config = saving.read_meta(run), saving.read_config(run)
     agent = saving.load(run)
-    assert isinstance(agent, PolicyAgent)
     known = identity(run, meta=meta, config=config)
     ceiling = find_ceiling(settings["ceiling"], known["env"], read_published())
     variants = variants_of(meta["env"], meta["env_arguments"], settings["worlds"])
@@ -84,7 +83,7 @@ def evaluate_run(
 
 
 def _play(
-    agent: PolicyAgent,
+    agent: Agent,
     run: Path | str,
     meta: Mapping[str, Any],
     changes: Mapping[str, Any],
@@ -118,7 +117,7 @@ def _figures(block: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def film(
-    agent: PolicyAgent, run: Path | str, meta: Mapping[str, Any], settings: Mapping[str, Any]
+    agent: Agent, run: Path | str, meta: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> list[Path]:
     """Write the video of the first episode."""
     env: Any = observed_again(run, num_envs=1, processes=False)
@@ -131,9 +130,7 @@ def film(
     return write_video(run, recording, frames_per_second=rate, num_gif_frames=_NUM_GIF_FRAMES)
 
 
-def episode(
-    agent: PolicyAgent, env: Any, *, has_slots: bool, settings: Mapping[str, Any]
-) -> Recording:
+def episode(agent: Agent, env: Any, *, has_slots: bool, settings: Mapping[str, Any]) -> Recording:
     """Play the first episode in one environment and keep what was seen and done."""
     with own_random_numbers(settings["seeds"][0]):
         return record(
@@ -148,7 +145,7 @@ def episode(
 
 
 def moving_picture(
-    agent: PolicyAgent, env: Any, *, has_slots: bool, settings: Mapping[str, Any]
+    agent: Agent, env: Any, *, has_slots: bool, settings: Mapping[str, Any]
 ) -> bytes:
     """The end of the first episode as a GIF, for TensorBoard; closes the environment."""
     try:

@@ -2,12 +2,14 @@
 
     python scripts/compare.py outputs/train_agent/sprites-*
     python scripts/compare.py outputs/train_agent/sprites-* --write results/sprites
+    python scripts/compare.py outputs/train_agent/*-planning-* --slots video_fg_ari
     python scripts/compare.py --readme README.md
 
 A run is a directory that scripts/train_agent.py left, or one kept in results/; a folder of runs
 stands for all of them. Runs are grouped by environment, observation and agent. The table goes to
 the terminal; table.md, comparison.json and report.html beside it. `--write` keeps what is needed to
-compare again, a few kilobytes a run. `--readme` writes the tables of all that is kept in results/
+compare again, a few kilobytes a run. `--slots` sets success against how well the encoders find
+objects, in slots.html and slots.json. `--readme` writes the tables of all that is kept in results/
 between the two marker comments of a file.
 """
 
@@ -20,6 +22,7 @@ from pathlib import Path
 
 from kept_results import FRACTION, RESULTS, found_runs, keep, read_published, with_tables
 
+from ocrl.agents import slot_quality
 from ocrl.agents.comparison import compare
 from ocrl.agents.comparison_page import render
 from ocrl.agents.comparison_table import markdown
@@ -37,6 +40,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("outputs/compare"))
     parser.add_argument("--title", default="Agents side by side")
     parser.add_argument("--write", type=Path, help="keep the runs in this folder")
+    parser.add_argument("--slots", help="a figure of discovery, such as video_fg_ari")
     parser.add_argument("--readme", type=Path, help="write the tables of results/ into this file")
     arguments = parser.parse_args()
     if not arguments.runs and arguments.readme is None:
@@ -63,6 +67,12 @@ def write_comparison(arguments: argparse.Namespace) -> None:
     page = render(runs, fraction=arguments.fraction, published=published, title=arguments.title)
     write_text(output / "report.html", page)
     sys.stdout.write(text)
+    if arguments.slots is not None:
+        found = slot_quality.relations(runs, measure=arguments.slots)
+        values = json.dumps(slot_quality.as_json(found), indent=2, allow_nan=False)
+        write_text(output / "slots.json", values + "\n")
+        write_text(output / "slots.html", slot_quality.render(found, title=arguments.title))
+        sys.stdout.writelines(f"\n{relation.sentence}\n" for relation in found)
     for run in runs if arguments.write is not None else ():
         keep(run, arguments.write)
 

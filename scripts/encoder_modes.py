@@ -15,12 +15,13 @@ from torch import Tensor
 
 from ocrl import checkpoint
 from ocrl.agents.callbacks import RunPart
-from ocrl.agents.policy import PolicyAgent
+from ocrl.agents.episode_encoder import EpisodeEncoder
 from ocrl.agents.tuning import Drift, DriftReport, EncoderTuning, TuningSettings
 from ocrl.data.clips import ClipLoader
 from ocrl.data.store import EpisodeStore
 from ocrl.envs import make_vec
 from ocrl.envs.recent_frames import RecentFrames
+from ocrl.interfaces import FrameSlotEncoder
 from ocrl.log import TensorBoard
 from ocrl.model import SlotModel
 
@@ -61,6 +62,22 @@ class Encoder:
         """Steps whose frames must be kept."""
         return int(self.settings["replay"]["remember"]) if self.mode == "replay" else 0
 
+    def for_episodes(self, observation: Mapping[str, Any], *, seed: int) -> EpisodeEncoder:
+        """What makes of a whole episode the slots that the agent observes."""
+        is_of_decoder = observation["has_geometry"] and observation["geometry_of"] == "decoder"
+        return EpisodeEncoder(
+            self.model.encoder,
+            decoder=self.model.decoder if is_of_decoder else None,
+            has_geometry=observation["has_geometry"],
+            is_noisy=observation["is_noisy"],
+            seed=seed,
+        )
+
+    @property
+    def has_order(self) -> bool:
+        """Whether a slot stays with its object from frame to frame."""
+        return not any(isinstance(part, FrameSlotEncoder) for part in self.model.encoder.modules())
+
     @property
     def config(self) -> dict[str, Any]:
         """What the encoder alone is built from."""
@@ -69,7 +86,7 @@ class Encoder:
 
     def part(
         self, envs: VectorEnv[Any, Any, Any], *, env: str, arguments: Mapping[str, Any], seed: int
-    ) -> Callable[[PolicyAgent, TensorBoard], RunPart] | None:
+    ) -> Callable[[Any, TensorBoard], RunPart] | None:
         """What belongs to the agent's training, see `ModelFree.train`; None for a frozen encoder.
 
         Args:

@@ -35,6 +35,7 @@ def make_observed(
     num_envs: int,
     processes: bool,
     remember: int = 0,
+    has_frame: bool = False,
 ) -> VectorEnv[Any, Any, Any]:
     """Build a vector environment whose observations are what an agent learns from.
 
@@ -47,6 +48,7 @@ def make_observed(
         num_envs: how many environments.
         processes: one process per environment.
         remember: frames of how many steps are kept below the slots, see `RecentFrames`.
+        has_frame: whether frames stand beside the slots.
 
     Raises:
         ValueError: if a part of the observation does not exist, or slots are asked for and the
@@ -73,6 +75,7 @@ def make_observed(
         model.encoder,
         decoder=model.decoder if is_of_decoder else None,
         has_geometry=observation["has_geometry"],
+        has_frame=has_frame,
         is_noisy=observation["is_noisy"],
     )
 

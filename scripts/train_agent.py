@@ -12,15 +12,17 @@ from functools import partial
 
 import agent_evaluation as after
 import hydra
-from observations import FRAME, SLOTS, find_encoder, make_observed
+from agent_training import Trainer, describe, observed_in, remembers_frames, train
+from given_worlds import find_world
+from observations import SLOTS, find_encoder, make_observed
 from omegaconf import DictConfig
 from rich.console import Console
 
 from ocrl import checkpoint
 from ocrl.agents import saving
 from ocrl.agents.evaluation import play, summarize
-from ocrl.agents.policy import PolicyAgent
-from ocrl.agents.ppo import AgentRun, ModelFree
+from ocrl.agents.interface import Agent
+from ocrl.agents.ppo import AgentRun
 from ocrl.envs.crafter import crafter_score
 from ocrl.log import TensorBoard
 
@@ -31,17 +33,16 @@ def main(config: DictConfig) -> None:
     settings = checkpoint.plain(config)
     observation, evaluation = settings["observation"], settings["evaluation"]
     afterwards = after.settings_after_training(evaluation)
-    trainer: ModelFree = hydra.utils.instantiate(config.agent, _recursive_=False, _convert_="all")
+    trainer: Trainer = hydra.utils.instantiate(config.agent, _recursive_=False, _convert_="all")
     directory, env, console = output_dir(), choice("env"), Console(stderr=True, soft_wrap=True)
     if saving.trained_steps(directory) >= trainer.total_steps and after.is_evaluated(directory):
         console.print(f"{directory}: trained for {trainer.total_steps} steps before; nothing to do")
         return
     arguments = {name: value for name, value in settings["env"].items() if name != "_target_"}
-    encoder = None
+    encoder, given = None, find_world(config, trainer, directory=directory)
     if observation["main"] == SLOTS:
         encoder = find_encoder(config, env=env, directory=directory, console=console)
-        if encoder.mode == "gradient":  # the policy holds the encoder, so it is given frames
-            observation = {**observation, "main": FRAME}
+        observation = observed_in(encoder.mode, trainer, observation, world=given)
     make = partial(
         make_observed,
         env,
@@ -50,7 +51,7 @@ def main(config: DictConfig) -> None:
         model=None if encoder is None else encoder.model,
     )
 
-    def evaluate(agent: PolicyAgent, step: int, board: TensorBoard) -> Mapping[str, float]:
+    def evaluate(agent: Agent, step: int, board: TensorBoard) -> Mapping[str, float]:
         apart = make(num_envs=min(16, evaluation["num_episodes"]), processes=False)
         episodes = play(
             agent,
@@ -67,31 +68,30 @@ def main(config: DictConfig) -> None:
             settings=afterwards,
         )
         board.picture("evaluation/episode", picture, step=step)
-        figures: Mapping[str, float] = summarize(episodes, score=crafter_score)["mean"]
-        return figures
+        return dict(summarize(episodes, score=crafter_score)["mean"])
 
     envs = make(
         num_envs=trainer.num_envs,
         processes=trainer.processes,
         remember=0 if encoder is None else encoder.remember,
+        has_frame=remembers_frames(encoder, trainer),
     )
     meta = {"env": env, "env_arguments": arguments, "observation": observation}
-    own = encoder if encoder is not None and encoder.mode == "gradient" else None
     try:
-        trainer.train(
+        train(
+            trainer,
             envs,
-            run=AgentRun(directory, {**meta, "encoder": encoder and encoder.described}),
-            network=trainer.network(plain_key=observation["main"], encoder=own and own.config),
+            observation=observation,
+            encoder=encoder,
+            world=given,
+            run=AgentRun(directory, {**meta, **describe(encoder, given)}),
             evaluate=evaluate,
             score=crafter_score,
-            encoder=own and own.model.encoder,
             extra=encoder and encoder.part(envs, env=env, arguments=arguments, seed=trainer.seed),
         )
     finally:
         envs.close()
-    after.evaluate_run(
-        directory, say=console.print, settings=after.settings_after_training(evaluation)
-    )
+    after.evaluate_run(directory, say=console.print, settings=afterwards)
     console.print(f"agent, progress.csv, evaluation.json, video.mp4, tensorboard: {directory}")
 
 

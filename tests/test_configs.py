@@ -73,7 +73,7 @@ def flat(path):
     merged = {}
     for entry in content.pop("defaults", []):
         if isinstance(entry, dict):
-            merged |= {re.sub(r".*@", "", key): {} for key in entry}
+            merged |= {re.sub(r".*@", "", key).partition(".")[0]: {} for key in entry}
         elif entry == "_self_":
             merged |= content
         elif "@" in entry:

@@ -15,7 +15,8 @@ TRAINING = {
     *("discovery", "distributed", "health", "interrupt", "log", "matching", "merging", "meter"),
     *("metrics", "model", "monitor", "properties", "report", "scene_prior", "schedules"),
     *("set_prediction", "step", "train", "visualize", "world_model", "horizon"),
-    *("horizon_report", "novel_views", "novel_views_report", "posed", "views_monitor"),
+    *("horizon_report", "novel_views", "novel_views_report", "posed", "slot_world"),
+    "views_monitor",
 }
 LEAVES = {
     *("health", "interfaces", "interrupt", "log", "matching", "metrics", "schedules", "types"),
@@ -102,6 +103,7 @@ def allowed(path):
     # kind of outcome of a world model. Posed views are measured where their cameras are.
     own = {
         "set_prediction": "ocrl.decoders.properties",
+        "slot_world": "ocrl.nn.outcome",
         "world_model": "ocrl.nn.outcome",
         "posed": "ocrl.nn.rays",
         "novel_views": "ocrl.nn.orbit",

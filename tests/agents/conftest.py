@@ -1,5 +1,6 @@
 """A small task, small agents for it, and runs as training leaves them, made of nothing."""
 
+import copy
 import csv
 import functools
 from pathlib import Path
@@ -10,7 +11,9 @@ import pytest
 import yaml
 from gymnasium.spaces import Box, Dict, Discrete
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from hydra import compose, initialize_config_dir
 
+from ocrl import checkpoint
 from ocrl.agents.evaluation import Episodes, summarize
 from ocrl.agents.results import read_run, write_evaluation
 from ocrl.envs.crafter import crafter_score
@@ -93,6 +96,35 @@ def settings_of(algorithm):
         settings["policy"]["lstm_hidden_size"] = 8
     every = {"log_every": 40, "checkpoint_every": 70, "evaluate_every": 0}
     return settings | every | {"total_steps": 200, "num_envs": 2}
+
+
+@functools.cache
+def _composed_world():
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
+        return checkpoint.plain(compose("agent", overrides=["agent=imagination"]).agent)
+
+
+def world_settings():
+    """What `configs/agent/imagination.yaml` says, at a small size."""
+    settings = copy.deepcopy(_composed_world())
+    del settings["_target_"]
+    settings["pooling"] |= {"dim": 8, "num_heads": 2, "num_layers": 1}
+    small = {"dim": 8, "num_layers": 1, "num_heads": 2, "mlp_dim": 8}
+    settings["dynamics"] |= small
+    settings["outcome"] |= small | {"num_bins": 11}
+    settings["arguments"] |= {"hidden_dims": [8], "horizon": 2}
+    settings["world"] |= {"horizon": 2}
+    learning = {"updates_per_step": 0.1, "pretrain_updates": 2, "play_steps": 3, "batch_size": 4}
+    settings["learning"] |= learning
+    settings["replay"] |= {"capacity": 80, "prefill_steps": 18}
+    every = {"log_every": 24, "checkpoint_every": 40, "evaluate_every": 0}
+    return settings | every | {"total_steps": 96, "num_envs": 2, "device": "cpu"}
+
+
+@pytest.fixture
+def small_world_settings():
+    """See `world_settings`."""
+    return world_settings
 
 
 @pytest.fixture

@@ -8,6 +8,8 @@ from ocrl.agents.statistics import (
     interquartile_mean,
     mean_interval,
     overall_mean,
+    pearson,
+    pearson_interval,
     probability_of_improvement,
     stratified_interval,
 )
@@ -100,3 +102,22 @@ def test_one_run_has_no_interval_and_seeds_repeat():
 def test_mistakes(call, sentence):
     with pytest.raises(ValueError, match=sentence):
         call()
+
+
+def test_a_correlation_and_its_interval():
+    x = np.array([0.1, 0.4, 0.5, 0.9, 0.3])
+    assert pearson(x, 3 * x + 1) == pytest.approx(1.0)
+    assert pearson(x, -x) == pytest.approx(-1.0)
+    y = np.array([0.2, 0.1, 0.7, 0.8, 0.3])
+    expected = ((x - x.mean()) * (y - y.mean())).mean() / (x.std() * y.std())
+    assert pearson(x, y) == pytest.approx(expected)
+    assert pearson(x[:2], y[:2]) is None and pearson(x, np.ones(5)) is None
+    # Of 28 pairs the deviation of z is 0.2.
+    low, high = pearson_interval(0.6, 28)
+    assert (low, high) == pytest.approx((0.29237, 0.79510), abs=1e-5)
+    assert pearson_interval(0.6, 3) is None
+    assert pearson_interval(1.0, 10)[0] < 1.0
+    with pytest.raises(ValueError, match="finite"):
+        pearson(x, [*y[:4], np.nan])
+    with pytest.raises(ValueError, match="pairs"):
+        pearson(x, y[:4])

@@ -3,7 +3,17 @@
 import math
 import re
 
-from ocrl.charts import Band, Spread, _ticks, band_chart, dot_chart, interval_chart, line_chart
+from ocrl.charts import (
+    Band,
+    Line,
+    Spread,
+    _ticks,
+    band_chart,
+    dot_chart,
+    interval_chart,
+    line_chart,
+    scatter_chart,
+)
 from ocrl.discovery import MODEL
 
 
@@ -55,3 +65,17 @@ def test_ticks_are_round():
     assert _ticks(0.0, 200_000.0) == [0, 50_000, 100_000, 150_000, 200_000]
     assert _ticks(-0.3, 0.9) == [-0.25, 0.0, 0.25, 0.5, 0.75]
     assert _ticks(0.0, 14.5) == [0.0, 2.5, 5.0, 7.5, 10.0, 12.5]
+
+
+def test_points_lie_where_they_say_and_the_line_ends_at_the_edge():
+    options = {"axes": ("<x>", "y"), "limits": ((0.0, 1.0), (0.0, 2.0)), "color": "red"}
+    points = {"a": (0.0, 0.0), "b & c": (1.0, 2.0), "d": (0.5, 0.5)}
+    chart = scatter_chart(points, line=Line(4.0, 0.0), **options)
+    dots = re.findall(r"<circle cx='([0-9.]+)' cy='([0-9.]+)'", chart)
+    assert dots == [("44.0", "200.0"), ("388.0", "22.0"), ("216.0", "155.5")]
+    # It leaves the chart at the top, half way.
+    assert "x1='44.0' y1='200.0' x2='216.0' y2='22.0'" in chart
+    assert "b &amp; c: 1.000, 2.000" in chart and "&lt;x&gt;" in chart
+    without = scatter_chart(points, line=None, **options)
+    outside = scatter_chart(points, line=Line(0.0, 3.0), **options)
+    assert "class='level'" not in without and "class='level'" not in outside

@@ -13,8 +13,9 @@ import ocrl
 from ocrl import checkpoint
 from ocrl.distributed import join_world
 from ocrl.matching import slot_distances
+from ocrl.slot_world import describe_beyond
 from ocrl.train import Run, Trainer
-from ocrl.world_model import WorldModel, describe_beyond
+from ocrl.world_model import WorldModel
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SMALL_WORLD = runpy.run_path(str(Path(__file__).with_name("small_world.py")))

@@ -127,3 +127,25 @@ def test_mistakes_end_in_one_sentence(compare, tmp_path, monkeypatch, capsys, ar
     with pytest.raises(SystemExit, match="2"):
         compare(*arguments)
     assert sentence in capsys.readouterr().err
+
+
+def test_success_is_set_against_the_slots(compare, tmp_path, capsys):
+    for seed in range(4):
+        folder = tmp_path / "runs" / f"slots-{seed}"
+        if not folder.is_dir():
+            write_run(folder, "slots", seed, 0.9)
+        record = json.loads((folder / "evaluation.json").read_text())
+        record["discovery"] = {"video_fg_ari": 0.2 * seed}
+        write_evaluation(folder, record)
+    compare(tmp_path / "runs", "--slots", "video_fg_ari")
+    printed = capsys.readouterr().out
+    assert "success against video_fg_ari of slots: r = 0.63 [" in printed
+    assert "(n = 4 encoders, 4 runs)" in printed
+    (found,) = json.loads((tmp_path / "out/slots.json").read_text())
+    assert len(found["points"]) == 4
+    assert "<svg" in (tmp_path / "out/slots.html").read_text()
+    with pytest.raises(SystemExit):
+        compare(tmp_path / "runs", "--slots", "nothing")
+    assert (
+        "expected runs whose evaluation.json has nothing of their slots" in capsys.readouterr().err
+    )

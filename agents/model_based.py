@@ -1,0 +1,588 @@
+"""Training of agents that learn a world model as they act, and resume exactly.
+
+E environments, R rows, F features of a row.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+from typing import Any, cast
+
+import numpy as np
+import torch
+from gymnasium.vector import VectorEnv
+from numpy.typing import NDArray
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
+from torch.nn.utils import clip_grad_norm_
+
+from ocrl import checkpoint
+from ocrl.agents import saving, spaces
+from ocrl.agents.callbacks import (
+    Checkpoints,
+    Evaluator,
+    Recorder,
+    RunPart,
+    Score,
+    check_finite,
+)
+from ocrl.agents.episode_encoder import EpisodeEncoder
+from ocrl.agents.given_world import GivenWorld
+from ocrl.agents.interface import Agent
+from ocrl.agents.ppo import AgentRun
+from ocrl.agents.replay import EpisodeReplay, OpenEpisodes
+from ocrl.agents.rollouts import add_rollouts
+from ocrl.agents.vector import StableBaselinesVecEnv
+from ocrl.agents.world_agent import WorldAgent, WorldNetwork
+from ocrl.distributed import find_device
+from ocrl.interrupt import asked_to_stop
+from ocrl.log import ProgressBar, TensorBoard
+from ocrl.train import NonFiniteLossError
+
+FRAME = "frame"
+"""The part of an observation that is remembered where slots may have to be made again."""
+
+Evaluate = Callable[[Agent, int, TensorBoard], Mapping[str, float]]
+"""Figures of an agent by name, at a step; may log pictures."""
+
+
+@dataclass(frozen=True)
+class LearningSettings:
+    """How the world model is learned, and how much.
+
+    Attributes:
+        updates_per_step: updates to each environment step.
+        pretrain_updates: before the first step that is not played at random.
+        play_steps: of each environment, from one round of updates to the next.
+        batch_size: windows of an update.
+        learning_rate: of the world model, by Adam.
+        clip_norm: largest norm of its gradient.
+    """
+
+    updates_per_step: float
+    pretrain_updates: int
+    play_steps: int
+    batch_size: int
+    learning_rate: float
+    clip_norm: float
+
+    def __post_init__(self) -> None:
+        for name in ("play_steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"expected agent.learning.{name} from 1 on, got {getattr(self, name)}"
+                )
+        if self.updates_per_step < 0 or self.pretrain_updates < 0:
+            raise ValueError(
+                "expected agent.learning.updates_per_step and pretrain_updates from 0 on, got "
+                f"{self.updates_per_step} and {self.pretrain_updates}"
+            )
+
+
+@dataclass(frozen=True)
+class ReplaySettings:
+    """What is remembered, and what there is before anything is learned.
+
+    Attributes:
+        capacity: frames.
+        prefill_steps: environment steps that are played at random first; they count.
+        rollouts: an episode store that the replay begins with; None for none.
+    """
+
+    capacity: int
+    prefill_steps: int
+    rollouts: str | None
+
+
+class ModelBased:
+    """Trains an agent with a world model, and resumes exactly.
+
+    Rounds of playing and learning alternate. What is learned is the world model, from windows of
+    whole episodes, and whatever the agent's `Behaviour` learns in it. At every checkpoint all
+    environments and random generators begin afresh with seeds that follow from (seed, step), and
+    open episodes are broken off, whether or not the run is stopped there; the replay is part of the
+    checkpoint. So a run that was killed and started again ends with the very weights of one that
+    was not (on a CPU with the same number of threads).
+    """
+
+    def __init__(
+        self,
+        *,
+        algorithm: str,
+        arguments: Mapping[str, Any],
+        pooling: Mapping[str, Any],
+        dynamics: Mapping[str, Any],
+        outcome: Mapping[str, Any],
+        world: Mapping[str, Any],
+        learning: Mapping[str, Any],
+        replay: Mapping[str, Any],
+        total_steps: int,
+        num_envs: int,
+        processes: bool,
+        seed: int,
+        device: str,
+        log_every: int,
+        checkpoint_every: int,
+        evaluate_every: int,
+    ) -> None:
+        """Check the settings.
+
+        Args:
+            algorithm: the agent's name in tables.
+            arguments: describes the `Behaviour`, see `WorldNetwork`, as for the next four.
+            pooling: see there.
+            dynamics: see there.
+            outcome: see there.
+            world: see there.
+            learning: see `LearningSettings`.
+            replay: see `ReplaySettings`.
+            total_steps: environment steps of the whole run, over all environments.
+            num_envs: E.
+            processes: one process per environment; worth it where a step takes long.
+            seed: of weights, environments, actions and windows.
+            device: `cpu`, `cuda` or `auto`.
+            log_every: environment steps from one row of `progress.csv` to the next, at least.
+            checkpoint_every: environment steps from one checkpoint to the next, at least.
+            evaluate_every: environment steps from one evaluation to the next; 0 for none.
+
+        Raises:
+            ValueError: if a number is out of range, or a setting does not exist.
+        """
+        small = {"total_steps": total_steps, "num_envs": num_envs, "log_every": log_every}
+        for name, value in {**small, "checkpoint_every": checkpoint_every}.items():
+            if value < 1:
+                raise ValueError(f"expected agent.{name} to be from 1 on, got {value}")
+        try:
+            self.learning, self.replay = LearningSettings(**learning), ReplaySettings(**replay)
+        except TypeError as error:
+            raise ValueError(f"agent.learning or agent.replay: {error}") from error
+        self.algorithm, self.arguments = algorithm, dict(arguments)
+        self.pooling = {name: value for name, value in pooling.items() if name != "_partial_"}
+        self.dynamics, self.outcome, self.world = dict(dynamics), dict(outcome), dict(world)
+        self.total_steps, self.num_envs, self.processes = total_steps, num_envs, processes
+        self.seed, self.device = seed, device
+        self.log_every, self.checkpoint_every = log_every, checkpoint_every
+        self.evaluate_every = evaluate_every
+
+    def network(self, *, plain_key: str, has_order: bool) -> WorldNetwork:
+        """What the agent is built from.
+
+        Args:
+            plain_key: name of the only part of an observation that is no `Dict`.
+            has_order: whether a row stays with its object from frame to frame.
+        """
+        return WorldNetwork(
+            self.algorithm,
+            self.arguments,
+            self.pooling,
+            self.dynamics,
+            self.outcome,
+            self.world,
+            plain_key,
+            has_order,
+        )
+
+    def train(
+        self,
+        env: VectorEnv[Any, Any, Any] | StableBaselinesVecEnv,
+        *,
+        run: AgentRun,
+        network: WorldNetwork,
+        evaluate: Evaluate | None = None,
+        score: Score | None = None,
+        encoder: EpisodeEncoder | None = None,
+        world: GivenWorld | None = None,
+        extra: Callable[[Agent, TensorBoard], RunPart] | None = None,
+    ) -> WorldAgent:
+        """Train, from the run's agent if it has one.
+
+        Args:
+            env: E environments with autoreset mode `SAME_STEP`. Where their observation has the
+                frame beside the slots it is remembered, and slots are made again of it when the
+                encoder has changed.
+            run: what and where.
+            network: from `network`.
+            evaluate: called every `evaluate_every` steps.
+            score: of achievements, where the environment has them.
+            encoder: what makes the environment's slots; None where it observes none.
+            world: a world model to begin with, whose network `network` is; None for a new one.
+            extra: makes a further `RunPart`, such as one that tunes the encoder.
+
+        Raises:
+            ValueError: if the run's agent has other settings, the encoder changes though frames
+                are not remembered, or rollouts or a world model to begin with do not fit.
+            NonFiniteLossError: if a loss is NaN or infinite; the last checkpoint stays.
+            ChildProcessError: if the process of an environment ends; the last checkpoint stays.
+            InterruptedTraining: if asked to stop (Ctrl-C, SIGTERM), after saving.
+        """
+        if isinstance(env, VectorEnv):
+            env = StableBaselinesVecEnv(env)
+        training = _Training(self, env, run, network, encoder, world)
+        return training.to_the_end(evaluate, score, extra)
+
+    def config(self) -> dict[str, Any]:
+        """Everything that decides what is learned, in plain values; not how long or how fast."""
+        return {
+            "learning": vars(self.learning),
+            "replay": vars(self.replay),
+            "num_envs": self.num_envs,
+            "seed": self.seed,
+            "checkpoint_every": self.checkpoint_every,
+        }
+
+
+class _Stage:
+    """As much of an algorithm of Stable-Baselines3 as callbacks look at."""
+
+    _last_obs: Any
+    _last_episode_starts: NDArray[np.bool_]
+
+    def __init__(self, env: StableBaselinesVecEnv) -> None:
+        self.env = env
+        self.n_envs, self.action_space = env.num_envs, env.action_space
+        self.num_timesteps = 0
+        self.logger = Logger(None, [])
+
+    def set_logger(self, logger: Logger) -> None:
+        self.logger = logger
+
+
+class _Training:
+    """The state of one call of `ModelBased.train`."""
+
+    def __init__(
+        self,
+        settings: ModelBased,
+        env: StableBaselinesVecEnv,
+        run: AgentRun,
+        network: WorldNetwork,
+        encoder: EpisodeEncoder | None,
+        world: GivenWorld | None,
+    ) -> None:
+        self.settings, self.run, self.env, self.encoder = settings, run, env, encoder
+        self.world = world
+        torch.manual_seed(settings.seed)
+        self.agent = WorldAgent(env.observation_space, env.action_space, network=network)
+        if world is not None:
+            world.give(self.agent)
+        self.agent.to(find_device(settings.device))
+        self.config = {**self.agent.config(), "training": settings.config()}
+        self.meta = {
+            **run.meta,
+            "observation_space": spaces.to_json(self.agent.rows.space),
+            "action_space": spaces.to_json(env.action_space),
+        }
+        learning = settings.learning
+        self.optimizer = torch.optim.Adam(
+            self.agent.world.parameters(), lr=learning.learning_rate, eps=1e-5
+        )
+        self.replay = EpisodeReplay(capacity=settings.replay.capacity, seed=settings.seed)
+        self.open = OpenEpisodes(env.num_envs, self.replay)
+        self.stage = _Stage(env)
+        self.begun_at: int | None = None
+        self.num_updates = 0
+        self.extra: RunPart | None = None
+
+    @property
+    def step(self) -> int:
+        return self.stage.num_timesteps
+
+    def to_the_end(
+        self,
+        evaluate: Evaluate | None,
+        score: Score | None,
+        extra: Callable[[Agent, TensorBoard], RunPart] | None,
+    ) -> WorldAgent:
+        resumed = self._resume()
+        settings, directory = self.settings, self.run.directory
+        if self.step >= settings.total_steps:
+            return self.agent
+        # What a part of the run that was killed logged after this step is hidden.
+        board = TensorBoard(directory / "tensorboard", start_step=self.step + 1)
+        bar = ProgressBar("training", total=settings.total_steps, start=self.step)
+        with board, bar, asked_to_stop() as stop:
+            self.recorder = Recorder(
+                directory / "progress.csv",
+                board=board,
+                bar=bar,
+                log_every=settings.log_every,
+                score=score,
+            )
+            self.extra = None if extra is None else extra(self.agent, board)
+            self.recorder.resume(resumed and resumed["recorder"], step=self.step)
+            if resumed is not None:
+                bar.say(f"going on at step {self.step}")
+                if self.extra is not None:
+                    self.extra.resume(resumed["extra"])
+            elif settings.replay.rollouts is not None:
+                self._add_rollouts(settings.replay.rollouts, bar)
+            self._guarded(lambda: self._rounds(self._callbacks(evaluate, board, bar, stop)))
+            self.recorder.write_row()
+            self.save()
+            bar.update(self.step)
+            bar.say(f"trained for {self.step} steps")
+        return self.agent
+
+    def _callbacks(
+        self, evaluate: Evaluate | None, board: TensorBoard, bar: ProgressBar, stop: Event
+    ) -> list[BaseCallback]:
+        """What happens before a round, in this order; a checkpoint holds all of it."""
+        settings = self.settings
+        callbacks: list[BaseCallback] = [self.recorder]
+        if self.extra is not None:
+            callbacks.append(self.extra)
+        if evaluate is not None:
+            callbacks.append(
+                Evaluator(
+                    lambda step, board: evaluate(self.agent, step, board),
+                    every=settings.evaluate_every,
+                    board=board,
+                    bar=bar,
+                )
+            )
+        last = Checkpoints(
+            self.save,
+            every=settings.checkpoint_every,
+            seed=settings.seed,
+            stop=stop,
+            where=self.run.agent,
+            total_steps=settings.total_steps,
+        )
+        return [*callbacks, last]
+
+    def _add_rollouts(self, path: str, bar: ProgressBar) -> None:
+        number = add_rollouts(
+            self.replay,
+            Path(path),
+            agent=self.agent,
+            encoder=self.encoder,
+            env=self.meta["env"],
+            arguments=self.meta.get("env_arguments", {}),
+        )
+        bar.say(f"{number} episodes of {path} to begin with, {self.replay.num_steps} steps")
+
+    # --- rounds ---------------------------------------------------------------------------------
+
+    def _rounds(self, callbacks: list[BaseCallback]) -> None:
+        """Play and learn in turn until the steps are done."""
+        seen: dict[str, Any] = {}
+        for callback in callbacks:
+            callback.init_callback(cast(BaseAlgorithm, self.stage))
+        for callback in callbacks:
+            callback.on_training_start(seen, {})
+        observation: Any = None
+        while self.step < self.settings.total_steps:
+            for callback in callbacks:
+                callback.on_rollout_start()
+            self._note_encoder()
+            if self.stage._last_obs is not observation:
+                # The beginning, or a checkpoint: all episodes are new ones.
+                self._begin(self.stage._last_obs)
+            for _ in range(self.settings.learning.play_steps):
+                seen["new_obs"], seen["infos"] = self._play()
+                for callback in callbacks:
+                    callback.on_step()
+            observation = self.stage._last_obs
+            self._learn()
+
+    def _begin(self, observation: Any) -> None:
+        self.parts = self._kept(observation)
+        self.open.begin(self.parts, empty=self.agent.actions.empty())
+        self.state = self.agent.initial_state(self.env.num_envs)
+
+    def _kept(self, observation: Any) -> dict[str, NDArray[Any]]:
+        """The parts of an observation that are remembered."""
+        parts = self.agent.rows.parts(observation)
+        if isinstance(observation, Mapping) and FRAME in observation:
+            parts[FRAME] = observation[FRAME]
+        return parts
+
+    def _play(self) -> tuple[Any, list[dict[str, Any]]]:
+        """One step of every environment; gives the observation and the infos."""
+        action = self._choose()
+        observation, reward, ended, infos = self.env.step(action)
+        check_finite({"reward": reward}, step=self.step)
+        self.stage.num_timesteps += self.env.num_envs
+        rows = np.flatnonzero(ended)
+        before = self.parts[self.agent.rows.name]
+        new = self._kept(observation)
+        last = {name: part.copy() for name, part in new.items()}
+        for row in rows:
+            for name, part in self._kept(infos[row]["terminal_observation"]).items():
+                last[name][row] = part
+        last = self.agent.ordered(last, before)
+        is_going = ~ended.reshape(-1, 1, 1)
+        name = self.agent.rows.name
+        self.parts = {**new, name: np.where(is_going, last[name], new[name])}
+        self.open.step(
+            self.agent.actions.from_env(action),
+            reward,
+            ended,
+            np.array([info["TimeLimit.truncated"] for info in infos]),
+            last=last,
+            observation=self.parts,
+        )
+        self.stage._last_obs, self.stage._last_episode_starts = observation, ended
+        return observation, infos
+
+    def _choose(self) -> NDArray[Any]:
+        if self.begun_at is None and self.world is None:
+            return self.agent.actions.sample(self.env.num_envs)
+        starts = self.stage._last_episode_starts
+        action, self.state = self.agent.act(self.parts, self.state, starts, is_deterministic=False)
+        return action
+
+    def _learn(self) -> None:
+        """Make the updates that are due after the steps that were played."""
+        settings = self.settings.learning
+        if self.world is not None and not self.world.learns:
+            return
+        if self.begun_at is None:
+            is_short = self.replay.num_frames < self.agent.world.window_length
+            if self.step < self.settings.replay.prefill_steps or is_short:
+                return
+            self.begun_at = self.step
+            if self.world is None:
+                self.agent.rows.measure(self.replay.frames_of(self.agent.rows.name))
+        since = self.step - self.begun_at
+        due = settings.pretrain_updates + int(since * settings.updates_per_step)
+        number, begun = due - self.num_updates, time.perf_counter()
+        for _ in range(number):
+            self._update()
+        if number > 0:
+            speed = number / (time.perf_counter() - begun)
+            self.stage.logger.record_mean("speed/updates_per_second", speed)
+
+    def _update(self) -> None:
+        """One update of the world model, and one of the behaviour in it."""
+        agent, settings = self.agent, self.settings.learning
+        drawn = {"batch_size": settings.batch_size, "length": agent.world.window_length}
+        self._encode_again(self.replay.episodes_in(self.num_updates, **drawn))
+        window = self.replay.window(self.num_updates, **drawn).to(agent.device)
+        agent.modules.train()
+        rows = agent.rows(window.observation)
+        output = agent.world(rows, window)
+        self.optimizer.zero_grad(set_to_none=True)
+        output.total.backward()
+        norm = clip_grad_norm_(agent.world.parameters(), settings.clip_norm)
+        if not bool(norm.isfinite()):
+            raise NonFiniteLossError(
+                f"the world model's loss or its gradient is not finite at step {self.step}; "
+                f"{saving.describe_kept(self.run.agent)}; try a lower agent.learning.learning_rate"
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        try:
+            figures = agent.behaviour.learn(agent.world, rows, window)
+        except FloatingPointError as error:
+            raise NonFiniteLossError(
+                f"{error} at step {self.step}; {saving.describe_kept(self.run.agent)}; try a lower "
+                "agent.arguments.learning_rate"
+            ) from error
+        self.num_updates += 1
+        logger = self.stage.logger
+        for name, loss in output.losses.items():
+            logger.record_mean(f"world/{name}", float(loss.detach()))
+        logger.record_mean("world/gradient_norm", float(norm))
+        for name, figure in figures.items():
+            logger.record_mean(f"behaviour/{name}", figure)
+        logger.record("replay/steps", self.replay.num_steps)
+        logger.record("replay/updates", self.num_updates)
+
+    # --- an encoder that changes -----------------------------------------------------------------
+
+    def _note_encoder(self) -> None:
+        """Tell the replay which encoder makes observations from now on."""
+        if self.encoder is None:
+            return
+        version = self.encoder.fingerprint
+        has_frames = FRAME in spaces.parts(
+            self.env.observation_space, plain_key=self.agent.rows.plain_key
+        )
+        if version != self.replay.version and len(self.replay) and not has_frames:
+            raise ValueError(
+                "the encoder has changed under the replay, whose slots are those of the one "
+                "before; freeze it, or remember frames (encoder.mode=replay), of which slots are "
+                "made again"
+            )
+        self.replay.version = version
+
+    def _encode_again(self, places: list[int]) -> None:
+        """Make the slots of episodes again that an earlier encoder made."""
+        outdated = self.replay.outdated(places)
+        if not outdated or self.encoder is None:
+            return
+        agent, name = self.agent, self.agent.rows.name
+        episodes = [self.replay.episode(place) for place in outdated]
+        slots = self.encoder.encode(
+            [parts[FRAME] for parts, _ in episodes],
+            [agent.actions.to_env(torch.from_numpy(done["action"])) for _, done in episodes],
+        )
+        for place, rows in zip(outdated, slots, strict=True):
+            self.replay.replace(place, name, agent.ordered_episode(rows))
+        self.stage.logger.record_mean("replay/episodes_encoded_again", len(outdated))
+
+    # --- saving and going on -------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write a checkpoint; the previous one stays until the new one is whole."""
+        self.open.break_off()
+        with checkpoint.replacing(self.run.agent) as folder:
+            added = {} if self.extra is None else self.extra.save(folder)
+            meta = {"step": self.step, **self.meta, **added}
+            meta["training"] = {
+                "num_episodes": self.recorder.num_episodes,
+                "achieved": self.recorder.achieved,
+                "num_updates": self.num_updates,
+            }
+            saving.write(folder, self.agent, config=self.config, meta=meta)
+            (folder / "resume").mkdir()
+            behaviour = self.agent.behaviour.optimizers()
+            state = {
+                "optimizer": self.optimizer.state_dict(),
+                "behaviour": {name: own.state_dict() for name, own in behaviour.items()},
+                "begun_at": self.begun_at,
+                "num_updates": self.num_updates,
+                "recorder": self.recorder.state(),
+                "extra": {} if self.extra is None else self.extra.state(),
+            }
+            torch.save(state, folder / "resume" / "state.pt")
+            self.replay.save(folder / "resume")
+
+    def _resume(self) -> dict[str, Any] | None:
+        try:
+            folder = saving.find(self.run.agent)
+        except FileNotFoundError:
+            return None
+        meta = saving.check_same_run(folder, config=self.config, meta=self.meta)
+        self.agent.load_weights(folder)
+        state = checkpoint.read_state(folder / "resume" / "state.pt")
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name, optimizer in self.agent.behaviour.optimizers().items():
+            optimizer.load_state_dict(state["behaviour"][name])
+        self.begun_at, self.num_updates = state["begun_at"], state["num_updates"]
+        self.stage.num_timesteps = int(meta["step"])
+        if self.step < self.settings.total_steps:
+            self.replay.load(folder / "resume")
+        return state
+
+    # --- what can go wrong ---------------------------------------------------------------------
+
+    def _guarded(self, learn: Callable[[], None]) -> None:
+        """Learn, and say of any failure which checkpoint there still is."""
+        try:
+            learn()
+        except ChildProcessError as error:
+            kept = saving.describe_kept(self.run.agent)
+            raise ChildProcessError(
+                f"{error}; {kept}, and the same command goes on from there"
+            ) from error
+        except NonFiniteLossError:
+            raise
+        except ValueError as error:
+            raise ValueError(f"{error}; {saving.describe_kept(self.run.agent)}") from error

@@ -1,0 +1,355 @@
+"""What was played, episode by episode, and windows of it to learn from.
+
+B windows, T frames, L frames of an episode, E environments, A action size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Arrays = dict[str, NDArray[Any]]
+"""By name, (L,...): `action`, `reward`, `terminated`, `truncated` and the parts of observations."""
+
+_OUTCOMES = ("action", "reward", "terminated", "truncated")
+_PREFIX = "observation/"
+_FILE = "replay.npz"
+
+
+@dataclass(frozen=True)
+class Window:
+    """Equally long pieces of what was played.
+
+    As in `ocrl.types.Clip`, reward and endings came with a frame, and an action followed it; on the
+    last frame of an episode it is zero, and nobody reads it.
+
+    Attributes:
+        observation: (B,T,...) by part.
+        action: (B,T) or (B,T,A), as networks know them.
+        reward: (B,T).
+        terminated: (B,T) bool.
+        truncated: (B,T) bool, or the episode was broken off by a checkpoint.
+        is_first: (B,T) bool; true on the first frame of each window, too.
+    """
+
+    observation: Mapping[str, Tensor]
+    action: Tensor
+    reward: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    is_first: Tensor
+
+    def to(self, device: torch.device | str) -> Window:
+        """Move every tensor."""
+        parts = {name: value.to(device) for name, value in self.observation.items()}
+        others = (self.action, self.reward, self.terminated, self.truncated, self.is_first)
+        return Window(parts, *(value.to(device) for value in others))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(B, T)."""
+        return self.reward.shape[0], self.reward.shape[1]
+
+
+class EpisodeReplay:
+    """The last episodes, whole, as one row of frames from which windows are cut.
+
+    A window begins at any frame with another one after it in its episode, all alike likely, and
+    goes on over the end of an episode into the next one, `is_first` there. What is drawn depends on
+    the content, the seed and the number of the draw alone, so a run that is resumed draws what it
+    would have drawn.
+
+    Attributes:
+        capacity: frames that are kept at least, as far as there are so many: the oldest episode
+            goes when those after it are as many.
+        num_frames: that are held.
+        version: of what made the observations; an episode remembers the one that it was added with.
+    """
+
+    def __init__(self, *, capacity: int, seed: int) -> None:
+        """Start empty.
+
+        Args:
+            capacity: frames.
+            seed: of the drawing of windows.
+
+        Raises:
+            ValueError: if `capacity` is below 2.
+        """
+        if capacity < 2:
+            raise ValueError(f"expected agent.replay.capacity of at least 2 frames, got {capacity}")
+        self.capacity, self._seed = capacity, seed
+        self.num_frames, self.version = 0, 0
+        self._episodes: list[Arrays] = []
+        self._versions: list[int] = []
+        self._index: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
+
+    def __len__(self) -> int:
+        """Episodes that are held."""
+        return len(self._episodes)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps that are held: frames without the first ones."""
+        return self.num_frames - len(self)
+
+    def add(
+        self,
+        observation: Mapping[str, NDArray[Any]],
+        outcomes: Mapping[str, Any],
+        *,
+        version: int | None = None,
+    ) -> None:
+        """Add an episode of L frames.
+
+        Args:
+            observation: (L,...) by part.
+            outcomes: `action`, `reward`, `terminated` and `truncated`, (L,...).
+            version: of what made the observation; None for the present one.
+
+        Raises:
+            ValueError: if it has less than two frames, its arrays are not equally long, or they are
+                other ones than those of the episodes before.
+        """
+        episode = {f"{_PREFIX}{name}": np.asarray(part) for name, part in observation.items()}
+        episode |= {name: np.asarray(outcomes[name]) for name in _OUTCOMES}
+        lengths = {name: len(array) for name, array in episode.items()}
+        if len(set(lengths.values())) != 1 or min(lengths.values()) < 2:
+            raise ValueError(f"expected arrays of one length, from 2 frames on, got {lengths}")
+        for name, array in (self._episodes[-1] if self._episodes else {}).items():
+            found = episode.get(name)
+            if found is None or found.shape[1:] != array.shape[1:] or found.dtype != array.dtype:
+                got = "none" if found is None else f"{found.shape[1:]} in {found.dtype}"
+                raise ValueError(
+                    f"expected {name} of shape {array.shape[1:]} in {array.dtype} as in the "
+                    f"episodes before, got {got}"
+                )
+        self._episodes.append(episode)
+        self._versions.append(self.version if version is None else version)
+        self.num_frames += len(episode["reward"])
+        while self.num_frames - len(self._episodes[0]["reward"]) >= self.capacity:
+            self.num_frames -= len(self._episodes.pop(0)["reward"])
+            del self._versions[0]
+        self._index = None
+
+    def window(self, number: int, *, batch_size: int, length: int) -> Window:
+        """The windows of a draw.
+
+        Args:
+            number: of the draw.
+            batch_size: B.
+            length: T.
+
+        Raises:
+            ValueError: if fewer than T frames are held.
+        """
+        return self._cut(self._drawn(number, batch_size=batch_size, length=length))
+
+    def episodes_in(self, number: int, *, batch_size: int, length: int) -> list[int]:
+        """The places of the episodes that the windows of a draw touch."""
+        frames = self._drawn(number, batch_size=batch_size, length=length)
+        return [int(place) for place in np.unique(self._episodes_of(frames))]
+
+    def outdated(self, places: Sequence[int]) -> list[int]:
+        """Those of the episodes whose observations were made by another version."""
+        return [place for place in places if self._versions[place] != self.version]
+
+    def episode(self, place: int) -> tuple[Arrays, Arrays]:
+        """The observation and the outcomes of an episode."""
+        episode = self._episodes[place]
+        parts = {n.removeprefix(_PREFIX): a for n, a in episode.items() if n.startswith(_PREFIX)}
+        return parts, {name: episode[name] for name in _OUTCOMES}
+
+    def replace(self, place: int, part: str, values: NDArray[Any]) -> None:
+        """Put another array of the same shape in place of a part of an episode's observation."""
+        name = f"{_PREFIX}{part}"
+        old = self._episodes[place][name]
+        if values.shape != old.shape:
+            raise ValueError(f"expected {part} of shape {old.shape}, got {values.shape}")
+        self._episodes[place] = self._episodes[place] | {name: values.astype(old.dtype)}
+        self._versions[place] = self.version
+
+    def frames_of(self, part: str) -> Iterator[NDArray[Any]]:
+        """A part of the observation of each episode, (L,...)."""
+        for episode in self._episodes:
+            yield episode[f"{_PREFIX}{part}"]
+
+    def _drawn(self, number: int, *, batch_size: int, length: int) -> NDArray[np.int64]:
+        """The numbers of the frames (B,T) of a draw."""
+        if self.num_frames < length or length < 2:
+            raise ValueError(
+                f"expected windows of 2 to {self.num_frames} frames, which are held, got {length}"
+            )
+        rng = np.random.default_rng((self._seed, number))
+        begins, steps = self._places()
+        starts = rng.integers(self.num_steps, size=batch_size)
+        episodes = np.searchsorted(steps, starts, side="right") - 1
+        first = begins[episodes] + starts - steps[episodes]
+        # A window that would run over the end of all goes on at the beginning.
+        return (first[:, None] + np.arange(length)) % self.num_frames
+
+    def _episodes_of(self, frames: NDArray[np.int64]) -> NDArray[np.intp]:
+        return np.searchsorted(self._places()[0], frames, side="right") - 1
+
+    def _places(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Where each episode begins, counted in frames and in steps."""
+        if self._index is None:
+            lengths = np.array([len(episode["reward"]) for episode in self._episodes])
+            begins = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+            self._index = begins, begins - np.arange(len(lengths))
+        return self._index
+
+    def _cut(self, frames: NDArray[np.int64]) -> Window:
+        """The windows (B,T) of frames by their numbers."""
+        where = self._episodes_of(frames)
+        within = frames - self._places()[0][where]
+
+        def gathered(name: str) -> Tensor:
+            sample = self._episodes[0][name]
+            out = np.empty((*frames.shape, *sample.shape[1:]), sample.dtype)
+            for place in np.unique(where):
+                rows = where == place
+                out[rows] = self._episodes[place][name][within[rows]]
+            return torch.from_numpy(out)
+
+        is_first = torch.from_numpy(within == 0)
+        is_first[:, 0] = True
+        names = [name for name in self._episodes[0] if name.startswith(_PREFIX)]
+        return Window(
+            {name.removeprefix(_PREFIX): gathered(name) for name in names},
+            action=gathered("action"),
+            reward=gathered("reward"),
+            terminated=gathered("terminated"),
+            truncated=gathered("truncated"),
+            is_first=is_first,
+        )
+
+    # --- on disk --------------------------------------------------------------------------------
+
+    def save(self, folder: Path) -> None:
+        """Write everything that later draws depend on into a folder."""
+        lengths = np.array([len(episode["reward"]) for episode in self._episodes], np.int64)
+        arrays = {name: np.concatenate([e[name] for e in self._episodes]) for name in self._names()}
+        versions = np.array([*self._versions, self.version], np.int64)
+        with (folder / _FILE).open("wb") as file:
+            np.savez(file, lengths=lengths, versions=versions, **arrays)  # type: ignore[arg-type]
+
+    def load(self, folder: Path) -> None:
+        """Hold what `save` wrote, in place of what is held.
+
+        Raises:
+            ValueError: if the file is damaged.
+        """
+        try:
+            with (folder / _FILE).open("rb") as opened:
+                file = np.load(opened, allow_pickle=False)
+                arrays = {name: file[name] for name in file.files}
+        except (OSError, EOFError, ValueError, BadZipFile, AttributeError) as error:
+            sentence = " ".join(str(error).split())
+            raise ValueError(f"{folder / _FILE} is damaged: {sentence}") from error
+        lengths, versions = arrays.pop("lengths"), arrays.pop("versions")
+        ends = np.cumsum(lengths)
+        self._episodes = [
+            {name: array[end - length : end] for name, array in arrays.items()}
+            for length, end in zip(lengths.tolist(), ends.tolist(), strict=True)
+        ]
+        self._versions, self.version = versions[:-1].tolist(), int(versions[-1])
+        self.num_frames, self._index = int(lengths.sum()), None
+
+    def _names(self) -> list[str]:
+        return list(self._episodes[0]) if self._episodes else []
+
+
+class OpenEpisodes:
+    """Episodes that are being played, one in each environment, until they are whole.
+
+    An action is known one step after its frame, so frames are kept until the next one comes.
+    """
+
+    def __init__(self, num_envs: int, replay: EpisodeReplay) -> None:
+        """Start with nothing played.
+
+        Args:
+            num_envs: E.
+            replay: is given each episode when it is whole.
+        """
+        self._replay = replay
+        self._open: list[list[dict[str, Any]]] = [[] for _ in range(num_envs)]
+        self._versions = [0] * num_envs
+
+    def begin(self, observation: Mapping[str, NDArray[Any]], *, empty: NDArray[Any]) -> None:
+        """Start an episode in every environment; open ones are broken off, see `break_off`.
+
+        Args:
+            observation: (E,...) by part.
+            empty: stands where no action was done.
+        """
+        self.break_off()
+        self._empty = empty
+        for env in range(len(self._open)):
+            self._start(env, observation)
+
+    def step(
+        self,
+        action: NDArray[Any],
+        reward: NDArray[Any],
+        ended: NDArray[np.bool_],
+        truncated: NDArray[np.bool_],
+        *,
+        last: Mapping[str, NDArray[Any]],
+        observation: Mapping[str, NDArray[Any]],
+    ) -> None:
+        """Add a step of every environment.
+
+        Args:
+            action: (E,...) as networks know them.
+            reward: (E,).
+            ended: (E,) bool.
+            truncated: (E,) bool, where it ended without a termination.
+            last: (E,...) by part, what the step led to: the final observation where one ended.
+            observation: (E,...) by part; where an episode ended, the first of the next one.
+        """
+        for env, frames in enumerate(self._open):
+            frames[-1]["action"] = action[env]
+            is_cut = bool(truncated[env])
+            is_over = bool(ended[env])
+            frames.append(
+                self._frame(last, env, float(reward[env]), is_over and not is_cut, is_cut)
+            )
+            if is_over:
+                self._close(env)
+                self._start(env, observation)
+
+    def break_off(self) -> None:
+        """Hand over what is open as episodes that were truncated, and forget it."""
+        for env, frames in enumerate(self._open):
+            if len(frames) > 1:
+                frames[-1]["truncated"] = True
+                self._close(env)
+            self._open[env] = []
+
+    def _start(self, env: int, observation: Mapping[str, NDArray[Any]]) -> None:
+        self._open[env] = [self._frame(observation, env, 0.0, False, False)]
+        self._versions[env] = self._replay.version
+
+    def _frame(
+        self, parts: Mapping[str, Any], env: int, reward: float, terminated: bool, truncated: bool
+    ) -> dict[str, Any]:
+        values = {"action": self._empty, "reward": np.float32(reward)}
+        values |= {"terminated": np.bool_(terminated), "truncated": np.bool_(truncated)}
+        return values | {f"{_PREFIX}{name}": part[env].copy() for name, part in parts.items()}
+
+    def _close(self, env: int) -> None:
+        frames = self._open[env]
+        whole = {name: np.stack([frame[name] for frame in frames]) for name in frames[0]}
+        parts = {n.removeprefix(_PREFIX): a for n, a in whole.items() if n.startswith(_PREFIX)}
+        outcomes = {name: whole[name] for name in _OUTCOMES}
+        self._replay.add(parts, outcomes, version=self._versions[env])

@@ -1,0 +1,132 @@
+"""The world model of an agent: it foretells the very rows that the policy reads.
+
+B windows, T frames, R rows, F features of a row, A action size, C frames of the context, H steps,
+N starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ocrl.agents.replay import Window
+from ocrl.interfaces import SlotDynamics, State
+from ocrl.nn.outcome import OutcomeHead
+from ocrl.slot_world import SlotWorld, WorldModelOutput
+from ocrl.types import SlotPrediction
+
+LOSSES = ("slots", "reward", "continue")
+
+
+@dataclass(frozen=True)
+class Starts:
+    """Frames that were played, to imagine from.
+
+    Attributes:
+        rows: (N,R,F) of each frame.
+        state: of the dynamics, which has read the frames before it.
+        is_first: (N,) bool, where nothing of the state is to be seen.
+        weight: (N,) 0 where the episode had ended with the frame, else 1.
+    """
+
+    rows: Tensor
+    state: State
+    is_first: Tensor
+    weight: Tensor
+
+
+class SetWorld(SlotWorld):
+    """Foretells rows that come from outside, in windows that run over the ends of episodes.
+
+    Trained as `ocrl.world_model.WorldModel`, with which it shares what comes of actions. Differs
+    in that rows are given, not encoded, so that frames are not decoded; and where an episode
+    begins within a rollout, that goes on from the true rows of the new one: nothing of a window is
+    wasted on short episodes. What would lead from one episode into the next does not count.
+
+    Args:
+        dynamics: of rows.
+        outcome: tells rewards and terminations.
+        weights: a factor for each of `slots`, `reward` and `continue`.
+        num_context: C, frames that a rollout starts from, and that are read before imagining.
+        horizon: H, steps of a rollout in training.
+
+    Raises:
+        ValueError: if an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        dynamics: SlotDynamics,
+        *,
+        outcome: OutcomeHead,
+        weights: Mapping[str, float],
+        num_context: int,
+        horizon: int,
+    ) -> None:
+        super().__init__()
+        if set(weights) != set(LOSSES):
+            raise ValueError(f"expected weights of {sorted(LOSSES)}, got {sorted(weights)}")
+        if min(num_context, horizon) < 1:
+            raise ValueError(
+                f"expected num_context and horizon of at least 1, got {num_context} and {horizon}"
+            )
+        self.dynamics, self.outcome = dynamics, outcome
+        self.weights = {name: float(weights[name]) for name in LOSSES}
+        self.num_context, self.horizon = num_context, horizon
+
+    @property
+    def window_length(self) -> int:
+        """Frames of the windows that it is trained on: C + H."""
+        return self.num_context + self.horizon
+
+    def forward(self, rows: Tensor, window: Window) -> WorldModelOutput:
+        """Roll out over windows (B,T,R,F), T >= C + 1, and compare with what came."""
+        prediction = self._foretell(rows, window.action, window.is_first)
+        losses = self.compare(
+            rows,
+            window.action,
+            prediction,
+            reward=window.reward,
+            terminated=window.terminated,
+            is_counted=~window.is_first[:, 1:],
+        )
+        return WorldModelOutput(losses, self.weighted(losses), prediction)
+
+    def starts(self, rows: Tensor, window: Window) -> Starts:
+        """Every frame of windows (B,T,R,F) that has its context, with C - 1 frames read before it.
+
+        Frames of an earlier episode are not seen; N = B * (T - C + 1), window by window.
+        """
+        size = self.num_context
+        context = rows.unfold(1, size, 1).movedim(-1, 2).flatten(0, 1)
+        action = window.action.unfold(1, size, 1)
+        action = action.movedim(-1, 2) if window.action.ndim == 3 else action
+        is_first = window.is_first.unfold(1, size, 1).flatten(0, 1)
+        state = self.read(context, action.flatten(0, 1), is_first)
+        ended = window.terminated[:, size - 1 :].flatten()
+        return Starts(context[:, -1], state, is_first[:, -1], 1.0 - ended.float())
+
+    def _foretell(self, rows: Tensor, action: Tensor, is_first: Tensor) -> SlotPrediction:
+        """What is said of every frame after the first: from true rows, then from its own."""
+        state = self.dynamics.initial_state(len(rows))
+        num_read = self.num_context - 1
+        parts = []
+        if num_read:
+            read, state = self.dynamics.observe(
+                rows[:, :num_read], action[:, :num_read], state, is_first[:, :num_read]
+            )
+            parts.append(read)
+        carried = self.dynamics.carry(rows[:, num_read : num_read + 1])
+        some_begin = is_first.any(0).tolist()
+        for t in range(num_read, rows.shape[1] - 1):
+            begins = is_first[:, t : t + 1]
+            if t > num_read and some_begin[t]:
+                true = self.dynamics.carry(rows[:, t : t + 1])
+                carried = torch.where(begins[..., None, None], true, carried)
+            step, state = self.dynamics.advance(carried, action[:, t : t + 1], state, begins)
+            parts.append(step)
+            carried = step.carried
+        return SlotPrediction.joined(parts)

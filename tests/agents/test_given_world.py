@@ -1,0 +1,114 @@
+"""A trained world model in an agent: what it foretells there, and what does not fit it."""
+
+import runpy
+from dataclasses import replace
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from ocrl import checkpoint
+from ocrl.agents.given_world import GivenWorld
+from ocrl.agents.model_based import ModelBased
+from ocrl.agents.world_agent import WorldAgent
+
+ROOT = Path(__file__).parents[2]
+SMALL_WORLD = runpy.run_path(str(ROOT / "tests/ocrl/small_world.py"))
+K, D = 3, 8
+SETS = gymnasium.spaces.Box(-np.inf, np.inf, (K, D), np.float32)
+CHOICES = gymnasium.spaces.Discrete(3)
+
+
+def save(folder, *options, **changes):
+    """A small world model, as a run leaves it."""
+    config = SMALL_WORLD["settings"](*options, **changes)
+    torch.manual_seed(0)
+    world = checkpoint.build(config)
+    torch.nn.init.normal_(world.dynamics.output.to_slots.weight, std=0.3)
+    checkpoint.save(folder / "checkpoint", world, config=config, step=3, env="sprites")
+    return GivenWorld.load(folder, learns=False)
+
+
+def network(given):
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        config = checkpoint.plain(compose("agent", overrides=["agent=planning"]).agent)
+    config.pop("_target_")
+    own = ModelBased(**config).network(plain_key="slots", has_order=False)
+    return given.network(own)
+
+
+@pytest.mark.parametrize("dynamics", ["transformer", "recurrent_categorical"])
+def test_an_agent_imagines_what_the_world_model_does(tmp_path, dynamics):
+    options = () if dynamics != "transformer" else ("dynamics.num_layers=1",)
+    config = SMALL_WORLD["settings"](*options, dynamics=dynamics)
+    torch.manual_seed(0)
+    checkpoint.save(tmp_path / "c", checkpoint.build(config), config=config, step=1, env="sprites")
+    given = GivenWorld.load(tmp_path / "c", learns=False)
+    agent = WorldAgent(SETS, CHOICES, network=network(given))
+    given.give(agent)
+    assert agent.network.has_order and agent.world.horizon == 4
+    agent.modules.eval()
+    observed = np.random.default_rng(0).normal(size=(2, K, D)).astype(np.float32)
+    rows = agent.read({"slots": observed})
+    # Slots are read as they are: a world model knows no other scale.
+    np.testing.assert_array_equal(rows.numpy(), observed)
+    actions = torch.randint(3, (2, 4), generator=torch.Generator().manual_seed(0))
+    state = given.model.dynamics.initial_state(2)
+    expected = given.model.imagine(rows, state, actions, 4)
+    dream = agent.world.imagine(rows, agent.world.dynamics.initial_state(2), actions, 4)
+    torch.testing.assert_close(dream.slots, expected.slots)
+    torch.testing.assert_close(dream.reward, expected.reward)
+    torch.testing.assert_close(dream.goes_on, expected.goes_on)
+    with pytest.warns(UserWarning, match="trained on rollouts of 4 steps, and is asked for 5"):
+        action, _ = agent.act(
+            observed, agent.initial_state(2), np.ones(2, bool), is_deterministic=True
+        )
+    assert action.shape == (2,) and action.dtype == np.int64
+
+
+def test_an_agent_is_saved_with_it(tmp_path):
+    given = save(tmp_path / "world")
+    agent = WorldAgent(SETS, CHOICES, network=network(given))
+    given.give(agent)
+    agent.save_weights(tmp_path)
+    other = WorldAgent(SETS, CHOICES, network=agent.network)
+    other.load_weights(tmp_path)
+    for name, value in given.model.dynamics.state_dict().items():
+        assert torch.equal(other.world.dynamics.state_dict()[name], value)
+
+
+def test_slots_of_encoders_without_memory_are_put_in_order(tmp_path):
+    slots = (*SMALL_WORLD["SLOTS"], "encoder=slot_attention", "decoder=broadcast")
+    model = SMALL_WORLD["slot_model"](*slots, *SMALL_WORLD["SMALL"])
+    assert not network(save(tmp_path, model=model)).has_order
+
+
+def test_what_does_not_fit_is_refused(tmp_path):
+    given = save(tmp_path / "world")
+
+    def check(observation, action, world=given):
+        fitting = replace(network(world), dynamics=dict(network(world).dynamics))
+        WorldAgent(observation, action, network=fitting)
+        world.give(WorldAgent(observation, action, network=fitting))
+
+    for shape in ((K + 1, D), (K, D + 4)):
+        space = gymnasium.spaces.Box(-np.inf, np.inf, shape, np.float32)
+        words = rf"3 slots of size 8, .* got {shape[0]} of {shape[1]}; .*has_geometry=false"
+        with pytest.raises(ValueError, match=words):
+            check(space, CHOICES)
+    box = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
+    for space in (gymnasium.spaces.Discrete(4), box):
+        with pytest.raises(ValueError, match=r"expected 3 discrete actions, which .* got "):
+            check(SETS, space)
+    continuous = save(tmp_path / "box", "num_actions=0", "action_dim=2")
+    check(SETS, box, continuous)
+    with pytest.raises(ValueError, match=r"actions in \[-1,1\] .* RescaleAction"):
+        check(SETS, gymnasium.spaces.Box(-2, 2, (2,), np.float32), continuous)
+    config = SMALL_WORLD["slot_model"]()
+    slots = checkpoint.build(config)
+    checkpoint.save(tmp_path / "slots", slots, config=config, step=1, env="sprites")
+    with pytest.raises(ValueError, match=r"expected a world model at .*, got a SlotModel"):
+        GivenWorld.load(tmp_path / "slots", learns=False)

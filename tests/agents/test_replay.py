@@ -1,0 +1,213 @@
+"""Windows of a replay are what was played, wherever they are cut."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ocrl.agents.replay import EpisodeReplay, OpenEpisodes
+
+LENGTHS = st.lists(st.integers(2, 9), min_size=1, max_size=12)
+
+
+def episode(number, length):
+    """Frames that name their episode and place."""
+    names = np.stack([np.full(length, number), np.arange(length)], axis=1).astype(np.float32)
+    ends = np.arange(length) == length - 1
+    outcomes = {
+        "action": np.arange(length, dtype=np.int64) * (~ends),
+        "reward": np.arange(length, dtype=np.float32),
+        "terminated": ends & (number % 2 == 0),
+        "truncated": ends & (number % 2 == 1),
+    }
+    return {"slots": names[:, None]}, outcomes
+
+
+def filled(lengths, capacity=10_000, seed=0):
+    replay = EpisodeReplay(capacity=capacity, seed=seed)
+    for number, length in enumerate(lengths):
+        replay.add(*episode(number, length))
+    return replay
+
+
+@settings(max_examples=60, deadline=None)
+@given(LENGTHS, st.integers(2, 7), st.integers(0, 5))
+def test_windows_are_pieces_of_episodes_one_after_the_other(lengths, length, number):
+    replay = filled(lengths)
+    if replay.num_frames < length:
+        with pytest.raises(ValueError, match=f"expected windows of 2 to {replay.num_frames}"):
+            replay.window(number, batch_size=8, length=length)
+        return
+    window = replay.window(number, batch_size=8, length=length)
+    assert window.shape == (8, length) and window.is_first[:, 0].all()
+    names = window.observation["slots"][:, :, 0].long()
+    for row in range(8):
+        # A window begins at a frame that a step was made from.
+        assert names[row, 0, 1] < lengths[names[row, 0, 0]] - 1
+        for t in range(length):
+            which, place = names[row, t].tolist()
+            is_last = place == lengths[which] - 1
+            assert window.reward[row, t] == place
+            assert window.action[row, t] == (0 if is_last else place)
+            assert window.terminated[row, t] == (is_last and which % 2 == 0)
+            assert window.truncated[row, t] == (is_last and which % 2 == 1)
+            if t == length - 1:
+                continue
+            after = [(which + 1) % len(lengths), 0] if is_last else [which, place + 1]
+            assert names[row, t + 1].tolist() == after
+            assert window.is_first[row, t + 1] == is_last
+
+
+@settings(max_examples=40, deadline=None)
+@given(LENGTHS, st.integers(2, 30))
+def test_the_oldest_episodes_go_and_the_capacity_is_kept(lengths, capacity):
+    replay = filled(lengths, capacity)
+    held = [int(frames[0, 0, 0]) for frames in replay.frames_of("slots")]
+    assert held == list(range(len(lengths)))[-len(held) :]
+    sizes = [lengths[number] for number in held]
+    assert replay.num_frames == sum(sizes) and replay.num_steps == sum(sizes) - len(held)
+    assert sum(sizes) >= min(capacity, sum(lengths)) and sum(sizes[1:]) < capacity
+
+
+def test_every_step_is_drawn_alike():
+    lengths = [2, 9, 4]
+    replay = filled(lengths)
+    counts = np.zeros((3, 9))
+    for number in range(40):
+        window = replay.window(number, batch_size=100, length=2)
+        which, place = window.observation["slots"][:, 0, 0].long().T.numpy()
+        np.add.at(counts, (which, place), 1)
+    expected = np.zeros((3, 9))
+    for number, length in enumerate(lengths):
+        expected[number, : length - 1] = 4000 / 12
+    assert (counts[expected == 0] == 0).all()
+    assert np.abs(counts - expected).max() < 5 * np.sqrt(4000 / 12)
+
+
+def test_a_draw_follows_from_content_seed_and_number():
+    def slots(seed, number):
+        drawn = filled([5, 5, 5], seed=seed).window(number, batch_size=20, length=3)
+        return drawn.observation["slots"]
+
+    assert torch.equal(slots(0, 4), slots(0, 4))
+    assert not torch.equal(slots(0, 4), slots(0, 5)) and not torch.equal(slots(0, 4), slots(1, 4))
+
+
+def test_saved_and_loaded_it_draws_the_same(tmp_path):
+    replay = filled([4, 7, 3], capacity=12)
+    replay.version = 9
+    replay.add(*episode(3, 5))
+    replay.save(tmp_path)
+    other = EpisodeReplay(capacity=12, seed=0)
+    other.load(tmp_path)
+    for one in (replay, other):
+        one.add(*episode(4, 6))
+    windows = [one.window(3, batch_size=9, length=4) for one in (replay, other)]
+    for name in ("action", "reward", "terminated", "truncated", "is_first"):
+        assert torch.equal(getattr(windows[0], name), getattr(windows[1], name)), name
+    assert torch.equal(windows[0].observation["slots"], windows[1].observation["slots"])
+    places = range(len(replay))
+    assert replay.outdated(places) == other.outdated(places) and other.version == 9
+
+
+def test_an_empty_one_can_be_saved(tmp_path):
+    EpisodeReplay(capacity=5, seed=0).save(tmp_path)
+    other = filled([3])
+    other.load(tmp_path)
+    assert len(other) == other.num_frames == 0
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    filled([4]).save(tmp_path)
+    whole = (tmp_path / "replay.npz").read_bytes()
+    for content in (whole[:-40], b"nothing"):
+        (tmp_path / "replay.npz").write_bytes(content)
+        with pytest.raises(ValueError, match=r"replay\.npz is damaged: "):
+            EpisodeReplay(capacity=5, seed=0).load(tmp_path)
+
+
+def test_episodes_of_an_earlier_version_are_found_and_replaced():
+    replay = filled([4, 4, 4])
+    replay.version = 1
+    replay.add(*episode(3, 4))
+    replay.add(*episode(4, 4), version=0)
+    assert replay.outdated(range(5)) == [0, 1, 2, 4]
+    touched = replay.episodes_in(7, batch_size=3, length=3)
+    window = replay.window(7, batch_size=3, length=3)
+    assert sorted(set(window.observation["slots"][:, :, 0, 0].flatten().tolist())) == touched
+    parts, outcomes = replay.episode(1)
+    assert outcomes["reward"].tolist() == [0, 1, 2, 3]
+    replay.replace(1, "slots", parts["slots"] + 100)
+    assert replay.outdated(range(5)) == [0, 2, 4]
+    assert next(iter(list(replay.frames_of("slots"))[1:]))[0, 0, 0] == 101
+    with pytest.raises(ValueError, match=r"expected slots of shape \(4, 1, 2\), got \(3, 1, 2\)"):
+        replay.replace(1, "slots", parts["slots"][:3])
+
+
+def shorter(parts, outcomes):
+    outcomes["reward"] = outcomes["reward"][:3]
+
+
+def narrower(parts, outcomes):
+    parts["slots"] = parts["slots"][:, :, :1]
+
+
+def renamed(parts, outcomes):
+    parts["more"] = parts.pop("slots")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (shorter, "expected arrays of one length, from 2 frames on"),
+        (narrower, r"expected observation/slots of shape \(1, 2\) in float32 .*, got \(1, 1\)"),
+        (renamed, "in the episodes before, got none"),
+    ],
+)
+def test_an_episode_that_does_not_fit_is_refused(change, sentence):
+    replay = filled([4])
+    parts, outcomes = episode(1, 4)
+    change(parts, outcomes)
+    with pytest.raises(ValueError, match=sentence):
+        replay.add(parts, outcomes)
+    with pytest.raises(ValueError, match="capacity of at least 2 frames, got 1"):
+        EpisodeReplay(capacity=1, seed=0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(*[st.sampled_from(["on", "end", "cut"])] * 3), min_size=1, max_size=15))
+def test_what_is_played_comes_whole(steps):
+    replay = EpisodeReplay(capacity=1000, seed=0)
+    played = OpenEpisodes(3, replay)
+    clock, expected, running = np.zeros(3), [], [[0.0], [1.0], [2.0]]
+
+    def named(count):
+        return {"slots": (np.arange(3) + 10 * count).reshape(3, 1, 1).astype(np.float32)}
+
+    played.begin(named(clock), empty=np.zeros((), np.int64))
+    for number, kinds in enumerate(steps):
+        ended = np.array([kind != "on" for kind in kinds])
+        cut = np.array([kind == "cut" for kind in kinds])
+        clock += 1
+        last = named(clock)
+        clock += ended
+        for env in range(3):
+            running[env].append(float(last["slots"][env, 0, 0]))
+            if ended[env]:
+                expected.append((running[env], not cut[env], bool(cut[env])))
+                running[env] = [float(named(clock)["slots"][env, 0, 0])]
+        played.step(
+            np.full(3, number + 1), np.ones(3), ended, cut, last=last, observation=named(clock)
+        )
+    played.break_off()
+    expected += [(frames, False, True) for frames in running if len(frames) > 1]
+    found = [replay.episode(place) for place in range(len(replay))]
+    assert len(found) == len(expected)
+    for (parts, outcomes), (frames, is_terminal, is_cut) in zip(found, expected, strict=True):
+        assert parts["slots"][:, 0, 0].tolist() == frames
+        assert outcomes["terminated"][-1] == is_terminal and outcomes["truncated"][-1] == is_cut
+        assert not outcomes["terminated"][:-1].any() and not outcomes["truncated"][:-1].any()
+        assert outcomes["reward"].tolist() == [0.0] + [1.0] * (len(frames) - 1)
+        assert outcomes["action"][-1] == 0
+        assert (np.diff(outcomes["action"][:-1]) == 1).all()

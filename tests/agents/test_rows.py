@@ -1,0 +1,83 @@
+"""Observations as the rows that a world model foretells."""
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box, Dict
+
+from ocrl.agents.rows import ObservedRows, in_order_of
+
+
+def box(*shape):
+    return Box(-np.inf, np.inf, shape, np.float32)
+
+
+FRAME = Box(0, 255, (8, 8, 3), np.uint8)
+
+
+def test_a_plain_set_is_scaled_feature_by_feature():
+    rows = ObservedRows(box(3, 2), plain_key="slots")
+    assert (rows.num_rows, rows.row_dim, rows.has_presence) == (3, 2, False)
+    rng = np.random.default_rng(0)
+    sets = [rng.normal([4.0, -1.0], [0.1, 20.0], (n, 3, 2)).astype(np.float32) for n in (30, 50)]
+    rows.measure(sets)
+    together = torch.from_numpy(np.concatenate(sets))
+    scaled = rows({"slots": together})
+    torch.testing.assert_close(scaled.mean((0, 1)), torch.zeros(2), atol=1e-4, rtol=0)
+    torch.testing.assert_close(scaled.std((0, 1)), torch.ones(2), atol=1e-2, rtol=0)
+    assert rows.is_present(scaled) is None
+    # Any leading axes.
+    stacked = rows({"slots": together.reshape(4, 20, 3, 2)})
+    assert torch.equal(stacked.flatten(0, 1), scaled)
+
+
+def test_empty_rows_of_objects_are_zero_and_do_not_count():
+    rows = ObservedRows(box(4, 3), plain_key="objects")
+    table = np.zeros((1, 4, 3), np.float32)
+    table[0, :2] = [[1.0, 10.0, 5.0], [1.0, 30.0, 5.0]]
+    rows.measure([table])
+    found = rows({"objects": torch.from_numpy(table)})[0]
+    assert found[:, 0].tolist() == [1, 1, 0, 0]
+    assert found[:, 1].tolist() == [-1.0, 1.0, 0.0, 0.0] and (found[:, 2] == 0).all()
+    assert rows.is_present(found).tolist() == [True, True, False, False]
+
+
+@pytest.mark.parametrize("main", ["slots", "objects"])
+def test_vectors_are_rows_in_columns_of_their_own(main):
+    space = Dict({main: box(2, 3), "mission": box(4), "frame": FRAME, "inventory": box(1)})
+    rows = ObservedRows(space, plain_key=main)
+    assert (rows.num_rows, rows.row_dim) == (4, 8)
+    assert set(rows.space.spaces) == {main, "mission", "inventory"}
+    parts = {main: torch.ones(5, 2, 3), "mission": torch.arange(20.0).view(5, 4)}
+    found = rows({**parts, "inventory": torch.full((5, 1), 7.0)})
+    presence = torch.full((5,), float(main == "objects"))
+    assert torch.equal(found[:, :2, :3], torch.ones(5, 2, 3)) and not found[:, :2, 3:].any()
+    # The parts come in the order of the space, in which Gymnasium sorts names.
+    assert torch.equal(found[:, 2, 3], torch.full((5,), 7.0))
+    assert torch.equal(found[:, 3, 4:], parts["mission"])
+    assert torch.equal(found[:, 2, 0], presence) and torch.equal(found[:, 3, 0], presence)
+    assert not found[:, 3, 1:4].any()
+    observation = {name: np.zeros(1) for name in (main, "mission", "inventory", "frame")}
+    assert set(rows.parts(observation)) == {main, "mission", "inventory"}
+
+
+def test_a_frame_beside_a_plain_set_leaves_the_set_alone():
+    rows = ObservedRows(Dict({"slots": box(2, 3), "frame": FRAME}), plain_key="slots")
+    assert rows.space == box(2, 3)
+    array = np.zeros((1, 2, 3), np.float32)
+    assert rows.parts(array).keys() == rows.parts({"slots": array, "frame": None}).keys()
+
+
+@pytest.mark.parametrize("space", [FRAME, box(5), Dict({"a": box(2, 3), "b": box(2, 3)})])
+def test_without_exactly_one_set_there_is_no_world(space):
+    with pytest.raises(ValueError, match="expected an observation with one set"):
+        ObservedRows(space, plain_key="frame")
+
+
+def test_rows_follow_what_they_were():
+    rng = np.random.default_rng(0)
+    before = rng.normal(size=(6, 5, 3)).astype(np.float32)
+    moved = before + 0.01 * rng.normal(size=before.shape).astype(np.float32)
+    orders = np.stack([rng.permutation(5) for _ in range(6)])
+    shuffled = np.take_along_axis(moved, orders[..., None], axis=1)
+    np.testing.assert_array_equal(in_order_of(before, shuffled), moved)

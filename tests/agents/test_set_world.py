@@ -1,0 +1,152 @@
+"""World models of given rows: what counts over the ends of episodes, and where imagining starts."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ocrl.agents.replay import Window
+from ocrl.agents.set_world import SetWorld
+from ocrl.dynamics.graph import GraphDynamics
+from ocrl.dynamics.recurrent import RecurrentDynamics
+from ocrl.dynamics.transformer import TransformerDynamics
+from ocrl.nn.outcome import OutcomeHead
+
+KINDS = {
+    "graph": (GraphDynamics, {"hidden_dim": 8, "num_rounds": 1, "interacts": True}),
+    "transformer": (
+        TransformerDynamics,
+        {"num_layers": 2, "num_heads": 2, "mlp_dim": 8, "window": 3, "action_binding": "token"}
+        | {"interaction": "object_then_time"},
+    ),
+    "recurrent": (
+        RecurrentDynamics,
+        {"hidden_dim": 8, "num_layers": 1, "num_heads": 2, "mlp_dim": 8, "action_binding": "token"}
+        | {"recurrence": "gru", "interacts": True},
+    ),
+}
+
+
+def world(kind="transformer", *, action_dim=0, num_context=2, horizon=4, **weights):
+    torch.manual_seed(0)
+    sizes = {"slot_dim": 4, "num_actions": 0 if action_dim else 3, "action_dim": action_dim}
+    cls, arguments = KINDS[kind]
+    dynamics = cls(**sizes, dim=8, is_residual=True, **arguments)
+    with torch.no_grad():
+        for parameter in dynamics.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    outcome = OutcomeHead(
+        **sizes, dim=8, num_layers=1, num_heads=2, mlp_dim=8, num_bins=11, low=-2.0, high=2.0
+    )
+    weights = {"slots": 1.0, "reward": 1.0, "continue": 1.0} | weights
+    return SetWorld(
+        dynamics, outcome=outcome, weights=weights, num_context=num_context, horizon=horizon
+    )
+
+
+def windows(*, starts=(), action_dim=0, batch_size=2, length=6):
+    generator = torch.Generator().manual_seed(1)
+    shape = (batch_size, length)
+    action = torch.randint(3, shape, generator=generator)
+    if action_dim:
+        action = torch.rand(*shape, action_dim, generator=generator) * 2 - 1
+    is_first = torch.zeros(shape, dtype=torch.bool)
+    is_first[:, 0] = True
+    terminated = torch.zeros(shape, dtype=torch.bool)
+    for row, t in starts:
+        is_first[row, t] = True
+        terminated[row, t - 1] = True
+    reward = torch.rand(shape, generator=generator)
+    rows = torch.randn(*shape, 3, 4, generator=generator)
+    return rows, Window({}, action, reward, terminated, torch.zeros_like(terminated), is_first)
+
+
+@pytest.mark.parametrize("action_dim", [0, 2])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_rollout_goes_on_from_the_true_rows_of_a_new_episode(kind, action_dim):
+    model = world(kind, action_dim=action_dim).eval()
+    rows, window = windows(starts=[(0, 3)], action_dim=action_dim)
+    found = model(rows, window).prediction.slots
+    # The first row of the batch is two pieces, each foretold alone; the second is one rollout.
+    pieces = [(slice(0, 1), slice(0, 3)), (slice(1, 2), slice(0, 6))]
+    for row, time in pieces:
+        names = ("action", "reward", "terminated", "truncated", "is_first")
+        cut = replace(window, **{name: getattr(window, name)[row, time] for name in names})
+        alone = model(rows[row, time], cut).prediction.slots
+        torch.testing.assert_close(found[row, : alone.shape[1]], alone)
+    state = model.dynamics.initial_state(1)
+    alone = model.dynamics.imagine(rows[:1, 3], state, window.action[:1, 3:5], 2).slots
+    torch.testing.assert_close(found[:1, 3:], alone)
+
+
+def test_what_leads_into_another_episode_does_not_count():
+    model = world()
+    rows, window = windows(starts=[(0, 3), (1, 2)])
+    losses = model(rows, window).losses
+    assert set(losses) == {"slots", "reward", "continue"}
+    changed = rows.clone()
+    # The error of a prediction across the boundary would change, nothing else sees the row ...
+    prediction = model(rows, window).prediction.slots
+    error = (prediction - rows[:, 1:]).square().mean((-2, -1))
+    is_counted = ~window.is_first[:, 1:]
+    torch.testing.assert_close(losses["slots"], error[is_counted].mean())
+    assert is_counted.sum() == 8
+    # ... and a reward that came with a first frame is nobody's.
+    other = replace(window, reward=window.reward + 5 * window.is_first)
+    assert torch.equal(model(changed, other).losses["reward"], losses["reward"])
+
+
+def test_the_total_is_weighted_and_what_has_no_weight_is_not_computed():
+    rows, window = windows()
+    model = world(reward=0.0, slots=2.0)
+    output = model(rows, window)
+    assert set(output.losses) == {"slots", "continue"}
+    torch.testing.assert_close(output.total, 2 * output.losses["slots"] + output.losses["continue"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("num_context", [1, 2, 4])
+def test_starts_have_read_their_context_and_no_earlier_episode(kind, num_context):
+    model = world(kind, num_context=num_context).eval()
+    rows, window = windows(starts=[(0, 3)])
+    starts = model.starts(rows, window)
+    frames = range(num_context - 1, 6)
+    assert len(starts.rows) == 2 * len(frames)
+    policy = torch.ones(1, 3, dtype=torch.int64)
+    for place, (row, t) in enumerate((row, t) for row in range(2) for t in frames):
+        torch.testing.assert_close(starts.rows[place], rows[row, t])
+        assert float(starts.weight[place]) == (0 if (row, t) == (0, 2) else 1)
+        begin = max(0, t - num_context + 1, 3 if row == 0 and t >= 3 else 0)
+        context = slice(begin, t + 1)
+        is_first = torch.zeros(1, t + 1 - begin, dtype=torch.bool)
+        state = model.read(
+            rows[row : row + 1, context], window.action[row : row + 1, context], is_first
+        )
+        alone = model.imagine(rows[row : row + 1, t], state, policy, 3)
+        together = model.imagine(
+            starts.rows, starts.state, policy.expand(len(starts.rows), -1), 3,
+            is_first=starts.is_first,
+        )  # fmt: skip
+        torch.testing.assert_close(together.slots[place], alone.slots[0])
+        torch.testing.assert_close(together.reward[place], alone.reward[0])
+
+
+def test_a_horizon_beyond_that_of_training_is_said():
+    model = world()
+    rows, window = windows()
+    starts = model.starts(rows, window)
+    policy = torch.zeros(len(starts.rows), 5, dtype=torch.int64)
+    with pytest.warns(UserWarning, match="trained on rollouts of 4 steps, and is asked for 5"):
+        model.imagine(starts.rows, starts.state, policy, 5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"image": 1.0}, "expected weights of .'continue', 'reward', 'slots'."),
+        ({"num_context": 0}, "num_context and horizon of at least 1, got 0 and 4"),
+    ],
+)
+def test_bad_settings(changes, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        world(**changes)
