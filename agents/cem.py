@@ -72,8 +72,9 @@ class CEM(Solver):
 class CategoricalCEM(Solver):
     """A probability for each discrete action at each step, fitted to the best draws.
 
-    The cross-entropy method for sequences of choices (de Boer et al. 2005, section 3). The plan is
-    the best sequence drawn: the likeliest action of each step need not make one.
+    The cross-entropy method for sequences of choices (de Boer et al. 2005, "A tutorial on the
+    cross-entropy method"). The plan is the best sequence drawn: the likeliest action of each step
+    need not make one.
 
     Args:
         num_candidates: N of an iteration; the likeliest actions and the best so far are two more.

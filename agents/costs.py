@@ -42,8 +42,8 @@ class RewardCost(DreamCost):
     """What is expected to come in, discounted and as far as the episode goes on: its negative.
 
     The rewards of H steps, and after them the value of where they lead, as in TD-MPC2 (Hansen et
-    al. 2024, arXiv 2310.16828, equation 5); differs in that each is weighted by the chance that
-    the episode was not over before.
+    al. 2024, arXiv 2310.16828); differs in that each is weighted by the chance that the episode
+    was not over before.
 
     Attributes:
         discount: of a step.

@@ -112,3 +112,20 @@ def test_what_does_not_fit_is_refused(tmp_path):
     checkpoint.save(tmp_path / "slots", slots, config=config, step=1, env="sprites")
     with pytest.raises(ValueError, match=r"expected a world model at .*, got a SlotModel"):
         GivenWorld.load(tmp_path / "slots", learns=False)
+
+
+@pytest.mark.gpu
+def test_plans_are_the_same_on_a_gpu(tmp_path):
+    given = save(tmp_path / "world", "num_actions=0", "action_dim=2")
+    box = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
+    agent = WorldAgent(SETS, box, network=network(given))
+    given.give(agent)
+    agent.behaviour.planner.horizon = 4
+    observed = np.random.default_rng(0).normal(size=(2, K, D)).astype(np.float32)
+    options = {"is_deterministic": True}
+    begins = np.ones(2, bool)
+    here, _ = agent.act(observed, agent.initial_state(2), begins, **options)
+    agent.to("cuda")
+    there, state = agent.act(observed, agent.initial_state(2), begins, **options)
+    np.testing.assert_allclose(there, here, atol=1e-3)
+    agent.act(observed, state, np.array([False, True]), **options)
