@@ -34,7 +34,7 @@ from ocrl.envs.scenes3d_geometry import (
     per_view,
     take,
 )
-from ocrl.envs.scenes3d_rooms import Room, ground_color, sky_color, wall_color
+from ocrl.envs.scenes3d_rooms import Room, ground_color, plain_colors, sky_color, wall_color
 from ocrl.envs.scenes_geometry import BACKDROP_RADIUS
 from ocrl.envs.scenes_render import (
     BOUNCE,
@@ -175,12 +175,19 @@ class RayCaster:
         count = max(1, MAX_RAYS[self.device.type] // self._size**2)
         return [stage[first : first + count] for first in range(0, len(stage.rows), count)]
 
-    def _centers(self, stage: Stage) -> tuple[_Rays, Tensor]:
-        """Rays (3,N,R) through the centres of all pixels, and their depth per length (N,R)."""
+    def _centers(self, stage: Stage, offset: Tensor | None = None) -> tuple[_Rays, Tensor]:
+        """Rays (3,N,R) through the centres of all pixels, and their depth per length (N,R).
+
+        Args:
+            stage: what there is.
+            offset: (2,) by how much they are beside the centres, in pixels.
+        """
         num_views = len(stage.rows)
         pixel = torch.arange(self._size**2, device=self.device)
         view = torch.arange(num_views, device=self.device)[:, None].expand(-1, len(pixel))
         places = torch.stack([pixel % self._size, pixel // self._size]) + 0.5
+        if offset is not None:
+            places = places + offset[:, None]
         rays, ahead = _through(places[:, None].expand(-1, num_views, -1), view, stage)
         return rays, ahead
 
@@ -192,11 +199,16 @@ class RayCaster:
     def _draw(self, stage: Stage) -> Picture:
         solids = Solids.of(stage.rows, stage.kinds)
         rays, ahead = self._centers(stage)
-        light, is_rim, length, column = self._look(stage, solids, rays, None)
+        # Patterns are put on afterwards: they are smoothed by themselves, without tracing again.
+        has_patterns = self._supersampling > 1 and any(room.has_wall for room in stage.rooms)
+        light, is_rim, length, column = self._look(stage, solids, rays, None, is_plain=has_patterns)
         ids, depth = self._maps(column, length * ahead, solids)
         light = light.view(3, len(ids), self._size, self._size)
         if self._supersampling > 1:
             is_rough = _is_edge(light) | is_rim.view(ids.shape)
+            if has_patterns:
+                light *= torch.where(ids > 0, 1.0, self._patterns(stage).view(light.shape))
+                light.clamp_(max=1.0)
             self._smooth(light, is_rough.flatten().nonzero()[:, 0], stage, solids)
         index = (light * (len(self._display) - 1) + 0.5).long()
         return Picture(self._display[index].movedim(0, -1).contiguous(), ids, depth)
@@ -216,8 +228,33 @@ class RayCaster:
         samples, *_ = self._look(stage, solids, rays, None)
         light.view(3, -1).index_copy_(1, rough, samples.unflatten(1, (num_samples, -1)).mean(1))
 
+    def _patterns(self, stage: Stage) -> Tensor:
+        """By what patterns change the colours (3,N,R) of empty rooms: means over samples."""
+        total = torch.zeros(3, len(stage.rows), self._size**2, device=self.device)
+        for offset in self._offsets.T:
+            rays, _ = self._centers(stage, offset)
+            length, kind = _emptiness(stage.rooms, rays)
+            blur = _blur(stage, rays, length)
+            point = rays.origin + length * rays.direction
+            for room in {id(room): room for room in stage.rooms}.values():
+                views = torch.tensor([other is room for other in stage.rooms], device=self.device)
+                place, what = point[:, views].flatten(1), kind[views].flatten()
+                ground, wall = (what.new_tensor(c, dtype=place.dtype) for c in plain_colors(room))
+                on_ground = ground_color(room, place, blur[views].flatten()) / ground[:, None]
+                on_wall = wall_color(room, place) / wall[:, None]
+                shown = torch.where(what == _GROUND, on_ground, on_wall)
+                shown = torch.where(what == _SKY, 1.0, shown)
+                total[:, views] += shown.view(3, -1, self._size**2)
+        return total / self._offsets.shape[1]
+
     def _look(
-        self, stage: Stage, solids: Solids, rays: _Rays, own: Tensor | None
+        self,
+        stage: Stage,
+        solids: Solids,
+        rays: _Rays,
+        own: Tensor | None,
+        *,
+        is_plain: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What rays show: light (3,S), whether in the rim of a shadow, how far, which column.
 
@@ -227,6 +264,7 @@ class RayCaster:
             rays: S of them.
             own: for mirrored rays the columns of the solids that they leave; what they show has no
                 shadows, which are small there and would be most of the work.
+            is_plain: leave out the patterns of rooms with walls.
         """
         length, column = nearest(solids, rays.view, rays.origin, rays.direction, own=own)
         empty, kind = _emptiness(stage.rooms, rays)
@@ -236,14 +274,16 @@ class RayCaster:
         is_sky = kind == _SKY
         sky = is_sky.flatten().nonzero()[:, 0]
         if not len(sky):
-            light, is_rim = self._surface(stage, solids, rays, length, kind, column, own)
+            light, is_rim = self._surface(stage, solids, rays, length, kind, column, own, is_plain)
         else:
             sky_light = _sky(stage, rays.at(sky), has_glow=own is not None)
             light.view(3, -1).index_copy_(1, sky, sky_light)
             rest = (~is_sky).flatten().nonzero()[:, 0]
             far, what, whose = (part.flatten()[rest] for part in (length, kind, column))
             left = None if own is None else own.flatten()[rest]
-            color, rim = self._surface(stage, solids, rays.at(rest), far, what, whose, left)
+            color, rim = self._surface(
+                stage, solids, rays.at(rest), far, what, whose, left, is_plain
+            )
             light.view(3, -1).index_copy_(1, rest, color)
             is_rim.view(-1)[rest] = rim
         return light, is_rim, length, column
@@ -257,13 +297,14 @@ class RayCaster:
         kind: Tensor,
         column: Tensor,
         own: Tensor | None,
+        is_plain: bool,
     ) -> tuple[Tensor, Tensor]:
         """Light (3,S) of what rays meet that is not the sky, and whether in the rim of a shadow."""
         point = rays.origin + length * rays.direction
         normal = point.new_zeros(point.shape)
         normal[2] = 1.0
         # All is taken for ground first. What is written through these views is written into both.
-        color, haze = self._ground(stage, rays, length, point)
+        color, haze = self._ground(stage, rays, length, point, is_plain)
         points, faces, colors = point.flatten(1), normal.view(3, -1), color.view(3, -1)
         wall = (kind == _WALL).flatten().nonzero()[:, 0]
         if len(wall):
@@ -271,7 +312,10 @@ class RayCaster:
             inward = -place[:2] / place[:2].square().sum(0).sqrt()
             faces.index_copy_(1, wall, torch.cat([inward, torch.zeros_like(inward[:1])]))
             for room, index in _by_room(stage.rooms, rays.view.flatten()[wall]):
-                colors[:, wall[index]] = wall_color(room, place[:, index])
+                painted = wall_color(room, place[:, index])
+                if is_plain:
+                    painted[:] = painted.new_tensor(plain_colors(room)[1])[:, None]
+                colors[:, wall[index]] = painted
         mine = (kind == _SOLID).flatten().nonzero()[:, 0]
         columns, place = column.flatten()[mine], take(points, mine)
         faces.index_copy_(1, mine, normals(solids, columns, place))
@@ -297,21 +341,19 @@ class RayCaster:
         return color.clamp_(max=1.0), is_rim
 
     def _ground(
-        self, stage: Stage, rays: _Rays, length: Tensor, point: Tensor
+        self, stage: Stage, rays: _Rays, length: Tensor, point: Tensor, is_plain: bool
     ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """Colour (3,S) of the ground; where it goes over into the sky, how far, and that colour."""
         shape, view = point.shape, rays.view.reshape(-1)
-        falling = -rays.direction[2]
-        focal = per_view(stage.intrinsics[None, :, 0, 0], rays.view)[0]
-        # A pixel's size on the ground, along the ray.
-        blur = (length / (focal * falling.clamp_min(1e-3))).flatten()
-        point, falling = point.flatten(1), falling.flatten()
+        blur = _blur(stage, rays, length).flatten()
+        point, falling = point.flatten(1), -rays.direction[2].flatten()
         color, far = torch.empty_like(point), torch.zeros_like(point)
         amount = torch.zeros_like(blur)
         has_haze = not all(room.has_wall for room in stage.rooms)
         for room, index in _by_room(stage.rooms, view):
             place = point[:, index]
-            color[:, index] = ground_color(room, place, blur[index])
+            hidden = MISSED if is_plain and room.has_wall else 0.0
+            color[:, index] = ground_color(room, place, blur[index] + hidden)
             if not room.has_wall:
                 away = place[:2].square().sum(0).sqrt()
                 share = ((away - HAZE_FROM) / (HAZE_UNTIL - HAZE_FROM)).clamp(0.0, 1.0)
@@ -480,6 +522,12 @@ def _emptiness(rooms: Sequence[Room], rays: _Rays) -> tuple[Tensor, Tensor]:
     to_wall = (-half + root.clamp_min(0.0).sqrt()) / square
     is_wall = (to_wall < length) & (z + to_wall * dz < height)
     return torch.where(is_wall, to_wall, length), torch.where(is_wall, _WALL, kind)
+
+
+def _blur(stage: Stage, rays: _Rays, length: Tensor) -> Tensor:
+    """A pixel's size S on the ground, along the ray."""
+    focal = per_view(stage.intrinsics[None, :, 0, 0], rays.view)[0]
+    return length / (focal * (-rays.direction[2]).clamp_min(1e-3))
 
 
 def _by_room(rooms: Sequence[Room], view: Tensor) -> list[tuple[Room, Tensor | slice]]:
