@@ -7,7 +7,6 @@ which draws the same studio pixel by pixel; this draws whole batches, more solid
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,6 +21,7 @@ from ocrl.envs.scenes3d_geometry import (
     HALF_WIDTH,
     IS_METAL,
     MISSED,
+    NUM_COLUMNS,
     RED,
     Solids,
     X,
@@ -50,6 +50,11 @@ from ocrl.envs.scenes_render import (
 _METAL_SHINE, _RUBBER_SHINE = 90.0, 12.0
 _METAL_BODY = 0.45
 """How much of their light metals scatter."""
+_BALL, _OPEN_REACH = 1.1**2, 6.0
+"""Of the light from all sides a solid takes what a ball of so many times its square would, as far
+as so many times the ball's radius."""
+_REACH = NUM_COLUMNS
+"""A column more of the solids: see `_reach`."""
 _SOLID, _GROUND, _WALL, _SKY = range(4)
 """What a ray meets."""
 MAX_RAYS = {"cpu": 1 << 16, "cuda": 1 << 22}
@@ -120,6 +125,23 @@ class _Rays:
             take(self.direction.flatten(1), index),
             self.phase.reshape(-1)[index],
         )
+
+
+@dataclass(frozen=True)
+class _Neighbors:
+    """Pairs (Q,) of a point and a solid that may shade it.
+
+    Attributes:
+        point: its number in S.
+        column: that of the solid.
+        gap: (3,Q) from the point to the centre of the solid.
+        square: of the gap's length.
+    """
+
+    point: Tensor
+    column: Tensor
+    gap: Tensor
+    square: Tensor
 
 
 class RayCaster:
@@ -197,7 +219,8 @@ class RayCaster:
         return ids.to(torch.int32).view(size), depth.view(size)
 
     def _draw(self, stage: Stage) -> Picture:
-        solids = Solids.of(stage.rows, stage.kinds)
+        rows = torch.cat([stage.rows, _reach(stage)[..., None]], dim=-1)
+        solids = Solids.of(rows, stage.kinds)
         rays, ahead = self._centers(stage)
         # Patterns are put on afterwards: they are smoothed by themselves, without tracing again.
         has_patterns = self._supersampling > 1 and any(room.has_wall for room in stage.rooms)
@@ -390,17 +413,13 @@ class RayCaster:
             0.0
         )
         is_lit = lit > 0.0
-        gap = solids.beside(rays.view, X, Z + 1) - point[:, None]
-        square = dot(gap, gap)
-        number = torch.arange(solids.num_solids, device=point.device)
-        number = number.view(-1, *[1] * column.ndim)
-        is_other = (column % solids.num_solids != number) | (column < 0)
+        near = _neighbors(solids, rays.view, point, column)
         share = SKY_LIGHT * (0.5 + 0.5 * normal[2]) + BOUNCE * (0.5 - 0.5 * normal[2])
-        scattered = share * _openness(solids, rays.view, gap, square, normal, is_other)
+        scattered = share * _openness(solids, near, normal)
         seen = torch.ones_like(lit)
         is_rim = torch.zeros_like(column, dtype=torch.bool)
         if has_shadows:
-            seen = self._seen(stage, solids, rays, point, unit, soft, is_lit, gap, square, is_other)
+            seen = self._seen(stage, solids, rays, point, near, unit, soft, is_lit)
             is_rim = ((seen > 0.0) & (seen < 1.0)).any(0)
         bright = lights[4] * seen
         scattered = scattered + (lit * bright).sum(0)
@@ -412,25 +431,23 @@ class RayCaster:
         solids: Solids,
         rays: _Rays,
         point: Tensor,
+        near: _Neighbors,
         unit: Tensor,
         soft: Tensor,
         is_lit: Tensor,
-        gap: Tensor,
-        square: Tensor,
-        is_other: Tensor,
     ) -> Tensor:
         """How much of each light (L,S) points see past other solids, by `LIGHT_SAMPLES` rays."""
         # The rays to a light fill a cone; most solids are wholly beside it.
-        along = dot(gap, unit[:, :, None])
-        bound = solids.beside(rays.view, BOUND, BOUND + 1)[0]
-        reach = bound + soft[:, None] * along.clamp_min(0.0)
-        is_near = (square * (1.0 - 1e-5) - along * along <= reach * reach) & (along > -bound)
-        is_near &= is_lit[:, None] & is_other
+        along = dot(near.gap[:, None], take(unit.flatten(2), near.point))
+        reach = take(solids.columns[BOUND : BOUND + 1], near.column)
+        reach = reach + take(soft.flatten(1), near.point) * along.clamp_min(0.0)
+        is_near = near.square * (1.0 - 1e-5) - along * along <= reach * reach
+        is_near &= (along > 0.0) & take(is_lit.flatten(1), near.point)
         index = is_near.flatten().nonzero()[:, 0]
-        num_points, num_solids = is_lit[0].numel(), solids.num_solids
-        ray, light = index % num_points, index // (num_points * num_solids)
+        light, pair = index // len(near.point), index % len(near.point)
+        ray, column = near.point[pair], near.column[pair]
+        num_points = is_lit[0].numel()
         view = rays.view.reshape(-1)[ray]
-        column = view * num_solids + (index // num_points) % num_solids
         start, way = take(point.flatten(1), ray), take(unit.flatten(1), light * num_points + ray)
         side = torch.stack([-way[1], way[0], torch.zeros_like(way[0])])
         side = side / length_of(side).clamp_min(1e-9)
@@ -556,16 +573,41 @@ def _sky(stage: Stage, rays: _Rays, *, has_glow: bool) -> Tensor:
     return light + (3.2 * lights[4] * glow * glow * (3.0 - 2.0 * glow)).sum(0)
 
 
-def _openness(
-    solids: Solids, view: Tensor, gap: Tensor, square: Tensor, normal: Tensor, is_other: Tensor
-) -> Tensor:
+def _reach(stage: Stage) -> Tensor:
+    """How far from the axis of each solid (N,M) it can shade anything that is above the ground."""
+    rows, lights = stage.rows, stage.lights[:, None]
+    bound = rows[..., BOUND]
+    top = rows[..., Z] + bound
+    flat = (lights[..., :2] - rows[:, :, None, X:Z]).square().sum(-1).sqrt()
+    above = (lights[..., 2] - lights[..., 3] - top[..., None]).clamp_min(1e-3)
+    shadow = top[..., None] * (flat + bound[..., None] + lights[..., 3]) / above
+    ball = _OPEN_REACH * (_BALL * rows[..., HALF_WIDTH] * rows[..., HALF_HEIGHT]).sqrt()
+    return bound + torch.maximum(shadow.amax(-1), ball)
+
+
+def _neighbors(solids: Solids, view: Tensor, point: Tensor, column: Tensor) -> _Neighbors:
+    """The solids that may shade points (3,S), but the ones that they are of (S)."""
+    place = solids.beside(view, X, Z)
+    reach = solids.beside(view, _REACH, _REACH + 1)[0]
+    x, y = place[0] - point[0], place[1] - point[1]
+    index = (x * x + y * y <= reach * reach).flatten().nonzero()[:, 0]
+    ray = index % view.numel()
+    found = view.reshape(-1)[ray] * solids.num_solids + index // view.numel()
+    is_other = (found != column.flatten()[ray]).nonzero()[:, 0]
+    ray, found = ray[is_other], found[is_other]
+    gap = take(solids.columns[X : Z + 1], found) - take(point.flatten(1), ray)
+    return _Neighbors(ray, found, gap, dot(gap, gap))
+
+
+def _openness(solids: Solids, near: _Neighbors, normal: Tensor) -> Tensor:
     """How much of the light from all sides reaches points S, with every solid taken for a ball."""
-    facing = dot(gap, normal[:, None])
-    width, height = solids.beside(view, HALF_WIDTH, HALF_HEIGHT + 1)
-    ball = 1.1**2 * width * height
-    cover = facing * ball / (square * square.sqrt()) * ((square < 36.0 * ball) & is_other)
-    shares = (1.0 - cover.clamp(0.0, 0.85)).unbind(0)
-    return functools.reduce(torch.mul, shares)
+    facing = dot(near.gap, take(normal.flatten(1), near.point))
+    width, height = take(solids.columns[HALF_WIDTH : HALF_HEIGHT + 1], near.column)
+    ball = _BALL * width * height
+    cover = facing * ball / (near.square * near.square.sqrt())
+    cover = (cover * (near.square < _OPEN_REACH**2 * ball)).clamp(0.0, 0.85)
+    total = torch.zeros_like(normal[0]).flatten()
+    return total.index_add_(0, near.point, torch.log1p(-cover)).exp_().view(normal[0].shape)
 
 
 def _is_edge(light: Tensor) -> Tensor:
