@@ -18,6 +18,7 @@ from torch import Tensor
 from ocrl.envs.scenes3d_geometry import (
     BLUE,
     BOUND,
+    HALF_HEIGHT,
     HALF_WIDTH,
     IS_METAL,
     MISSED,
@@ -512,8 +513,8 @@ def _openness(
 ) -> Tensor:
     """How much of the light from all sides reaches points S, with every solid taken for a ball."""
     facing = dot(gap, normal[:, None])
-    radius = 1.1 * solids.beside(view, HALF_WIDTH, HALF_WIDTH + 1)[0]
-    ball = radius * radius
+    width, height = solids.beside(view, HALF_WIDTH, HALF_HEIGHT + 1)
+    ball = 1.1**2 * width * height
     cover = facing * ball / (square * square.sqrt()) * ((square < 36.0 * ball) & is_other)
     shares = (1.0 - cover.clamp(0.0, 0.85)).unbind(0)
     return functools.reduce(torch.mul, shares)

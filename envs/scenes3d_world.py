@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from ocrl.envs.scenes3d_geometry import KIND, X, Z, padded_rows, solid_rows
 from ocrl.envs.scenes3d_render import Stage
 from ocrl.envs.scenes3d_rooms import PALETTE, ROOMS, Room, statue_rows
-from ocrl.envs.scenes_camera import look_at
 from ocrl.envs.scenes_geometry import body_table
 from ocrl.envs.scenes_physics import move
 from ocrl.envs.scenes_render import LIGHTS, linear_colors
@@ -92,10 +91,7 @@ class Rig:
             carrier: x, y and heading of the object that carries them.
         """
         if not self.is_ego:
-            angles = np.degrees(poses[:, :2])
-            return np.stack(
-                [look_at(*pair, d, _TARGET) for pair, d in zip(angles, poses[:, 2], strict=True)]
-            )
+            return _looking_at(_TARGET, *poses.T)
         x, y, heading = carrier
         turn, down = heading + poses[:, 0], math.sin(self.ego_pitch)
         flat = math.cos(self.ego_pitch)
@@ -106,6 +102,24 @@ class Rig:
         matrices[:, :3, :3] = np.stack([right, np.cross(ahead, right), ahead], axis=2)
         matrices[:, :3, 3] = [x, y, self.ego_height]
         return matrices
+
+
+def _looking_at(
+    target: NDArray[np.float64],
+    azimuth: NDArray[np.float64],
+    elevation: NDArray[np.float64],
+    distance: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """`scenes_camera.look_at` for many cameras (V,4,4) at once, in radians."""
+    cos, sin, flat, rise = (f(a) for a in (azimuth, elevation) for f in (np.cos, np.sin))
+    back = np.stack([cos * flat, sin * flat, rise], axis=1)
+    zero = np.zeros_like(cos)
+    matrices = np.tile(np.eye(4), (len(cos), 1, 1))
+    matrices[:, :3, 0] = np.stack([-sin, cos, zero], axis=1)
+    matrices[:, :3, 1] = np.stack([cos * rise, sin * rise, -flat], axis=1)
+    matrices[:, :3, 2] = -back
+    matrices[:, :3, 3] = target + distance[:, None] * back
+    return matrices
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ python scripts/convert_episodes.py pack STORE episodes.ocrl
 python scripts/convert_episodes.py unpack episodes.ocrl STORE
 python scripts/convert_episodes.py import DAVIS_OR_PICTURES_OR_VIDEO STORE --image-size 64 64
 python scripts/convert_episodes.py import-clevr CLEVR STORE --split val --image-size 128 128
+python scripts/convert_episodes.py import-posed SCENES STORE --layout clevr3d --image-size 64 64
 python scripts/convert_episodes.py import-minari DATASET_ID STORE
 python scripts/convert_episodes.py export-minari STORE DATASET_ID
 """
@@ -19,6 +20,7 @@ from ocrl.data.archive import pack, unpack
 from ocrl.data.clevr import import_clevr
 from ocrl.data.folders import import_folder
 from ocrl.data.minari import export_minari, import_minari
+from ocrl.data.posed import LAYOUTS, import_posed
 from ocrl.data.store import EpisodeStore
 
 
@@ -55,6 +57,15 @@ def run(options: argparse.Namespace) -> str:
         "import-clevr": lambda: describe(
             import_clevr(source, target, split=options.split, image_size=options.image_size)
         ),
+        "import-posed": lambda: describe(
+            import_posed(
+                source,
+                target,
+                layout=options.layout,
+                image_size=options.image_size,
+                num_views=options.num_views,
+            )
+        ),
         "import-minari": lambda: describe(import_minari(source, target, frames=options.frames)),
     }
     return actions[options.command]()
@@ -66,7 +77,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    imports = ("import", "import-clevr", "import-minari")
+    imports = ("import", "import-clevr", "import-posed", "import-minari")
     for name in ("verify", "pack", "unpack", *imports, "export-minari"):
         command = commands.add_parser(name)
         command.add_argument("source")
@@ -74,7 +85,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
             command.add_argument("target")
         if name == "import-clevr":
             command.add_argument("--split", default="train")
-        if name in ("import", "import-clevr"):
+        if name == "import-posed":
+            command.add_argument("--layout", choices=tuple(LAYOUTS), required=True)
+            command.add_argument("--num-views", type=int, help="the first ones of each scene")
+        if name in ("import", "import-clevr", "import-posed"):
             command.add_argument("--image-size", type=int, nargs=2, metavar=("H", "W"))
         if name == "import-minari":
             command.add_argument("--frames", help="the observation that holds the frames")

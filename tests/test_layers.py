@@ -28,6 +28,7 @@ ONLY_IN = {
     "crafter": {"envs/crafter", "envs/policies_crafter"},
     "minigrid": {"envs/minigrid", "envs/policies_minigrid"},
     "transformers": {"ocrl/backbones/vit.py"},
+    "mujoco": {"envs/mujoco_model.py"},
 }
 
 
@@ -77,7 +78,8 @@ def allowed(path):
     if part == "stream":
         return BASE | {"ocrl.initializers", "ocrl.nn.location"}
     if part == "data":
-        return BASE | {"ocrl.data"} | PROPERTIES
+        # Episodes with cameras are checked where they are written.
+        return BASE | {"ocrl.data", "ocrl.nn.rays"} | PROPERTIES
     if part in ("properties", "average_precision"):
         return BASE
     if part in (

@@ -18,7 +18,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+
+from ocrl.nn.rays import check_cameras
 
 FORMAT = "ocrl-episodes"
 VERSION = 1
@@ -309,8 +312,22 @@ def _check_conventions(arrays: Arrays, rows: int) -> None:
                 f"expected {name!r} as floats {shape} in each row, got {arrays[name].dtype} "
                 f"{arrays[name].shape[1:]}"
             )
+    _check_cameras(arrays, num_views)
     is_first = arrays["is_first"].astype(bool)
     if not is_first[0] or is_first[1:].any():
         raise ValueError(
             "expected is_first to be true in the first row of an episode and only there"
         )
+
+
+def _check_cameras(arrays: Arrays, num_views: int) -> None:
+    """Refuse half a camera, and poses that are none."""
+    given = [name for name in ("intrinsics", "extrinsics") if name in arrays]
+    if len(given) == 1:
+        raise ValueError(
+            f"expected both 'intrinsics' and 'extrinsics' of the cameras, got only {given[0]!r}; "
+            "add the other, or leave both out"
+        )
+    if given:
+        matrices = (torch.from_numpy(arrays[name].astype(np.float64)) for name in given)
+        check_cameras(*matrices, num_views=num_views)

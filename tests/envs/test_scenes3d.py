@@ -11,6 +11,7 @@ from ocrl.envs.collect import collect
 from ocrl.envs.registry import make
 from ocrl.envs.scenes3d_clips import scene_clips
 from ocrl.envs.scenes3d_rooms import PALETTE
+from ocrl.envs.scenes_camera import look_at
 from ocrl.envs.scenes_geometry import SOLIDS
 from ocrl.envs.scenes_render import MATERIALS
 from ocrl.nn.rays import camera_rays, check_cameras, check_scale, distance_of, project
@@ -158,6 +159,18 @@ def test_a_ring_is_the_same_in_every_episode_and_a_hemisphere_is_not():
     assert rise.min() >= low - 1e-9 and rise.max() <= high + 1e-9
     assert 0.3 < (rise < (low + high) / 2).mean() < 0.7
     assert np.ptp(np.arctan2(places[:, 1], places[:, 0])) > 5.0
+
+
+def test_cameras_look_at_the_scene_as_those_of_scenes_do():
+    env = small()
+    env.reset(seed=3)
+    for pose in env.extrinsics():
+        away = pose[:3, 3] - [0.0, 0.0, 0.4]
+        distance = np.linalg.norm(away)
+        turn = np.degrees(np.arctan2(away[1], away[0]))
+        rise = np.degrees(np.arcsin(away[2] / distance))
+        expected = look_at(turn, rise, distance, np.array([0.0, 0.0, 0.4]))
+        np.testing.assert_allclose(pose, expected, atol=1e-9)
 
 
 def test_an_ego_rig_rides_on_an_object_and_turns_with_it():

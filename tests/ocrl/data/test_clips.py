@@ -208,10 +208,11 @@ def test_views_and_cameras(tmp_path):
     episode = {
         "frames": generator.integers(0, 256, (6, 2, 4, 5, 3), dtype=np.uint8),
         "segmentation/entities": generator.integers(0, 9, (6, 2, 4, 5)).astype(np.uint16),
-        "intrinsics": generator.random((6, 2, 3, 3), dtype=np.float32),
-        "extrinsics": generator.random((6, 2, 4, 4), dtype=np.float32),
+        "intrinsics": np.triu(generator.random((6, 2, 3, 3), dtype=np.float32) + 1.0),
+        "extrinsics": np.tile(np.eye(4, dtype=np.float32), (6, 2, 1, 1)),
         "action": generator.random((6, 3), dtype=np.float32),
     }
+    episode["extrinsics"][..., :3, 3] = generator.random((6, 2, 3))
     with EpisodeWriter(tmp_path, metadata={}) as writer:
         writer.append(episode)
     loader = ClipLoader(
