@@ -147,7 +147,7 @@ class Clip:
             return value.transpose(1, 2)[sample, views].transpose(1, 2)
 
         properties = dict(self.properties)
-        if "position" in properties:
+        if "position" in properties and properties["position"].ndim == 5:
             properties["position"] = take(properties["position"])
         return replace(
             self,
