@@ -114,8 +114,8 @@ class ActorCritic(Behaviour):
         self.horizon, self.gamma, self.gae_lambda = horizon, gamma, gae_lambda
         self.entropy, self.clip_norm, self.target_decay = entropy, clip_norm, target_decay
         self._optimizers = {
-            "actor": Adam(self.actor.parameters(), lr=learning_rate, eps=1e-5),
-            "critic": Adam(self.critic.parameters(), lr=learning_rate, eps=1e-5),
+            "actor": Adam(self.actor.parameters(), lr=learning_rate),
+            "critic": Adam(self.critic.parameters(), lr=learning_rate),
         }
 
     def act(

@@ -278,9 +278,7 @@ class _Training:
             "action_space": spaces.to_json(env.action_space),
         }
         learning = settings.learning
-        self.optimizer = torch.optim.Adam(
-            self.agent.world.parameters(), lr=learning.learning_rate, eps=1e-5
-        )
+        self.optimizer = torch.optim.Adam(self.agent.world.parameters(), lr=learning.learning_rate)
         self.replay = EpisodeReplay(capacity=settings.replay.capacity, seed=settings.seed)
         self.open = OpenEpisodes(env.num_envs, self.replay)
         self.stage = _Stage(env)

@@ -1,6 +1,7 @@
 """Actor and critic learn from what is imagined, each by its own path and by no other."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -222,6 +223,15 @@ def test_an_update_changes_actor_and_critic_and_leaves_the_world(action_dim):
     assert changed == {"actor", "critic", "slow_critic", "scale"}
     assert all(isinstance(figure, float) for figure in figures.values())
     assert {"imagined_return", "entropy", "actor_gradient_norm"} <= set(figures)
+
+
+@KINDS
+def test_one_vector_is_a_set_of_one_row(action_dim):
+    world, agent = small_world(action_dim), behaviour(action_dim)
+    rows, window = played(action_dim)
+    figures = agent.learn(world, rows[:, :, :1], window)
+    assert all(math.isfinite(figure) for figure in figures.values())
+    assert world(rows[:, :, :1], window).prediction.slots.shape == (3, 4, 1, 4)
 
 
 @KINDS
