@@ -52,10 +52,10 @@ def test_it_learns_on_slots_and_is_evaluated_and_compared(workplace):
     played = workplace.run(
         "evaluate_agent",
         *("checkpoint=outputs/train_agent/dreams", "episodes=2", "num_envs=2", "video=false"),
-        "worlds=[more_objects]",
+        "worlds=[pairs]",
     )
     assert played.returncode == 0, played.stderr
-    assert "| more_objects | 2 | " in played.stdout
+    assert "| pairs | 2 | " in played.stdout
     compared = workplace.run("compare", str(directory))
     assert compared.returncode == 0, compared.stderr
     assert "slots (savi) imagination set transformer" in compared.stdout
