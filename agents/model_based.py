@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 from typing import Any, cast
@@ -34,8 +33,10 @@ from ocrl.agents.callbacks import (
 from ocrl.agents.episode_encoder import EpisodeEncoder
 from ocrl.agents.given_world import GivenWorld
 from ocrl.agents.interface import Agent
+from ocrl.agents.learning_settings import LearningSettings, ReplaySettings
+from ocrl.agents.memory import FRAME, Memory
 from ocrl.agents.ppo import AgentRun
-from ocrl.agents.replay import EpisodeReplay, OpenEpisodes
+from ocrl.agents.replay import EpisodeReplay
 from ocrl.agents.rollouts import add_rollouts
 from ocrl.agents.vector import StableBaselinesVecEnv
 from ocrl.agents.world_agent import WorldAgent, WorldNetwork
@@ -44,59 +45,8 @@ from ocrl.interrupt import asked_to_stop
 from ocrl.log import ProgressBar, TensorBoard
 from ocrl.train import NonFiniteLossError
 
-FRAME = "frame"
-"""The part of an observation that is remembered where slots may have to be made again."""
-
 Evaluate = Callable[[Agent, int, TensorBoard], Mapping[str, float]]
 """Figures of an agent by name, at a step; may log pictures."""
-
-
-@dataclass(frozen=True)
-class LearningSettings:
-    """How the world model is learned, and how much.
-
-    Attributes:
-        updates_per_step: updates to each environment step.
-        pretrain_updates: before the first step that is not played at random.
-        play_steps: of each environment, from one round of updates to the next.
-        batch_size: windows of an update.
-        learning_rate: of the world model, by Adam.
-        clip_norm: largest norm of its gradient.
-    """
-
-    updates_per_step: float
-    pretrain_updates: int
-    play_steps: int
-    batch_size: int
-    learning_rate: float
-    clip_norm: float
-
-    def __post_init__(self) -> None:
-        for name in ("play_steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"expected agent.learning.{name} from 1 on, got {getattr(self, name)}"
-                )
-        if self.updates_per_step < 0 or self.pretrain_updates < 0:
-            raise ValueError(
-                "expected agent.learning.updates_per_step and pretrain_updates from 0 on, got "
-                f"{self.updates_per_step} and {self.pretrain_updates}"
-            )
-
-
-@dataclass(frozen=True)
-class ReplaySettings:
-    """What is remembered, and what there is before anything is learned.
-
-    Attributes:
-        capacity: frames.
-        prefill_steps: environment steps that are played at random first; they count.
-        rollouts: an episode store that the replay begins with; None for none.
-    """
-
-    capacity: int
-    prefill_steps: int
-    rollouts: str | None
 
 
 class ModelBased:
@@ -280,7 +230,13 @@ class _Training:
         learning = settings.learning
         self.optimizer = torch.optim.Adam(self.agent.world.parameters(), lr=learning.learning_rate)
         self.replay = EpisodeReplay(capacity=settings.replay.capacity, seed=settings.seed)
-        self.open = OpenEpisodes(env.num_envs, self.replay)
+        self.memory = Memory(
+            self.agent,
+            self.replay,
+            num_envs=env.num_envs,
+            encoder=encoder,
+            has_frames=FRAME in spaces.parts(env.observation_space, plain_key=network.plain_key),
+        )
         self.stage = _Stage(env)
         self.begun_at: int | None = None
         self.num_updates = 0
@@ -377,7 +333,7 @@ class _Training:
         while self.step < self.settings.total_steps:
             for callback in callbacks:
                 callback.on_rollout_start()
-            self._note_encoder()
+            self.memory.note_encoder()
             if self.stage._last_obs is not observation:
                 # The beginning, or a checkpoint: all episodes are new ones.
                 self._begin(self.stage._last_obs)
@@ -389,16 +345,8 @@ class _Training:
             self._learn()
 
     def _begin(self, observation: Any) -> None:
-        self.parts = self._kept(observation)
-        self.open.begin(self.parts, empty=self.agent.actions.empty())
+        self.memory.begin(observation)
         self.state = self.agent.initial_state(self.env.num_envs)
-
-    def _kept(self, observation: Any) -> dict[str, NDArray[Any]]:
-        """The parts of an observation that are remembered."""
-        parts = self.agent.rows.parts(observation)
-        if isinstance(observation, Mapping) and FRAME in observation:
-            parts[FRAME] = observation[FRAME]
-        return parts
 
     def _play(self) -> tuple[Any, list[dict[str, Any]]]:
         """One step of every environment; gives the observation and the infos."""
@@ -406,25 +354,7 @@ class _Training:
         observation, reward, ended, infos = self.env.step(action)
         check_finite({"reward": reward}, step=self.step)
         self.stage.num_timesteps += self.env.num_envs
-        rows = np.flatnonzero(ended)
-        before = self.parts[self.agent.rows.name]
-        new = self._kept(observation)
-        last = {name: part.copy() for name, part in new.items()}
-        for row in rows:
-            for name, part in self._kept(infos[row]["terminal_observation"]).items():
-                last[name][row] = part
-        last = self.agent.ordered(last, before)
-        is_going = ~ended.reshape(-1, 1, 1)
-        name = self.agent.rows.name
-        self.parts = {**new, name: np.where(is_going, last[name], new[name])}
-        self.open.step(
-            self.agent.actions.from_env(action),
-            reward,
-            ended,
-            np.array([info["TimeLimit.truncated"] for info in infos]),
-            last=last,
-            observation=self.parts,
-        )
+        self.memory.step(action, reward, ended, infos, observation)
         self.stage._last_obs, self.stage._last_episode_starts = observation, ended
         return observation, infos
 
@@ -432,7 +362,9 @@ class _Training:
         if self.begun_at is None and self.world is None:
             return self.agent.actions.sample(self.env.num_envs)
         starts = self.stage._last_episode_starts
-        action, self.state = self.agent.act(self.parts, self.state, starts, is_deterministic=False)
+        action, self.state = self.agent.act(
+            self.memory.parts, self.state, starts, is_deterministic=False
+        )
         return action
 
     def _learn(self) -> None:
@@ -459,9 +391,11 @@ class _Training:
     def _update(self) -> None:
         """One update of the world model, and one of the behaviour in it."""
         agent, settings = self.agent, self.settings.learning
-        drawn = {"batch_size": settings.batch_size, "length": agent.world.window_length}
-        self._encode_again(self.replay.episodes_in(self.num_updates, **drawn))
-        window = self.replay.window(self.num_updates, **drawn).to(agent.device)
+        window = self.memory.window(
+            self.num_updates,
+            batch_size=settings.batch_size,
+            length=agent.world.window_length,
+        ).to(agent.device)
         agent.modules.train()
         rows = agent.rows(window.observation)
         output = agent.world(rows, window)
@@ -490,46 +424,14 @@ class _Training:
         for name, figure in figures.items():
             logger.record_mean(f"behaviour/{name}", figure)
         logger.record("replay/steps", self.replay.num_steps)
+        logger.record_mean("replay/episodes_encoded_again", self.memory.num_encoded_again)
         logger.record("replay/updates", self.num_updates)
-
-    # --- an encoder that changes -----------------------------------------------------------------
-
-    def _note_encoder(self) -> None:
-        """Tell the replay which encoder makes observations from now on."""
-        if self.encoder is None:
-            return
-        version = self.encoder.fingerprint
-        has_frames = FRAME in spaces.parts(
-            self.env.observation_space, plain_key=self.agent.rows.plain_key
-        )
-        if version != self.replay.version and len(self.replay) and not has_frames:
-            raise ValueError(
-                "the encoder has changed under the replay, whose slots are those of the one "
-                "before; freeze it, or remember frames (encoder.mode=replay), of which slots are "
-                "made again"
-            )
-        self.replay.version = version
-
-    def _encode_again(self, places: list[int]) -> None:
-        """Make the slots of episodes again that an earlier encoder made."""
-        outdated = self.replay.outdated(places)
-        if not outdated or self.encoder is None:
-            return
-        agent, name = self.agent, self.agent.rows.name
-        episodes = [self.replay.episode(place) for place in outdated]
-        slots = self.encoder.encode(
-            [parts[FRAME] for parts, _ in episodes],
-            [agent.actions.to_env(torch.from_numpy(done["action"])) for _, done in episodes],
-        )
-        for place, rows in zip(outdated, slots, strict=True):
-            self.replay.replace(place, name, agent.ordered_episode(rows))
-        self.stage.logger.record_mean("replay/episodes_encoded_again", len(outdated))
 
     # --- saving and going on -------------------------------------------------------------------
 
     def save(self) -> None:
         """Write a checkpoint; the previous one stays until the new one is whole."""
-        self.open.break_off()
+        self.memory.break_off()
         with checkpoint.replacing(self.run.agent) as folder:
             added = {} if self.extra is None else self.extra.save(folder)
             meta = {"step": self.step, **self.meta, **added}

@@ -18,9 +18,11 @@ SMALL = (
     *("env.num_objects=1", "agent.total_steps=3000", "agent.replay.prefill_steps=1000"),
     *("agent.evaluate_every=0", "agent.log_every=500", "agent.checkpoint_every=100000"),
     *("agent.world.horizon=4", "agent.arguments.horizon=4", "agent.learning.batch_size=16"),
-    *("agent.learning.pretrain_updates=200", "agent.arguments.entropy=0.005"),
+    "agent.learning.pretrain_updates=200",
     *("pooling.num_heads=2", "agent.dynamics.num_heads=2", "agent.outcome.num_heads=2"),
 )
+CONTINUOUS = ("agent.arguments.entropy=0.005", "agent.learning.updates_per_step=0.0625")
+DISCRETE = ("env.action_kind=discrete", "agent.arguments.entropy=0.01")
 
 
 def successes(folder, *overrides):
@@ -49,8 +51,9 @@ def successes(folder, *overrides):
 
 
 @pytest.mark.slow
-def test_two_thousand_steps_are_enough_to_reach(tmp_path):
-    at_random, learned = successes(tmp_path)
+@pytest.mark.parametrize("kind", [CONTINUOUS, DISCRETE], ids=["continuous", "discrete"])
+def test_two_thousand_steps_are_enough_to_reach(kind, tmp_path):
+    at_random, learned = successes(tmp_path, *kind)
     assert at_random < 0.5 and learned > 0.8, (at_random, learned)
 
 
@@ -64,5 +67,5 @@ def test_without_the_actors_loss_nothing_is_learned(tmp_path, monkeypatch):
         return losses | {"actor": torch.zeros(()) * nothing}, figures
 
     monkeypatch.setattr(ActorCritic, "losses", cut)
-    _, learned = successes(tmp_path)
+    _, learned = successes(tmp_path, *CONTINUOUS)
     assert learned < 0.6, learned

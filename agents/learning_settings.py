@@ -1,0 +1,53 @@
+"""How an agent with a world model learns, and what it remembers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class LearningSettings:
+    """How the world model is learned, and how much.
+
+    Attributes:
+        updates_per_step: updates to each environment step.
+        pretrain_updates: before the first step that is not played at random.
+        play_steps: of each environment, from one round of updates to the next.
+        batch_size: windows of an update.
+        learning_rate: of the world model, by Adam.
+        clip_norm: largest norm of its gradient.
+    """
+
+    updates_per_step: float
+    pretrain_updates: int
+    play_steps: int
+    batch_size: int
+    learning_rate: float
+    clip_norm: float
+
+    def __post_init__(self) -> None:
+        for name in ("play_steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"expected agent.learning.{name} from 1 on, got {getattr(self, name)}"
+                )
+        if self.updates_per_step < 0 or self.pretrain_updates < 0:
+            raise ValueError(
+                "expected agent.learning.updates_per_step and pretrain_updates from 0 on, got "
+                f"{self.updates_per_step} and {self.pretrain_updates}"
+            )
+
+
+@dataclass(frozen=True)
+class ReplaySettings:
+    """What is remembered, and what there is before anything is learned.
+
+    Attributes:
+        capacity: frames.
+        prefill_steps: environment steps that are played at random first; they count.
+        rollouts: an episode store that the replay begins with; None for none.
+    """
+
+    capacity: int
+    prefill_steps: int
+    rollouts: str | None
