@@ -9,8 +9,8 @@ A run is a directory that scripts/train_agent.py left, or one kept in results/; 
 stands for all of them. Runs are grouped by environment, observation and agent. The table goes to
 the terminal; table.md, comparison.json and report.html beside it. `--write` keeps what is needed to
 compare again, a few kilobytes a run. `--slots` sets success against how well the encoders find
-objects, in slots.html and slots.json. `--readme` writes the tables of all that is kept in results/
-between the two marker comments of a file.
+objects, in slots.html and slots.json, instead of comparing. `--readme` writes the tables of all
+that is kept in results/ between the two marker comments of a file.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ def main() -> None:
     if not arguments.runs and arguments.readme is None:
         parser.error("expected directories of runs, or --readme FILE")
     try:
-        if arguments.runs:
+        if arguments.runs and arguments.slots is not None:
+            write_relations(arguments)
+        elif arguments.runs:
             write_comparison(arguments)
         if arguments.readme is not None:
             text = arguments.readme.read_text()
@@ -67,14 +69,20 @@ def write_comparison(arguments: argparse.Namespace) -> None:
     page = render(runs, fraction=arguments.fraction, published=published, title=arguments.title)
     write_text(output / "report.html", page)
     sys.stdout.write(text)
-    if arguments.slots is not None:
-        found = slot_quality.relations(runs, measure=arguments.slots)
-        values = json.dumps(slot_quality.as_json(found), indent=2, allow_nan=False)
-        write_text(output / "slots.json", values + "\n")
-        write_text(output / "slots.html", slot_quality.render(found, title=arguments.title))
-        sys.stdout.writelines(f"\n{relation.sentence}\n" for relation in found)
     for run in runs if arguments.write is not None else ():
         keep(run, arguments.write)
+
+
+def write_relations(arguments: argparse.Namespace) -> None:
+    """Set how well the runs of the command line do against their slots."""
+    runs = [read_run(path) for path in found_runs(arguments.runs)]
+    found = slot_quality.relations(runs, measure=arguments.slots)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    values = json.dumps(slot_quality.as_json(found), indent=2, allow_nan=False)
+    write_text(arguments.output / "slots.json", values + "\n")
+    page = slot_quality.render(found, title=arguments.title)
+    write_text(arguments.output / "slots.html", page)
+    sys.stdout.writelines(f"{relation.sentence}\n" for relation in found)
 
 
 if __name__ == "__main__":

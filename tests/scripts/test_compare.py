@@ -137,10 +137,16 @@ def test_success_is_set_against_the_slots(compare, tmp_path, capsys):
         record = json.loads((folder / "evaluation.json").read_text())
         record["discovery"] = {"video_fg_ari": 0.2 * seed}
         write_evaluation(folder, record)
+    # An encoder of the same kind and seed, as at another step of its training.
+    again = tmp_path / "runs/slots-again"
+    write_run(again, "slots", 0, 0.2)
+    record = json.loads((again / "evaluation.json").read_text())
+    write_evaluation(again, record | {"discovery": {"video_fg_ari": 0.0}})
     compare(tmp_path / "runs", "--slots", "video_fg_ari")
     printed = capsys.readouterr().out
-    assert "success against video_fg_ari of slots: r = 0.63 [" in printed
-    assert "(n = 4 encoders, 4 runs)" in printed
+    # Both have the same figure: one point, at 0.5.
+    assert "success against video_fg_ari of slots: r = 0.76 [" in printed
+    assert "(n = 4 encoders, 5 runs)" in printed
     (found,) = json.loads((tmp_path / "out/slots.json").read_text())
     assert len(found["points"]) == 4
     assert "<svg" in (tmp_path / "out/slots.html").read_text()
