@@ -61,6 +61,25 @@ def test_the_studio_is_that_of_the_pixel_by_pixel_renderer(supersampling):
         assert off.mean() < 0.05 and (off > 3).mean() < 0.002
 
 
+@pytest.mark.parametrize("order", [[0, 1], [1, 0]])
+def test_solids_shade_each_other_as_there(order):
+    places = np.array([[0.0, 0.0], [0.6, 1.2]])[order]
+    shapes, sizes = np.array([2, 0])[order], np.array([0.7, 0.5])[order]
+    table = body_table(shapes, sizes, places, np.zeros(2), np.full((2, 3), 0.5), np.zeros(2, bool))
+    pose, size = look_at(60.0, 40.0, 7.0, TARGET), 48
+    caster = RayCaster(size=size, supersampling=2, device="cpu")
+    picture = caster.draw(stage(solid_rows(table), [pose], size))
+    frame, depth = np.empty((size, size, 3), np.uint8), np.empty((size, size))
+    ids = np.empty((size, size), np.uint16)
+    draw(frame, ids, depth, table, LIGHTS, pinhole(size, 35.0), pose, light_pattern(2), 2)
+    off = np.abs(picture.frames[0].numpy().astype(int) - frame)
+    assert off.mean() < 0.05 and (off > 3).mean() < 0.002
+    alone = caster.draw(stage(solid_rows(table[order[1:]]), [pose], size))
+    ball = (picture.ids[0] == order[1] + 1) & (alone.ids[0] > 0)
+    darker = alone.frames[0][ball].float() - picture.frames[0][ball].float()
+    assert ball.sum() > 50 and (darker > 20).float().mean() > 0.05
+
+
 @pytest.mark.parametrize("room", ROOMS)
 def test_depth_and_rays_lead_to_the_surfaces(room):
     rng, size = np.random.default_rng(7), 40
