@@ -3,8 +3,9 @@ import pytest
 import torch
 
 from ocrl.envs.scenes3d_geometry import padded_rows, solid_rows
-from ocrl.envs.scenes3d_render import MAX_RAYS, RayCaster, Stage
+from ocrl.envs.scenes3d_render import MAX_RAYS, RayCaster
 from ocrl.envs.scenes3d_rooms import PALETTE, PATTERNS, ROOMS, ground_color, statue_rows
+from ocrl.envs.scenes3d_stage import Stage
 from ocrl.envs.scenes_camera import look_at, pinhole
 from ocrl.envs.scenes_geometry import BACKDROP_RADIUS, SOLIDS, body_table
 from ocrl.envs.scenes_render import COLORS, LIGHTS, draw, light_pattern, linear_colors
