@@ -19,6 +19,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ocrl.data.store import EpisodeWriter
 from ocrl.envs.interface import ObjectEnv
 from ocrl.envs.policies import Policy, build_policy
@@ -322,6 +324,8 @@ class _Worker:
 def _work(job: Job, number: int, connection: Connection) -> None:
     # A server that was started before may have handed its own handling of Ctrl-C on.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The workers share the cores; threads of each would stand in the others' way.
+    torch.set_num_threads(1)
     try:
         with EpisodeWriter(job.path, metadata=job.metadata, worker=number) as writer:
             _Worker(job, writer, connection).serve()

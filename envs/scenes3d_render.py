@@ -7,7 +7,6 @@ which draws the same studio pixel by pixel; this draws whole batches, more solid
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,6 +21,7 @@ from ocrl.envs.scenes3d_geometry import (
     HALF_WIDTH,
     IS_METAL,
     MISSED,
+    NUM_COLUMNS,
     RED,
     Solids,
     X,
@@ -34,7 +34,7 @@ from ocrl.envs.scenes3d_geometry import (
     per_view,
     take,
 )
-from ocrl.envs.scenes3d_rooms import Room, ground_color, sky_color, wall_color
+from ocrl.envs.scenes3d_rooms import Room, ground_color, plain_colors, sky_color, wall_color
 from ocrl.envs.scenes_geometry import BACKDROP_RADIUS
 from ocrl.envs.scenes_render import (
     BOUNCE,
@@ -50,6 +50,11 @@ from ocrl.envs.scenes_render import (
 _METAL_SHINE, _RUBBER_SHINE = 90.0, 12.0
 _METAL_BODY = 0.45
 """How much of their light metals scatter."""
+_BALL, _OPEN_REACH = 1.1**2, 6.0
+"""Of the light from all sides a solid takes what a ball of so many times its square would, as far
+as so many times the ball's radius."""
+_REACH = NUM_COLUMNS
+"""A column more of the solids: see `_reach`."""
 _SOLID, _GROUND, _WALL, _SKY = range(4)
 """What a ray meets."""
 MAX_RAYS = {"cpu": 1 << 16, "cuda": 1 << 22}
@@ -122,6 +127,23 @@ class _Rays:
         )
 
 
+@dataclass(frozen=True)
+class _Neighbors:
+    """Pairs (Q,) of a point and a solid that may shade it.
+
+    Attributes:
+        point: its number in S.
+        column: that of the solid.
+        gap: (3,Q) from the point to the centre of the solid.
+        square: of the gap's length.
+    """
+
+    point: Tensor
+    column: Tensor
+    gap: Tensor
+    square: Tensor
+
+
 class RayCaster:
     """Draws stages.
 
@@ -175,12 +197,19 @@ class RayCaster:
         count = max(1, MAX_RAYS[self.device.type] // self._size**2)
         return [stage[first : first + count] for first in range(0, len(stage.rows), count)]
 
-    def _centers(self, stage: Stage) -> tuple[_Rays, Tensor]:
-        """Rays (3,N,R) through the centres of all pixels, and their depth per length (N,R)."""
+    def _centers(self, stage: Stage, offset: Tensor | None = None) -> tuple[_Rays, Tensor]:
+        """Rays (3,N,R) through the centres of all pixels, and their depth per length (N,R).
+
+        Args:
+            stage: what there is.
+            offset: (2,) by how much they are beside the centres, in pixels.
+        """
         num_views = len(stage.rows)
         pixel = torch.arange(self._size**2, device=self.device)
         view = torch.arange(num_views, device=self.device)[:, None].expand(-1, len(pixel))
         places = torch.stack([pixel % self._size, pixel // self._size]) + 0.5
+        if offset is not None:
+            places = places + offset[:, None]
         rays, ahead = _through(places[:, None].expand(-1, num_views, -1), view, stage)
         return rays, ahead
 
@@ -190,13 +219,19 @@ class RayCaster:
         return ids.to(torch.int32).view(size), depth.view(size)
 
     def _draw(self, stage: Stage) -> Picture:
-        solids = Solids.of(stage.rows, stage.kinds)
+        rows = torch.cat([stage.rows, _reach(stage)[..., None]], dim=-1)
+        solids = Solids.of(rows, stage.kinds)
         rays, ahead = self._centers(stage)
-        light, is_rim, length, column = self._look(stage, solids, rays, None)
+        # Patterns are put on afterwards: they are smoothed by themselves, without tracing again.
+        has_patterns = self._supersampling > 1 and any(room.has_wall for room in stage.rooms)
+        light, is_rim, length, column = self._look(stage, solids, rays, None, is_plain=has_patterns)
         ids, depth = self._maps(column, length * ahead, solids)
         light = light.view(3, len(ids), self._size, self._size)
         if self._supersampling > 1:
             is_rough = _is_edge(light) | is_rim.view(ids.shape)
+            if has_patterns:
+                light *= torch.where(ids > 0, 1.0, self._patterns(stage).view(light.shape))
+                light.clamp_(max=1.0)
             self._smooth(light, is_rough.flatten().nonzero()[:, 0], stage, solids)
         index = (light * (len(self._display) - 1) + 0.5).long()
         return Picture(self._display[index].movedim(0, -1).contiguous(), ids, depth)
@@ -216,8 +251,33 @@ class RayCaster:
         samples, *_ = self._look(stage, solids, rays, None)
         light.view(3, -1).index_copy_(1, rough, samples.unflatten(1, (num_samples, -1)).mean(1))
 
+    def _patterns(self, stage: Stage) -> Tensor:
+        """By what patterns change the colours (3,N,R) of empty rooms: means over samples."""
+        total = torch.zeros(3, len(stage.rows), self._size**2, device=self.device)
+        for offset in self._offsets.T:
+            rays, _ = self._centers(stage, offset)
+            length, kind = _emptiness(stage.rooms, rays)
+            blur = _blur(stage, rays, length)
+            point = rays.origin + length * rays.direction
+            for room in {id(room): room for room in stage.rooms}.values():
+                views = torch.tensor([other is room for other in stage.rooms], device=self.device)
+                place, what = point[:, views].flatten(1), kind[views].flatten()
+                ground, wall = (what.new_tensor(c, dtype=place.dtype) for c in plain_colors(room))
+                on_ground = ground_color(room, place, blur[views].flatten()) / ground[:, None]
+                on_wall = wall_color(room, place) / wall[:, None]
+                shown = torch.where(what == _GROUND, on_ground, on_wall)
+                shown = torch.where(what == _SKY, 1.0, shown)
+                total[:, views] += shown.view(3, -1, self._size**2)
+        return total / self._offsets.shape[1]
+
     def _look(
-        self, stage: Stage, solids: Solids, rays: _Rays, own: Tensor | None
+        self,
+        stage: Stage,
+        solids: Solids,
+        rays: _Rays,
+        own: Tensor | None,
+        *,
+        is_plain: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What rays show: light (3,S), whether in the rim of a shadow, how far, which column.
 
@@ -227,6 +287,7 @@ class RayCaster:
             rays: S of them.
             own: for mirrored rays the columns of the solids that they leave; what they show has no
                 shadows, which are small there and would be most of the work.
+            is_plain: leave out the patterns of rooms with walls.
         """
         length, column = nearest(solids, rays.view, rays.origin, rays.direction, own=own)
         empty, kind = _emptiness(stage.rooms, rays)
@@ -236,14 +297,16 @@ class RayCaster:
         is_sky = kind == _SKY
         sky = is_sky.flatten().nonzero()[:, 0]
         if not len(sky):
-            light, is_rim = self._surface(stage, solids, rays, length, kind, column, own)
+            light, is_rim = self._surface(stage, solids, rays, length, kind, column, own, is_plain)
         else:
             sky_light = _sky(stage, rays.at(sky), has_glow=own is not None)
             light.view(3, -1).index_copy_(1, sky, sky_light)
             rest = (~is_sky).flatten().nonzero()[:, 0]
             far, what, whose = (part.flatten()[rest] for part in (length, kind, column))
             left = None if own is None else own.flatten()[rest]
-            color, rim = self._surface(stage, solids, rays.at(rest), far, what, whose, left)
+            color, rim = self._surface(
+                stage, solids, rays.at(rest), far, what, whose, left, is_plain
+            )
             light.view(3, -1).index_copy_(1, rest, color)
             is_rim.view(-1)[rest] = rim
         return light, is_rim, length, column
@@ -257,13 +320,14 @@ class RayCaster:
         kind: Tensor,
         column: Tensor,
         own: Tensor | None,
+        is_plain: bool,
     ) -> tuple[Tensor, Tensor]:
         """Light (3,S) of what rays meet that is not the sky, and whether in the rim of a shadow."""
         point = rays.origin + length * rays.direction
         normal = point.new_zeros(point.shape)
         normal[2] = 1.0
         # All is taken for ground first. What is written through these views is written into both.
-        color, haze = self._ground(stage, rays, length, point)
+        color, haze = self._ground(stage, rays, length, point, is_plain)
         points, faces, colors = point.flatten(1), normal.view(3, -1), color.view(3, -1)
         wall = (kind == _WALL).flatten().nonzero()[:, 0]
         if len(wall):
@@ -271,7 +335,10 @@ class RayCaster:
             inward = -place[:2] / place[:2].square().sum(0).sqrt()
             faces.index_copy_(1, wall, torch.cat([inward, torch.zeros_like(inward[:1])]))
             for room, index in _by_room(stage.rooms, rays.view.flatten()[wall]):
-                colors[:, wall[index]] = wall_color(room, place[:, index])
+                painted = wall_color(room, place[:, index])
+                if is_plain:
+                    painted[:] = painted.new_tensor(plain_colors(room)[1])[:, None]
+                colors[:, wall[index]] = painted
         mine = (kind == _SOLID).flatten().nonzero()[:, 0]
         columns, place = column.flatten()[mine], take(points, mine)
         faces.index_copy_(1, mine, normals(solids, columns, place))
@@ -297,21 +364,19 @@ class RayCaster:
         return color.clamp_(max=1.0), is_rim
 
     def _ground(
-        self, stage: Stage, rays: _Rays, length: Tensor, point: Tensor
+        self, stage: Stage, rays: _Rays, length: Tensor, point: Tensor, is_plain: bool
     ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """Colour (3,S) of the ground; where it goes over into the sky, how far, and that colour."""
         shape, view = point.shape, rays.view.reshape(-1)
-        falling = -rays.direction[2]
-        focal = per_view(stage.intrinsics[None, :, 0, 0], rays.view)[0]
-        # A pixel's size on the ground, along the ray.
-        blur = (length / (focal * falling.clamp_min(1e-3))).flatten()
-        point, falling = point.flatten(1), falling.flatten()
+        blur = _blur(stage, rays, length).flatten()
+        point, falling = point.flatten(1), -rays.direction[2].flatten()
         color, far = torch.empty_like(point), torch.zeros_like(point)
         amount = torch.zeros_like(blur)
         has_haze = not all(room.has_wall for room in stage.rooms)
         for room, index in _by_room(stage.rooms, view):
             place = point[:, index]
-            color[:, index] = ground_color(room, place, blur[index])
+            hidden = MISSED if is_plain and room.has_wall else 0.0
+            color[:, index] = ground_color(room, place, blur[index] + hidden)
             if not room.has_wall:
                 away = place[:2].square().sum(0).sqrt()
                 share = ((away - HAZE_FROM) / (HAZE_UNTIL - HAZE_FROM)).clamp(0.0, 1.0)
@@ -348,17 +413,13 @@ class RayCaster:
             0.0
         )
         is_lit = lit > 0.0
-        gap = solids.beside(rays.view, X, Z + 1) - point[:, None]
-        square = dot(gap, gap)
-        number = torch.arange(solids.num_solids, device=point.device)
-        number = number.view(-1, *[1] * column.ndim)
-        is_other = (column % solids.num_solids != number) | (column < 0)
+        near = _neighbors(solids, rays.view, point, column)
         share = SKY_LIGHT * (0.5 + 0.5 * normal[2]) + BOUNCE * (0.5 - 0.5 * normal[2])
-        scattered = share * _openness(solids, rays.view, gap, square, normal, is_other)
+        scattered = share * _openness(solids, near, normal)
         seen = torch.ones_like(lit)
         is_rim = torch.zeros_like(column, dtype=torch.bool)
         if has_shadows:
-            seen = self._seen(stage, solids, rays, point, unit, soft, is_lit, gap, square, is_other)
+            seen = self._seen(stage, solids, rays, point, near, unit, soft, is_lit)
             is_rim = ((seen > 0.0) & (seen < 1.0)).any(0)
         bright = lights[4] * seen
         scattered = scattered + (lit * bright).sum(0)
@@ -370,25 +431,23 @@ class RayCaster:
         solids: Solids,
         rays: _Rays,
         point: Tensor,
+        near: _Neighbors,
         unit: Tensor,
         soft: Tensor,
         is_lit: Tensor,
-        gap: Tensor,
-        square: Tensor,
-        is_other: Tensor,
     ) -> Tensor:
         """How much of each light (L,S) points see past other solids, by `LIGHT_SAMPLES` rays."""
         # The rays to a light fill a cone; most solids are wholly beside it.
-        along = dot(gap, unit[:, :, None])
-        bound = solids.beside(rays.view, BOUND, BOUND + 1)[0]
-        reach = bound + soft[:, None] * along.clamp_min(0.0)
-        is_near = (square * (1.0 - 1e-5) - along * along <= reach * reach) & (along > -bound)
-        is_near &= is_lit[:, None] & is_other
+        along = dot(near.gap[:, None], take(unit.flatten(2), near.point))
+        reach = take(solids.columns[BOUND : BOUND + 1], near.column)
+        reach = reach + take(soft.flatten(1), near.point) * along.clamp_min(0.0)
+        is_near = near.square * (1.0 - 1e-5) - along * along <= reach * reach
+        is_near &= (along > 0.0) & take(is_lit.flatten(1), near.point)
         index = is_near.flatten().nonzero()[:, 0]
-        num_points, num_solids = is_lit[0].numel(), solids.num_solids
-        ray, light = index % num_points, index // (num_points * num_solids)
+        light, pair = index // len(near.point), index % len(near.point)
+        ray, column = near.point[pair], near.column[pair]
+        num_points = is_lit[0].numel()
         view = rays.view.reshape(-1)[ray]
-        column = view * num_solids + (index // num_points) % num_solids
         start, way = take(point.flatten(1), ray), take(unit.flatten(1), light * num_points + ray)
         side = torch.stack([-way[1], way[0], torch.zeros_like(way[0])])
         side = side / length_of(side).clamp_min(1e-9)
@@ -482,6 +541,12 @@ def _emptiness(rooms: Sequence[Room], rays: _Rays) -> tuple[Tensor, Tensor]:
     return torch.where(is_wall, to_wall, length), torch.where(is_wall, _WALL, kind)
 
 
+def _blur(stage: Stage, rays: _Rays, length: Tensor) -> Tensor:
+    """A pixel's size S on the ground, along the ray."""
+    focal = per_view(stage.intrinsics[None, :, 0, 0], rays.view)[0]
+    return length / (focal * (-rays.direction[2]).clamp_min(1e-3))
+
+
 def _by_room(rooms: Sequence[Room], view: Tensor) -> list[tuple[Room, Tensor | slice]]:
     """Each room that there is, with which of the rays (P,) are in it."""
     distinct = list({id(room): room for room in rooms}.values())
@@ -508,16 +573,41 @@ def _sky(stage: Stage, rays: _Rays, *, has_glow: bool) -> Tensor:
     return light + (3.2 * lights[4] * glow * glow * (3.0 - 2.0 * glow)).sum(0)
 
 
-def _openness(
-    solids: Solids, view: Tensor, gap: Tensor, square: Tensor, normal: Tensor, is_other: Tensor
-) -> Tensor:
+def _reach(stage: Stage) -> Tensor:
+    """How far from the axis of each solid (N,M) it can shade anything that is above the ground."""
+    rows, lights = stage.rows, stage.lights[:, None]
+    bound = rows[..., BOUND]
+    top = rows[..., Z] + bound
+    flat = (lights[..., :2] - rows[:, :, None, X:Z]).square().sum(-1).sqrt()
+    above = (lights[..., 2] - lights[..., 3] - top[..., None]).clamp_min(1e-3)
+    shadow = top[..., None] * (flat + bound[..., None] + lights[..., 3]) / above
+    ball = _OPEN_REACH * (_BALL * rows[..., HALF_WIDTH] * rows[..., HALF_HEIGHT]).sqrt()
+    return bound + torch.maximum(shadow.amax(-1), ball)
+
+
+def _neighbors(solids: Solids, view: Tensor, point: Tensor, column: Tensor) -> _Neighbors:
+    """The solids that may shade points (3,S), but the ones that they are of (S)."""
+    place = solids.beside(view, X, Z)
+    reach = solids.beside(view, _REACH, _REACH + 1)[0]
+    x, y = place[0] - point[0], place[1] - point[1]
+    index = (x * x + y * y <= reach * reach).flatten().nonzero()[:, 0]
+    ray = index % view.numel()
+    found = view.reshape(-1)[ray] * solids.num_solids + index // view.numel()
+    is_other = (found != column.flatten()[ray]).nonzero()[:, 0]
+    ray, found = ray[is_other], found[is_other]
+    gap = take(solids.columns[X : Z + 1], found) - take(point.flatten(1), ray)
+    return _Neighbors(ray, found, gap, dot(gap, gap))
+
+
+def _openness(solids: Solids, near: _Neighbors, normal: Tensor) -> Tensor:
     """How much of the light from all sides reaches points S, with every solid taken for a ball."""
-    facing = dot(gap, normal[:, None])
-    width, height = solids.beside(view, HALF_WIDTH, HALF_HEIGHT + 1)
-    ball = 1.1**2 * width * height
-    cover = facing * ball / (square * square.sqrt()) * ((square < 36.0 * ball) & is_other)
-    shares = (1.0 - cover.clamp(0.0, 0.85)).unbind(0)
-    return functools.reduce(torch.mul, shares)
+    facing = dot(near.gap, take(normal.flatten(1), near.point))
+    width, height = take(solids.columns[HALF_WIDTH : HALF_HEIGHT + 1], near.column)
+    ball = _BALL * width * height
+    cover = facing * ball / (near.square * near.square.sqrt())
+    cover = (cover * (near.square < _OPEN_REACH**2 * ball)).clamp(0.0, 0.85)
+    total = torch.zeros_like(normal[0]).flatten()
+    return total.index_add_(0, near.point, torch.log1p(-cover)).exp_().view(normal[0].shape)
 
 
 def _is_edge(light: Tensor) -> Tensor:

@@ -269,6 +269,11 @@ def _mixed(colors: tuple[Color, Color], share: Tensor) -> Tensor:
     return first + share * (second - first)
 
 
+def _mean(pattern: str) -> float:
+    """What of the second colour patterns that are too fine to be seen are shown with."""
+    return 0.0 if pattern == "plain" else 0.5
+
+
 def ground_color(room: Room, point: Tensor, blur: Tensor) -> Tensor:
     """Colours (3,P) of the ground at points (3,P).
 
@@ -279,10 +284,9 @@ def ground_color(room: Room, point: Tensor, blur: Tensor) -> Tensor:
             shown by their mean.
     """
     u, v = point[0] / room.ground_scale, point[1] / room.ground_scale
-    share = PATTERNS[room.ground_pattern](u, v)
-    mean = 0.0 if room.ground_pattern == "plain" else 0.5
+    mean = _mean(room.ground_pattern)
     sharp = (1.5 - 2.0 * blur / room.ground_scale).clamp(0.0, 1.0)
-    return _mixed(room.ground, mean + sharp * (share - mean))
+    return _mixed(room.ground, mean + sharp * (PATTERNS[room.ground_pattern](u, v) - mean))
 
 
 def wall_color(room: Room, point: Tensor) -> Tensor:
@@ -291,6 +295,13 @@ def wall_color(room: Room, point: Tensor) -> Tensor:
     count = max(1, round(2.0 * math.pi * room.wall_radius / room.wall_scale))
     u = count * (torch.atan2(point[1], point[0]) / (2.0 * math.pi) + 0.5)
     return _mixed(room.wall, PATTERNS[room.wall_pattern](u, point[2] / room.wall_scale))
+
+
+def plain_colors(room: Room) -> tuple[Color, Color]:
+    """Colours of the ground and the wall without their patterns."""
+    ground = _mixed(room.ground, torch.tensor([_mean(room.ground_pattern)]))[:, 0].tolist()
+    wall = _mixed(room.wall, torch.tensor([_mean(room.wall_pattern)]))[:, 0].tolist()
+    return tuple(ground), tuple(wall)
 
 
 def sky_color(room: Room, rise: Tensor) -> Tensor:
