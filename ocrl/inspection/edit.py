@@ -328,8 +328,11 @@ def draw_slots(
     decoder: Decoder, slots: Tensor, *, attn: Tensor, frames: Tensor
 ) -> tuple[Tensor, Tensor]:
     """As `draw`, of slots (B,T,K,D), attn (B,T,K,N), frames (B,T,3,H,W); leading axes B and T."""
-    decoded = decoder(slots, frames if decoder.needs_target else None, attn=attn)
-    pictures = decoder.depict(slots, attn=attn) if decoder.space != "pixels" else decoded.recon
+    pictures = None
+    if decoder.space != "rays":  # these ask where the camera is
+        decoded = decoder(slots, frames if decoder.needs_target else None, attn=attn)
+        is_drawn = decoder.space == "pixels"
+        pictures = decoded.recon if is_drawn else decoder.depict(slots, attn=attn)
     if pictures is None:
         raise ValueError(
             f"expected a decoder that makes pictures, got {type(decoder).__name__}, which makes "

@@ -38,8 +38,8 @@ NERF = [
 @pytest.mark.parametrize(
     "experiment", ["psb3d_mixer", pytest.param("psb3d_nerf", marks=pytest.mark.slow)]
 )
-def test_train_and_measure(tmp_path, workplace, experiment):
-    place = type(workplace)(tmp_path)
+def test_train_and_measure(tmp_path, workplace, run_script, experiment):
+    place = type(workplace)(tmp_path, run_script)
     options = [*SMALL, *(NERF if experiment == "psb3d_nerf" else [])]
     done = place.run("pretrain_slots", f"experiment={experiment}", *options)
     assert done.returncode == 0, done.stderr

@@ -17,6 +17,8 @@ SIZE = 8
 class Decoder(torch.nn.Module):
     """Masks from attention over 8 x 8 tokens."""
 
+    space = "pixels"
+
     def forward(self, slots, target=None, *, attn=None):
         return DecoderOutput(target, attn.unflatten(-1, (SIZE, SIZE)))
 
