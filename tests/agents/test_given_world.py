@@ -105,7 +105,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
             check(SETS, space)
     continuous = save(tmp_path / "box", "num_actions=0", "action_dim=2")
     check(SETS, box, continuous)
-    with pytest.raises(ValueError, match=r"actions in \[-1,1\] .*RescaleAction"):
+    with pytest.raises(ValueError, match=r"actions in \[-1,1\] .* Box.*RescaleAction"):
         check(SETS, gymnasium.spaces.Box(-2, 2, (2,), np.float32), continuous)
     config = SMALL_WORLD["slot_model"]()
     slots = checkpoint.build(config)
