@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from ocrl.envs.mujoco_model import gl_library, load_mujoco
 from ocrl.envs.scenes3d_geometry import KIND, TURN, X, Z
-from ocrl.envs.scenes3d_render import RayCaster, Stage
+from ocrl.envs.scenes3d_render import RayCaster
 from ocrl.envs.scenes3d_rooms import ROOMS
+from ocrl.envs.scenes3d_stage import Stage
 from ocrl.envs.scenes_render import LIGHTS
 
 RENDERERS = ("mujoco", "rays")

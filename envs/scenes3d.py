@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 
 from ocrl.envs.interface import PRESETS, ObjectEnv
 from ocrl.envs.registry import unknown
-from ocrl.envs.scenes3d_render import MAX_RAYS, RayCaster, Stage
+from ocrl.envs.scenes3d_render import MAX_RAYS, RayCaster
 from ocrl.envs.scenes3d_rooms import PALETTE, ROOMS
+from ocrl.envs.scenes3d_stage import Stage
 from ocrl.envs.scenes3d_world import HEADINGS, RIGS, Moment, Rig, World, stage_of
 from ocrl.envs.scenes_camera import pinhole
 from ocrl.envs.scenes_geometry import SOLIDS

@@ -7,20 +7,28 @@ which draws the same studio pixel by pixel; this draws whole batches, more solid
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ocrl.envs.scenes3d_empty import (
+    GROUND,
+    SKY,
+    SOLID,
+    WALL,
+    emptiness,
+    ground_light,
+    pixel_size,
+    sky_light,
+)
 from ocrl.envs.scenes3d_geometry import (
     BLUE,
     BOUND,
     HALF_HEIGHT,
     HALF_WIDTH,
     IS_METAL,
-    MISSED,
     NUM_COLUMNS,
     RED,
     Solids,
@@ -34,14 +42,12 @@ from ocrl.envs.scenes3d_geometry import (
     per_view,
     take,
 )
-from ocrl.envs.scenes3d_rooms import Room, ground_color, plain_colors, sky_color, wall_color
-from ocrl.envs.scenes_geometry import BACKDROP_RADIUS
+from ocrl.envs.scenes3d_rooms import ground_color, plain_colors, wall_color
+from ocrl.envs.scenes3d_stage import Picture, Rays, Stage, by_room, through
 from ocrl.envs.scenes_render import (
     BOUNCE,
     CONTRAST,
     DISPLAY,
-    HAZE_FROM,
-    HAZE_UNTIL,
     LIGHT_SAMPLES,
     SKY_LIGHT,
     light_pattern,
@@ -55,76 +61,8 @@ _BALL, _OPEN_REACH = 1.1**2, 6.0
 as so many times the ball's radius."""
 _REACH = NUM_COLUMNS
 """A column more of the solids: see `_reach`."""
-_SOLID, _GROUND, _WALL, _SKY = range(4)
-"""What a ray meets."""
 MAX_RAYS = {"cpu": 1 << 16, "cuda": 1 << 22}
 """Rays drawn at a time: what fits into a processor's cache, or keeps a GPU busy."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """What N cameras see.
-
-    Attributes:
-        rows: (N,M,20) of `solid_rows`; row m has id m + 1.
-        kinds: numbers of the shapes that there are.
-        lights: (N,L,5), see `scenes_render.LIGHTS`.
-        rooms: the room of each view.
-        intrinsics: (N,3,3), see `ocrl.types.Camera`.
-        extrinsics: (N,4,4), likewise.
-    """
-
-    rows: Tensor
-    kinds: frozenset[int]
-    lights: Tensor
-    rooms: Sequence[Room]
-    intrinsics: Tensor
-    extrinsics: Tensor
-
-    def __getitem__(self, views: slice) -> Stage:
-        """Some of the views."""
-        return Stage(
-            self.rows[views],
-            self.kinds,
-            self.lights[views],
-            self.rooms[views],
-            self.intrinsics[views],
-            self.extrinsics[views],
-        )
-
-
-@dataclass(frozen=True)
-class Picture:
-    """What is seen.
-
-    Attributes:
-        frames: (N,H,W,3) uint8.
-        ids: (N,H,W) int32 at the pixels' centres; 0 for what is no solid.
-        depth: (N,H,W) float32 there, along the axis; the sky is a dome around the origin.
-    """
-
-    frames: Tensor
-    ids: Tensor
-    depth: Tensor
-
-
-@dataclass(frozen=True)
-class _Rays:
-    """Rays (3,S) of views S; `phase` S chooses the points of lights that they look at."""
-
-    view: Tensor
-    origin: Tensor
-    direction: Tensor
-    phase: Tensor
-
-    def at(self, index: Tensor) -> _Rays:
-        """Some of them, as (P,)."""
-        return _Rays(
-            self.view.reshape(-1)[index],
-            take(self.origin.flatten(1), index),
-            take(self.direction.flatten(1), index),
-            self.phase.reshape(-1)[index],
-        )
 
 
 @dataclass(frozen=True)
@@ -187,7 +125,7 @@ class RayCaster:
             rays, ahead = self._centers(part)
             solids = Solids.of(part.rows, part.kinds)
             length, column = nearest(solids, rays.view, rays.origin, rays.direction)
-            empty, _ = _emptiness(part.rooms, rays)
+            empty, _ = emptiness(part.rooms, rays)
             parts.append(self._maps(column, torch.minimum(length, empty) * ahead, solids))
         ids, depth = zip(*parts, strict=True)
         return torch.cat(ids), torch.cat(depth)
@@ -197,7 +135,7 @@ class RayCaster:
         count = max(1, MAX_RAYS[self.device.type] // self._size**2)
         return [stage[first : first + count] for first in range(0, len(stage.rows), count)]
 
-    def _centers(self, stage: Stage, offset: Tensor | None = None) -> tuple[_Rays, Tensor]:
+    def _centers(self, stage: Stage, offset: Tensor | None = None) -> tuple[Rays, Tensor]:
         """Rays (3,N,R) through the centres of all pixels, and their depth per length (N,R).
 
         Args:
@@ -210,7 +148,7 @@ class RayCaster:
         places = torch.stack([pixel % self._size, pixel // self._size]) + 0.5
         if offset is not None:
             places = places + offset[:, None]
-        rays, ahead = _through(places[:, None].expand(-1, num_views, -1), view, stage)
+        rays, ahead = through(places[:, None].expand(-1, num_views, -1), view, stage)
         return rays, ahead
 
     def _maps(self, column: Tensor, depth: Tensor, solids: Solids) -> tuple[Tensor, Tensor]:
@@ -245,9 +183,9 @@ class RayCaster:
         centers = torch.stack([pixel % self._size, pixel // self._size]) + 0.5
         places = (centers[:, None] + self._offsets[:, :, None]).flatten(1)
         view = (rough // self._size**2).repeat(num_samples)
-        rays, _ = _through(places, view, stage)
+        rays, _ = through(places, view, stage)
         phase = torch.arange(num_samples, device=self.device).repeat_interleave(len(rough))
-        rays = _Rays(rays.view, rays.origin, rays.direction, phase)
+        rays = Rays(rays.view, rays.origin, rays.direction, phase)
         samples, *_ = self._look(stage, solids, rays, None)
         light.view(3, -1).index_copy_(1, rough, samples.unflatten(1, (num_samples, -1)).mean(1))
 
@@ -256,8 +194,8 @@ class RayCaster:
         total = torch.zeros(3, len(stage.rows), self._size**2, device=self.device)
         for offset in self._offsets.T:
             rays, _ = self._centers(stage, offset)
-            length, kind = _emptiness(stage.rooms, rays)
-            blur = _blur(stage, rays, length)
+            length, kind = emptiness(stage.rooms, rays)
+            blur = pixel_size(stage, rays, length)
             point = rays.origin + length * rays.direction
             for room in {id(room): room for room in stage.rooms}.values():
                 views = torch.tensor([other is room for other in stage.rooms], device=self.device)
@@ -265,8 +203,8 @@ class RayCaster:
                 ground, wall = (what.new_tensor(c, dtype=place.dtype) for c in plain_colors(room))
                 on_ground = ground_color(room, place, blur[views].flatten()) / ground[:, None]
                 on_wall = wall_color(room, place) / wall[:, None]
-                shown = torch.where(what == _GROUND, on_ground, on_wall)
-                shown = torch.where(what == _SKY, 1.0, shown)
+                shown = torch.where(what == GROUND, on_ground, on_wall)
+                shown = torch.where(what == SKY, 1.0, shown)
                 total[:, views] += shown.view(3, -1, self._size**2)
         return total / self._offsets.shape[1]
 
@@ -274,7 +212,7 @@ class RayCaster:
         self,
         stage: Stage,
         solids: Solids,
-        rays: _Rays,
+        rays: Rays,
         own: Tensor | None,
         *,
         is_plain: bool = False,
@@ -290,17 +228,17 @@ class RayCaster:
             is_plain: leave out the patterns of rooms with walls.
         """
         length, column = nearest(solids, rays.view, rays.origin, rays.direction, own=own)
-        empty, kind = _emptiness(stage.rooms, rays)
-        length, kind = torch.minimum(length, empty), torch.where(column < 0, kind, _SOLID)
+        empty, kind = emptiness(stage.rooms, rays)
+        length, kind = torch.minimum(length, empty), torch.where(column < 0, kind, SOLID)
         light = rays.direction.new_empty(rays.direction.shape)
         is_rim = torch.zeros(kind.shape, dtype=torch.bool, device=kind.device)
-        is_sky = kind == _SKY
+        is_sky = kind == SKY
         sky = is_sky.flatten().nonzero()[:, 0]
         if not len(sky):
             light, is_rim = self._surface(stage, solids, rays, length, kind, column, own, is_plain)
         else:
-            sky_light = _sky(stage, rays.at(sky), has_glow=own is not None)
-            light.view(3, -1).index_copy_(1, sky, sky_light)
+            above = sky_light(stage, rays.at(sky), has_glow=own is not None)
+            light.view(3, -1).index_copy_(1, sky, above)
             rest = (~is_sky).flatten().nonzero()[:, 0]
             far, what, whose = (part.flatten()[rest] for part in (length, kind, column))
             left = None if own is None else own.flatten()[rest]
@@ -315,7 +253,7 @@ class RayCaster:
         self,
         stage: Stage,
         solids: Solids,
-        rays: _Rays,
+        rays: Rays,
         length: Tensor,
         kind: Tensor,
         column: Tensor,
@@ -327,19 +265,19 @@ class RayCaster:
         normal = point.new_zeros(point.shape)
         normal[2] = 1.0
         # All is taken for ground first. What is written through these views is written into both.
-        color, haze = self._ground(stage, rays, length, point, is_plain)
+        color, haze = ground_light(stage, rays, length, point, is_plain=is_plain)
         points, faces, colors = point.flatten(1), normal.view(3, -1), color.view(3, -1)
-        wall = (kind == _WALL).flatten().nonzero()[:, 0]
+        wall = (kind == WALL).flatten().nonzero()[:, 0]
         if len(wall):
             place = take(points, wall)
             inward = -place[:2] / place[:2].square().sum(0).sqrt()
             faces.index_copy_(1, wall, torch.cat([inward, torch.zeros_like(inward[:1])]))
-            for room, index in _by_room(stage.rooms, rays.view.flatten()[wall]):
+            for room, index in by_room(stage.rooms, rays.view.flatten()[wall]):
                 painted = wall_color(room, place[:, index])
                 if is_plain:
                     painted[:] = painted.new_tensor(plain_colors(room)[1])[:, None]
                 colors[:, wall[index]] = painted
-        mine = (kind == _SOLID).flatten().nonzero()[:, 0]
+        mine = (kind == SOLID).flatten().nonzero()[:, 0]
         columns, place = column.flatten()[mine], take(points, mine)
         faces.index_copy_(1, mine, normals(solids, columns, place))
         paint = take(solids.columns[RED : IS_METAL + 1], columns)
@@ -351,7 +289,7 @@ class RayCaster:
         )
         color *= scattered
         if haze is not None:
-            amount = torch.where(kind == _GROUND, haze[0], 0.0)
+            amount = torch.where(kind == GROUND, haze[0], 0.0)
             color += amount * (haze[1] - color)
         if own is not None:
             return color, is_rim
@@ -363,32 +301,11 @@ class RayCaster:
             colors.index_add_(1, mine, gloss)
         return color.clamp_(max=1.0), is_rim
 
-    def _ground(
-        self, stage: Stage, rays: _Rays, length: Tensor, point: Tensor, is_plain: bool
-    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        """Colour (3,S) of the ground; where it goes over into the sky, how far, and that colour."""
-        shape, view = point.shape, rays.view.reshape(-1)
-        blur = _blur(stage, rays, length).flatten()
-        point, falling = point.flatten(1), -rays.direction[2].flatten()
-        color, far = torch.empty_like(point), torch.zeros_like(point)
-        amount = torch.zeros_like(blur)
-        has_haze = not all(room.has_wall for room in stage.rooms)
-        for room, index in _by_room(stage.rooms, view):
-            place = point[:, index]
-            hidden = MISSED if is_plain and room.has_wall else 0.0
-            color[:, index] = ground_color(room, place, blur[index] + hidden)
-            if not room.has_wall:
-                away = place[:2].square().sum(0).sqrt()
-                share = ((away - HAZE_FROM) / (HAZE_UNTIL - HAZE_FROM)).clamp(0.0, 1.0)
-                amount[index] = share * share * (3.0 - 2.0 * share)
-                far[:, index] = sky_color(room, -falling[index])
-        return color.view(shape), (amount.view(shape[1:]), far.view(shape)) if has_haze else None
-
     def _lit(
         self,
         stage: Stage,
         solids: Solids,
-        rays: _Rays,
+        rays: Rays,
         point: Tensor,
         normal: Tensor,
         column: Tensor,
@@ -429,7 +346,7 @@ class RayCaster:
         self,
         stage: Stage,
         solids: Solids,
-        rays: _Rays,
+        rays: Rays,
         point: Tensor,
         near: _Neighbors,
         unit: Tensor,
@@ -467,7 +384,7 @@ class RayCaster:
         self,
         stage: Stage,
         solids: Solids,
-        rays: _Rays,
+        rays: Rays,
         point: Tensor,
         normal: Tensor,
         column: Tensor,
@@ -498,79 +415,13 @@ class RayCaster:
         color = take(solids.columns[RED : BLUE + 1], column[metal])
         way, outward = take(rays.direction, metal), take(normal, metal)
         facing = -dot(way, outward)
-        mirrored = _Rays(
+        mirrored = Rays(
             rays.view[metal], take(point, metal), way + 2.0 * facing * outward, rays.phase[metal]
         )
         image, *_ = self._look(stage, solids, mirrored, column[metal])
         # Metals colour what they mirror, less so at a grazing angle (Schlick's approximation).
         grazing = (1.0 - facing.clamp_min(0.0)) ** 5
         return added.index_add_(1, metal, (color + (1.0 - color) * grazing) * image)
-
-
-def _through(places: Tensor, view: Tensor, stage: Stage) -> tuple[_Rays, Tensor]:
-    """Rays through places (2,S) of images, and their depth per length S."""
-    focal = per_view(stage.intrinsics[:, [0, 1], [0, 1]].T, view)
-    center = per_view(stage.intrinsics[:, :2, 2].T, view)
-    pose = per_view(stage.extrinsics[:, :3].permute(1, 2, 0), view)
-    across, down = (places - center) / focal
-    direction = pose[:, 0] * across + pose[:, 1] * down + pose[:, 2]
-    scale = dot(direction, direction).rsqrt()
-    origin = pose[:, 3].expand_as(direction)
-    return _Rays(view, origin, direction * scale, torch.zeros_like(view)), scale
-
-
-def _emptiness(rooms: Sequence[Room], rays: _Rays) -> tuple[Tensor, Tensor]:
-    """How far rays S go where there is no solid, and whether to ground, wall or sky."""
-    x, y, z = rays.origin
-    dx, dy, dz = rays.direction
-    along = dot(rays.origin, rays.direction)
-    outside = dot(rays.origin, rays.origin) - BACKDROP_RADIUS**2
-    length = -along + (along * along - outside).clamp_min(0.0).sqrt()
-    to_ground = torch.where(dz < 0.0, -z / dz, MISSED)
-    is_ground = to_ground < length
-    length = torch.where(is_ground, to_ground, length)
-    kind = torch.where(is_ground, _GROUND, _SKY)
-    if not any(room.has_wall for room in rooms):
-        return length, kind
-    walls = [(room.wall_radius, room.wall_height) for room in rooms]
-    radius, height = per_view(length.new_tensor(walls).T, rays.view)
-    square, half = (dx * dx + dy * dy).clamp_min(1e-12), x * dx + y * dy
-    root = half * half - square * (x * x + y * y - radius * radius)
-    to_wall = (-half + root.clamp_min(0.0).sqrt()) / square
-    is_wall = (to_wall < length) & (z + to_wall * dz < height)
-    return torch.where(is_wall, to_wall, length), torch.where(is_wall, _WALL, kind)
-
-
-def _blur(stage: Stage, rays: _Rays, length: Tensor) -> Tensor:
-    """A pixel's size S on the ground, along the ray."""
-    focal = per_view(stage.intrinsics[None, :, 0, 0], rays.view)[0]
-    return length / (focal * (-rays.direction[2]).clamp_min(1e-3))
-
-
-def _by_room(rooms: Sequence[Room], view: Tensor) -> list[tuple[Room, Tensor | slice]]:
-    """Each room that there is, with which of the rays (P,) are in it."""
-    distinct = list({id(room): room for room in rooms}.values())
-    if len(distinct) == 1:
-        return [(distinct[0], slice(None))]
-    place = {id(room): number for number, room in enumerate(distinct)}
-    numbers = torch.tensor([place[id(room)] for room in rooms], device=view.device)[view]
-    return [(room, (numbers == place[id(room)]).nonzero()[:, 0]) for room in distinct]
-
-
-def _sky(stage: Stage, rays: _Rays, *, has_glow: bool) -> Tensor:
-    """Light (3,P) of the sky, in mirrors with that of the lights themselves."""
-    light = torch.empty_like(rays.direction)
-    for room, index in _by_room(stage.rooms, rays.view):
-        light[:, index] = sky_color(room, rays.direction[2, index])
-    if not has_glow:
-        return light
-    lights = per_view(stage.lights.permute(2, 1, 0), rays.view)
-    to_light = lights[:3] - rays.origin[:, None]
-    away = length_of(to_light)
-    off = 1.0 - dot(to_light, rays.direction[:, None]) / away
-    wide = 0.5 * (lights[3] / away) ** 2
-    glow = ((2.0 * wide - off) / (1.6 * wide)).clamp(0.0, 1.0)
-    return light + (3.2 * lights[4] * glow * glow * (3.0 - 2.0 * glow)).sum(0)
 
 
 def _reach(stage: Stage) -> Tensor:

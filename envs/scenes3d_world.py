@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from ocrl.envs.scenes3d_geometry import KIND, X, Z, padded_rows, solid_rows
-from ocrl.envs.scenes3d_render import Stage
 from ocrl.envs.scenes3d_rooms import PALETTE, ROOMS, Room, statue_rows
+from ocrl.envs.scenes3d_stage import Stage
 from ocrl.envs.scenes_geometry import body_table
 from ocrl.envs.scenes_physics import move
 from ocrl.envs.scenes_render import LIGHTS, linear_colors

@@ -3,8 +3,9 @@ import pytest
 import torch
 
 from ocrl.envs.scenes3d_geometry import padded_rows, solid_rows
-from ocrl.envs.scenes3d_render import MAX_RAYS, RayCaster, Stage
+from ocrl.envs.scenes3d_render import MAX_RAYS, RayCaster
 from ocrl.envs.scenes3d_rooms import PALETTE, PATTERNS, ROOMS, ground_color, statue_rows
+from ocrl.envs.scenes3d_stage import Stage
 from ocrl.envs.scenes_camera import look_at, pinhole
 from ocrl.envs.scenes_geometry import BACKDROP_RADIUS, SOLIDS, body_table
 from ocrl.envs.scenes_render import COLORS, LIGHTS, draw, light_pattern, linear_colors
@@ -59,6 +60,25 @@ def test_the_studio_is_that_of_the_pixel_by_pixel_renderer(supersampling):
         np.testing.assert_allclose(picture.depth[view].numpy()[same], depth[same], rtol=1e-4)
         off = np.abs(picture.frames[view].numpy().astype(int) - frame)
         assert off.mean() < 0.05 and (off > 3).mean() < 0.002
+
+
+@pytest.mark.parametrize("order", [[0, 1], [1, 0]])
+def test_solids_shade_each_other_as_there(order):
+    places = np.array([[0.0, 0.0], [0.6, 1.2]])[order]
+    shapes, sizes = np.array([2, 0])[order], np.array([0.7, 0.5])[order]
+    table = body_table(shapes, sizes, places, np.zeros(2), np.full((2, 3), 0.5), np.zeros(2, bool))
+    pose, size = look_at(60.0, 40.0, 7.0, TARGET), 48
+    caster = RayCaster(size=size, supersampling=2, device="cpu")
+    picture = caster.draw(stage(solid_rows(table), [pose], size))
+    frame, depth = np.empty((size, size, 3), np.uint8), np.empty((size, size))
+    ids = np.empty((size, size), np.uint16)
+    draw(frame, ids, depth, table, LIGHTS, pinhole(size, 35.0), pose, light_pattern(2), 2)
+    off = np.abs(picture.frames[0].numpy().astype(int) - frame)
+    assert off.mean() < 0.05 and (off > 3).mean() < 0.002
+    alone = caster.draw(stage(solid_rows(table[order[1:]]), [pose], size))
+    ball = (picture.ids[0] == order[1] + 1) & (alone.ids[0] > 0)
+    darker = alone.frames[0][ball].float() - picture.frames[0][ball].float()
+    assert ball.sum() > 50 and (darker > 20).float().mean() > 0.05
 
 
 @pytest.mark.parametrize("room", ROOMS)

@@ -12,8 +12,9 @@ from ocrl.data.clips import evaluation_clips
 from ocrl.data.posed import camera_of_rays, import_posed
 from ocrl.data.store import EpisodeStore, EpisodeWriter
 from ocrl.envs.scenes3d_geometry import solid_rows
-from ocrl.envs.scenes3d_render import RayCaster, Stage
+from ocrl.envs.scenes3d_render import RayCaster
 from ocrl.envs.scenes3d_rooms import ROOMS
+from ocrl.envs.scenes3d_stage import Stage
 from ocrl.envs.scenes_camera import look_at
 from ocrl.envs.scenes_geometry import body_table
 from ocrl.envs.scenes_render import LIGHTS
