@@ -156,7 +156,7 @@ def _shown(model: DiscoveryModel, clip: Clip) -> Clip:
 def _segments(model: DiscoveryModel, clip: Clip, encoded: SlotOutput, source: MaskSource) -> Tensor:
     """The slot (B,T,[V,]H,W) that each pixel shows, K where a posed model shows none."""
     size = (clip.video.shape[-2], clip.video.shape[-1])
-    if model.decoder.space == "rays" and source == "decoder":
+    if isinstance(model, SlotModel) and is_posed(model) and source == "decoder":
         if clip.camera is None:
             raise ValueError("expected cameras in the clips of a model of posed views, got none")
         return render_views(model.decoder, encoded.slots, clip.camera, size=size).segments
