@@ -77,7 +77,14 @@ def fit(directory, *overrides, clips=batches):
     return model, float(before), float(after)
 
 
-@pytest.mark.parametrize("name", RECIPES)
+SLOW = ("mixture of a video", "ema")
+"""Relatives of another recipe: its mixture, and the quantiser that svq has too."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in RECIPES],
+)
 def test_a_recipe_learns_and_goes_on_exactly_after_a_power_cut(tmp_path, name):
     overrides = [*RECIPES[name], "trainer.max_steps=12"]
     whole, before, after = fit(tmp_path / "whole", *overrides)

@@ -53,10 +53,10 @@ def rows(directory):
     "options",
     [
         ("obs=objects",),
-        ("obs=pixels", "vision.out_dim=16"),
         ("obs=slots", "encoder.path=run"),
+        pytest.param(("obs=pixels", "vision.out_dim=16"), marks=pytest.mark.slow),
     ],
-    ids=["objects", "pixels", "slots"],
+    ids=["objects", "slots", "pixels"],
 )
 def test_one_command_trains_an_agent_and_knows_when_it_is_done(workplace, options):
     name = options[0].partition("=")[2]
