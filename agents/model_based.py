@@ -6,9 +6,8 @@ E environments, R rows, F features of a row.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from threading import Event
 from typing import Any, cast
 
 import numpy as np
@@ -20,33 +19,20 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from torch.nn.utils import clip_grad_norm_
 
-from ocrl import checkpoint
-from ocrl.agents import saving, spaces
-from ocrl.agents.callbacks import (
-    Checkpoints,
-    Evaluator,
-    Recorder,
-    RunPart,
-    Score,
-    check_finite,
-)
+from ocrl.agents import spaces
+from ocrl.agents.callbacks import Score, check_finite
 from ocrl.agents.episode_encoder import EpisodeEncoder
 from ocrl.agents.given_world import GivenWorld
-from ocrl.agents.interface import Agent
 from ocrl.agents.learning_settings import LearningSettings, ReplaySettings
 from ocrl.agents.memory import FRAME, Memory
-from ocrl.agents.ppo import AgentRun
 from ocrl.agents.replay import EpisodeReplay
 from ocrl.agents.rollouts import add_rollouts
+from ocrl.agents.run import AgentRun, AgentTraining, Evaluate, MakePart, check_from_one
 from ocrl.agents.vector import StableBaselinesVecEnv
 from ocrl.agents.world_agent import WorldAgent, WorldNetwork
 from ocrl.distributed import find_device
-from ocrl.interrupt import asked_to_stop
-from ocrl.log import ProgressBar, TensorBoard
+from ocrl.log import ProgressBar
 from ocrl.train import NonFiniteLossError
-
-Evaluate = Callable[[Agent, int, TensorBoard], Mapping[str, float]]
-"""Figures of an agent by name, at a step; may log pictures."""
 
 
 class ModelBased:
@@ -103,10 +89,12 @@ class ModelBased:
         Raises:
             ValueError: if a number is out of range, or a setting does not exist.
         """
-        small = {"total_steps": total_steps, "num_envs": num_envs, "log_every": log_every}
-        for name, value in {**small, "checkpoint_every": checkpoint_every}.items():
-            if value < 1:
-                raise ValueError(f"expected agent.{name} to be from 1 on, got {value}")
+        check_from_one(
+            total_steps=total_steps,
+            num_envs=num_envs,
+            log_every=log_every,
+            checkpoint_every=checkpoint_every,
+        )
         try:
             self.learning, self.replay = LearningSettings(**learning), ReplaySettings(**replay)
         except TypeError as error:
@@ -143,11 +131,11 @@ class ModelBased:
         *,
         run: AgentRun,
         network: WorldNetwork,
-        evaluate: Evaluate | None = None,
+        evaluate: Evaluate[WorldAgent] | None = None,
         score: Score | None = None,
         encoder: EpisodeEncoder | None = None,
         world: GivenWorld | None = None,
-        extra: Callable[[Agent, TensorBoard], RunPart] | None = None,
+        extra: MakePart[WorldAgent] | None = None,
     ) -> WorldAgent:
         """Train, from the run's agent if it has one.
 
@@ -202,7 +190,7 @@ class _Stage:
         self.logger = logger
 
 
-class _Training:
+class _Training(AgentTraining[WorldAgent]):
     """The state of one call of `ModelBased.train`."""
 
     def __init__(
@@ -214,7 +202,8 @@ class _Training:
         encoder: EpisodeEncoder | None,
         world: GivenWorld | None,
     ) -> None:
-        self.settings, self.run, self.env, self.encoder = settings, run, env, encoder
+        super().__init__(settings, run)
+        self.settings, self.env, self.encoder = settings, env, encoder
         self.world = world
         torch.manual_seed(settings.seed)
         self.agent = WorldAgent(env.observation_space, env.action_space, network=network)
@@ -240,76 +229,15 @@ class _Training:
         self.stage = _Stage(env)
         self.begun_at: int | None = None
         self.num_updates = 0
-        self.extra: RunPart | None = None
 
     @property
     def step(self) -> int:
         return self.stage.num_timesteps
 
-    def to_the_end(
-        self,
-        evaluate: Evaluate | None,
-        score: Score | None,
-        extra: Callable[[Agent, TensorBoard], RunPart] | None,
-    ) -> WorldAgent:
-        resumed = self._resume()
-        settings, directory = self.settings, self.run.directory
-        if self.step >= settings.total_steps:
-            return self.agent
-        # What a part of the run that was killed logged after this step is hidden.
-        board = TensorBoard(directory / "tensorboard", start_step=self.step + 1)
-        bar = ProgressBar("training", total=settings.total_steps, start=self.step)
-        with board, bar, asked_to_stop() as stop:
-            self.recorder = Recorder(
-                directory / "progress.csv",
-                board=board,
-                bar=bar,
-                log_every=settings.log_every,
-                score=score,
-            )
-            self.extra = None if extra is None else extra(self.agent, board)
-            self.recorder.resume(resumed and resumed["recorder"], step=self.step)
-            if resumed is not None:
-                bar.say(f"going on at step {self.step}")
-                if self.extra is not None:
-                    self.extra.resume(resumed["extra"])
-            elif settings.replay.rollouts is not None:
-                self._add_rollouts(settings.replay.rollouts, bar)
-            self._guarded(lambda: self._rounds(self._callbacks(evaluate, board, bar, stop)))
-            self.recorder.write_row()
-            self.save()
-            bar.update(self.step)
-            bar.say(f"trained for {self.step} steps")
-        return self.agent
-
-    def _callbacks(
-        self, evaluate: Evaluate | None, board: TensorBoard, bar: ProgressBar, stop: Event
-    ) -> list[BaseCallback]:
-        """What happens before a round, in this order; a checkpoint holds all of it."""
-        settings = self.settings
-        callbacks: list[BaseCallback] = [self.recorder]
-        if self.extra is not None:
-            callbacks.append(self.extra)
-        if evaluate is not None:
-            callbacks.append(
-                Evaluator(
-                    lambda step, board: evaluate(self.agent, step, board),
-                    every=settings.evaluate_every,
-                    board=board,
-                    bar=bar,
-                )
-            )
-        last = Checkpoints(
-            self.save,
-            every=settings.checkpoint_every,
-            seed=settings.seed,
-            stop=stop,
-            where=self.run.agent,
-            total_steps=settings.total_steps,
-        )
-        return [*callbacks, last]
-
-    def _add_rollouts(self, path: str, bar: ProgressBar) -> None:
+    def begin(self, bar: ProgressBar) -> None:
+        path = self.settings.replay.rollouts
+        if path is None:
+            return
         number = add_rollouts(
             self.replay,
             Path(path),
@@ -322,8 +250,7 @@ class _Training:
 
     # --- rounds ---------------------------------------------------------------------------------
 
-    def _rounds(self, callbacks: list[BaseCallback]) -> None:
-        """Play and learn in turn until the steps are done."""
+    def learn(self, callbacks: list[BaseCallback]) -> None:
         seen: dict[str, Any] = {}
         for callback in callbacks:
             callback.init_callback(cast(BaseAlgorithm, self.stage))
@@ -405,7 +332,7 @@ class _Training:
         if not bool(norm.isfinite()):
             raise NonFiniteLossError(
                 f"the world model's loss or its gradient is not finite at step {self.step}; "
-                f"{saving.describe_kept(self.run.agent)}; try a lower agent.learning.learning_rate"
+                f"{self.kept()}; try a lower agent.learning.learning_rate"
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -413,7 +340,7 @@ class _Training:
             figures = agent.behaviour.learn(agent.world, rows, window)
         except FloatingPointError as error:
             raise NonFiniteLossError(
-                f"{error} at step {self.step}; {saving.describe_kept(self.run.agent)}; try a lower "
+                f"{error} at step {self.step}; {self.kept()}; try a lower "
                 "agent.arguments.learning_rate"
             ) from error
         self.num_updates += 1
@@ -430,59 +357,31 @@ class _Training:
     # --- saving and going on -------------------------------------------------------------------
 
     def save(self) -> None:
-        """Write a checkpoint; the previous one stays until the new one is whole."""
         self.memory.break_off()
-        with checkpoint.replacing(self.run.agent) as folder:
-            added = {} if self.extra is None else self.extra.save(folder)
-            meta = {"step": self.step, **self.meta, **added}
-            meta["training"] = {
-                "num_episodes": self.recorder.num_episodes,
-                "achieved": self.recorder.achieved,
-                "num_updates": self.num_updates,
-            }
-            saving.write(folder, self.agent, config=self.config, meta=meta)
-            (folder / "resume").mkdir()
-            behaviour = self.agent.behaviour.optimizers()
-            state = {
-                "optimizer": self.optimizer.state_dict(),
-                "behaviour": {name: own.state_dict() for name, own in behaviour.items()},
-                "begun_at": self.begun_at,
-                "num_updates": self.num_updates,
-                "recorder": self.recorder.state(),
-                "extra": {} if self.extra is None else self.extra.state(),
-            }
-            torch.save(state, folder / "resume" / "state.pt")
-            self.replay.save(folder / "resume")
+        super().save()
 
-    def _resume(self) -> dict[str, Any] | None:
-        try:
-            folder = saving.find(self.run.agent)
-        except FileNotFoundError:
-            return None
-        meta = saving.check_same_run(folder, config=self.config, meta=self.meta)
+    def counted(self) -> dict[str, Any]:
+        return {"num_updates": self.num_updates}
+
+    def resume_state(self) -> dict[str, Any]:
+        behaviour = self.agent.behaviour.optimizers()
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "behaviour": {name: own.state_dict() for name, own in behaviour.items()},
+            "begun_at": self.begun_at,
+            "num_updates": self.num_updates,
+        }
+
+    def restore(self, folder: Path, *, state: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
         self.agent.load_weights(folder)
-        state = checkpoint.read_state(folder / "resume" / "state.pt")
         self.optimizer.load_state_dict(state["optimizer"])
         for name, optimizer in self.agent.behaviour.optimizers().items():
             optimizer.load_state_dict(state["behaviour"][name])
         self.begun_at, self.num_updates = state["begun_at"], state["num_updates"]
         self.stage.num_timesteps = int(meta["step"])
-        if self.step < self.settings.total_steps:
-            self.replay.load(folder / "resume")
-        return state
 
-    # --- what can go wrong ---------------------------------------------------------------------
+    def save_replay(self, folder: Path) -> None:
+        self.replay.save(folder)
 
-    def _guarded(self, learn: Callable[[], None]) -> None:
-        """Learn, and say of any failure which checkpoint there still is."""
-        try:
-            learn()
-        except ChildProcessError as error:
-            kept = saving.describe_kept(self.run.agent)
-            raise ChildProcessError(
-                f"{error}; {kept}, and the same command goes on from there"
-            ) from error
-        except NonFiniteLossError:
-            raise
-        except ValueError as error:
-            raise ValueError(f"{error}; {saving.describe_kept(self.run.agent)}") from error
+    def load_replay(self, folder: Path) -> None:
+        self.replay.load(folder)

@@ -5,10 +5,8 @@ E environments.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 import numpy as np
@@ -21,41 +19,18 @@ from torch import nn
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
-from ocrl import checkpoint
-from ocrl.agents import replay_store, saving, spaces
-from ocrl.agents.callbacks import Checkpoints, Evaluator, Recorder, RunPart, Score
+from ocrl.agents import replay_store, spaces
+from ocrl.agents.callbacks import Score
 from ocrl.agents.policy import Algorithm, Network, PolicyAgent, check_actions, find_algorithm
+from ocrl.agents.run import AgentRun, AgentTraining, Evaluate, MakePart, check_from_one
 from ocrl.agents.vector import StableBaselinesVecEnv
-from ocrl.interrupt import asked_to_stop
-from ocrl.log import ProgressBar, TensorBoard
+from ocrl.log import ProgressBar
 from ocrl.train import NonFiniteLossError
 
 _NUM_MEASURED = 64
 """Steps of each environment before learning."""
 _COUNTERS = ("num_timesteps", "_n_updates", "_episode_num", "_n_calls", "exploration_rate")
 """Of an algorithm, as far as it has them: what is counted on when a run goes on."""
-
-Evaluate = Callable[[PolicyAgent, int, TensorBoard], Mapping[str, float]]
-"""Figures of an agent by name, at a step; may log pictures."""
-
-
-@dataclass(frozen=True)
-class AgentRun:
-    """What an agent is trained on, and where the run keeps its things.
-
-    Attributes:
-        directory: the run's own.
-        meta: plain values that the agent's `meta.json` repeats: `env`, `env_arguments`,
-            `observation`, `encoder` (None, or `path` and `hash`).
-    """
-
-    directory: Path
-    meta: Mapping[str, Any]
-
-    @property
-    def agent(self) -> Path:
-        """Folder of the run's agent."""
-        return self.directory / saving.FOLDER
 
 
 class ModelFree:
@@ -107,10 +82,12 @@ class ModelFree:
                 small.
         """
         find_algorithm(algorithm)
-        small = {"total_steps": total_steps, "num_envs": num_envs, "log_every": log_every}
-        for name, value in {**small, "checkpoint_every": checkpoint_every}.items():
-            if value < 1:
-                raise ValueError(f"expected agent.{name} to be from 1 on, got {value}")
+        check_from_one(
+            total_steps=total_steps,
+            num_envs=num_envs,
+            log_every=log_every,
+            checkpoint_every=checkpoint_every,
+        )
         self.algorithm, self.arguments, self.policy = algorithm, dict(arguments), dict(policy)
         self.pooling, self.vision = _described(pooling), _described(vision)
         self.total_steps, self.num_envs, self.processes = total_steps, num_envs, processes
@@ -163,10 +140,10 @@ class ModelFree:
         *,
         run: AgentRun,
         network: Network,
-        evaluate: Evaluate | None = None,
+        evaluate: Evaluate[PolicyAgent] | None = None,
         score: Score | None = None,
         encoder: nn.Module | None = None,
-        extra: Callable[[PolicyAgent, TensorBoard], RunPart] | None = None,
+        extra: MakePart[PolicyAgent] | None = None,
     ) -> PolicyAgent:
         """Train, from the run's agent if it has one.
 
@@ -208,7 +185,7 @@ def _described(part: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in part.items() if key != "_partial_"}
 
 
-class _Training:
+class _Training(AgentTraining[PolicyAgent]):
     """The state of one call of `ModelFree.train`."""
 
     def __init__(
@@ -218,7 +195,8 @@ class _Training:
         run: AgentRun,
         network: Network,
     ) -> None:
-        self.settings, self.run = settings, run
+        super().__init__(settings, run)
+        self.settings = settings
         self.model = settings.build(env, network)
         self.agent = PolicyAgent(self.model.policy, network=network)
         self.config = {**self.agent.config(), "training": settings.config()}
@@ -229,74 +207,13 @@ class _Training:
         }
         self.optimizer: Optimizer = self.model.policy.optimizer
         self.optimizer.register_step_pre_hook(lambda *_: self._check_gradients())
-        self.extra: RunPart | None = None
 
     @property
     def step(self) -> int:
         return self.model.num_timesteps
 
-    def to_the_end(
-        self,
-        evaluate: Evaluate | None,
-        score: Score | None,
-        extra: Callable[[PolicyAgent, TensorBoard], RunPart] | None,
-    ) -> PolicyAgent:
-        resumed = self._resume()
-        settings, directory = self.settings, self.run.directory
-        if self.step >= settings.total_steps:
-            return self.agent
-        if resumed is None:
-            self._measure_sets()
-        # What a part of the run that was killed logged after this step is hidden.
-        board = TensorBoard(directory / "tensorboard", start_step=self.step + 1)
-        bar = ProgressBar("training", total=settings.total_steps, start=self.step)
-        with board, bar, asked_to_stop() as stop:
-            self.recorder = Recorder(
-                directory / "progress.csv",
-                board=board,
-                bar=bar,
-                log_every=settings.log_every,
-                score=score,
-            )
-            self.extra = None if extra is None else extra(self.agent, board)
-            self.recorder.resume(resumed and resumed["recorder"], step=self.step)
-            if resumed is not None:
-                bar.say(f"going on at step {self.step}")
-                if self.extra is not None:
-                    self.extra.resume(resumed["extra"])
-            self._learn(self._callbacks(evaluate, board, bar, stop))
-            self.recorder.write_row()
-            self.save()
-            bar.update(self.step)
-            bar.say(f"trained for {self.step} steps")
-        return self.agent
-
-    def _callbacks(
-        self, evaluate: Evaluate | None, board: TensorBoard, bar: ProgressBar, stop: Event
-    ) -> list[BaseCallback]:
-        """What happens at the end of a rollout, in this order; a checkpoint holds all of it."""
-        settings = self.settings
-        callbacks: list[BaseCallback] = [self.recorder]
-        if self.extra is not None:
-            callbacks.append(self.extra)
-        if evaluate is not None:
-            callbacks.append(
-                Evaluator(
-                    lambda step, board: evaluate(self.agent, step, board),
-                    every=settings.evaluate_every,
-                    board=board,
-                    bar=bar,
-                )
-            )
-        last = Checkpoints(
-            self.save,
-            every=settings.checkpoint_every,
-            seed=settings.seed,
-            stop=stop,
-            where=self.run.agent,
-            total_steps=settings.total_steps,
-        )
-        return [*callbacks, last]
+    def begin(self, bar: ProgressBar) -> None:
+        self._measure_sets()
 
     def _measure_sets(self) -> None:
         """Play at random for a while, for the scale of what the policy reads."""
@@ -316,66 +233,30 @@ class _Training:
         }
         self.agent.measure(observations)
 
-    def _learn(self, callbacks: list[BaseCallback]) -> None:
-        try:
-            self.model.learn(
-                self.settings.total_steps - self.step,
-                callback=callbacks,
-                log_interval=None,  # type: ignore[arg-type]
-                reset_num_timesteps=False,
-            )
-        except ChildProcessError as error:
-            raise ChildProcessError(
-                f"{error}; {self._kept()}, and the same command goes on from there"
-            ) from error
-        except NonFiniteLossError:
-            raise
-        except ValueError as error:
-            raise ValueError(f"{error}; {self._kept()}") from error
+    def learn(self, callbacks: list[BaseCallback]) -> None:
+        self.model.learn(
+            self.settings.total_steps - self.step,
+            callback=callbacks,
+            log_interval=None,  # type: ignore[arg-type]
+            reset_num_timesteps=False,
+        )
 
-    # --- saving and going on -------------------------------------------------------------------
+    def resume_state(self) -> dict[str, Any]:
+        counters = {name: vars(self.model)[name] for name in _COUNTERS if name in vars(self.model)}
+        return {"optimizer": self.optimizer.state_dict(), "counters": counters}
 
-    def save(self) -> None:
-        """Write a checkpoint; the previous one stays until the new one is whole."""
-        with checkpoint.replacing(self.run.agent) as folder:
-            added = {} if self.extra is None else self.extra.save(folder)
-            meta = {"step": self.step, **self.meta, **added}
-            meta["training"] = {
-                "num_episodes": self.recorder.num_episodes,
-                "achieved": self.recorder.achieved,
-            }
-            saving.write(folder, self.agent, config=self.config, meta=meta)
-            (folder / "resume").mkdir()
-            state = {
-                "optimizer": self.optimizer.state_dict(),
-                "counters": {
-                    name: vars(self.model)[name] for name in _COUNTERS if name in vars(self.model)
-                },
-                "recorder": self.recorder.state(),
-                "extra": {} if self.extra is None else self.extra.state(),
-            }
-            torch.save(state, folder / "resume" / "state.pt")
-            if isinstance(self.model, OffPolicyAlgorithm):
-                replay_store.save(self.model.replay_buffer, folder / "resume")
-
-    def _resume(self) -> dict[str, Any] | None:
-        try:
-            folder = saving.find(self.run.agent)
-        except FileNotFoundError:
-            return None
-        saving.check_same_run(folder, config=self.config, meta=self.meta)
+    def restore(self, folder: Path, *, state: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
         self.agent.load_weights(folder)
-        state = checkpoint.read_state(folder / "resume" / "state.pt")
         self.optimizer.load_state_dict(state["optimizer"])
         vars(self.model).update(state["counters"])
-        if isinstance(self.model, OffPolicyAlgorithm) and self.step < self.settings.total_steps:
-            replay_store.load(self.model.replay_buffer, folder / "resume")
-        return state
 
-    # --- what can go wrong ---------------------------------------------------------------------
+    def save_replay(self, folder: Path) -> None:
+        if isinstance(self.model, OffPolicyAlgorithm):
+            replay_store.save(self.model.replay_buffer, folder)
 
-    def _kept(self) -> str:
-        return saving.describe_kept(self.run.agent)
+    def load_replay(self, folder: Path) -> None:
+        if isinstance(self.model, OffPolicyAlgorithm):
+            replay_store.load(self.model.replay_buffer, folder)
 
     def _check_gradients(self) -> None:
         gradients = [
@@ -387,6 +268,6 @@ class _Training:
         if bool(get_total_norm(gradients).isfinite()):
             return
         raise NonFiniteLossError(
-            f"the policy's loss or its gradient is not finite at step {self.step}; {self._kept()}; "
+            f"the policy's loss or its gradient is not finite at step {self.step}; {self.kept()}; "
             "try a lower agent.arguments.learning_rate"
         )

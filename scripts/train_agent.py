@@ -22,7 +22,7 @@ from ocrl import checkpoint
 from ocrl.agents import saving
 from ocrl.agents.evaluation import play, summarize
 from ocrl.agents.interface import Agent
-from ocrl.agents.ppo import AgentRun
+from ocrl.agents.run import AgentRun
 from ocrl.envs.crafter import crafter_score
 from ocrl.log import TensorBoard
 

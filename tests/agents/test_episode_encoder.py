@@ -12,8 +12,8 @@ from ocrl import checkpoint
 from ocrl.agents import saving
 from ocrl.agents.episode_encoder import EpisodeEncoder
 from ocrl.agents.model_based import ModelBased
-from ocrl.agents.ppo import AgentRun
 from ocrl.agents.replay import EpisodeReplay
+from ocrl.agents.run import AgentRun
 from ocrl.agents.tuning import Drift, EncoderTuning, TuningSettings
 from ocrl.data.store import EpisodeStore, EpisodeWriter
 from ocrl.envs.collect import collect

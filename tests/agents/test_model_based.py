@@ -11,8 +11,8 @@ from gymnasium.spaces import Box
 
 from ocrl.agents import load, saving
 from ocrl.agents.model_based import ModelBased
-from ocrl.agents.ppo import AgentRun
 from ocrl.agents.replay import EpisodeReplay
+from ocrl.agents.run import AgentRun
 from ocrl.envs.crafter import crafter_score
 from ocrl.train import InterruptedTraining, NonFiniteLossError
 

@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from ocrl.agents.ppo import AgentRun
+from ocrl.agents.run import AgentRun
 from ocrl.envs import make_vec
 
 CONFIGS = str(Path(__file__).parents[2] / "configs")

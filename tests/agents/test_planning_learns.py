@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from ocrl.agents.evaluation import RandomAgent, play
-from ocrl.agents.ppo import AgentRun
+from ocrl.agents.run import AgentRun
 from ocrl.envs import make_vec
 
 CONFIGS = Path(__file__).parents[2] / "configs"

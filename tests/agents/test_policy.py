@@ -9,7 +9,8 @@ from gymnasium.spaces import Box
 
 from ocrl.agents import load, saving
 from ocrl.agents.policy import find_algorithm
-from ocrl.agents.ppo import AgentRun, ModelFree
+from ocrl.agents.ppo import ModelFree
+from ocrl.agents.run import AgentRun
 
 ALGORITHMS = ("ppo", "a2c", "dqn", "recurrent_ppo")
 

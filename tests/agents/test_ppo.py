@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from ocrl.agents import saving
-from ocrl.agents.ppo import AgentRun, ModelFree
+from ocrl.agents.ppo import ModelFree
+from ocrl.agents.run import AgentRun
 from ocrl.envs.crafter import crafter_score
 from ocrl.train import InterruptedTraining, NonFiniteLossError
 

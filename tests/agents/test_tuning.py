@@ -10,7 +10,8 @@ from hydra import compose, initialize_config_dir
 
 from ocrl import checkpoint
 from ocrl.agents import saving
-from ocrl.agents.ppo import AgentRun, ModelFree
+from ocrl.agents.ppo import ModelFree
+from ocrl.agents.run import AgentRun
 from ocrl.agents.tuning import Drift, DriftReport, EncoderTuning, TuningSettings
 from ocrl.envs.recent_frames import RecentFrames
 from ocrl.envs.slots import SlotVectorEnv
