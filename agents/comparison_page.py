@@ -20,7 +20,7 @@ from ocrl.agents.comparison_table import (
 )
 from ocrl.agents.results import Run
 from ocrl.charts import Band, Spread, band_chart, interval_chart
-from ocrl.report import page, table
+from ocrl.page import page, table
 
 _COLORS = (
     *(("#2457d6", "#7aa2ff"), ("#b4590a", "#f0a35e"), ("#0b7a62", "#4fd1b0")),

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ocrl.report import write_text
+from ocrl.page import write_text
 
 EVALUATION, PROGRESS = "evaluation.json", "progress.csv"
 HEADLINES = ("score", "success", "return")

@@ -17,7 +17,7 @@ from ocrl.agents.comparison_table import NAMES
 from ocrl.agents.results import Run, value_of
 from ocrl.agents.statistics import pearson, pearson_interval
 from ocrl.charts import Line, scatter_chart
-from ocrl.report import page, table
+from ocrl.page import page, table
 
 KEY = "discovery"
 """Of `evaluation.json`: what was measured of the slots that the agent was given, by name."""

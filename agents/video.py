@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ocrl.agents.interface import Agent
-from ocrl.report import write_bytes
+from ocrl.page import write_bytes
 from ocrl.visualize import (
     borders,
     captioned,

@@ -5,18 +5,16 @@ H steps, C H' W' frames.
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Iterator, Mapping
-from html import escape
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ocrl.horizon import METHODS, PREDICTION, HorizonResult, Rollout
-from ocrl.report import page, table, write_record
-from ocrl.visualize import captioned, enlarge, overlay, strip, to_gif, to_uint8, write_mp4
+from ocrl.page import hint, meanings, movie, number, page, table, write_record
+from ocrl.visualize import captioned, enlarge, overlay, strip, to_uint8, write_mp4
 
 _METRICS = {
     "slot_error": (
@@ -111,11 +109,11 @@ def _table(result: HorizonResult) -> Iterator[str]:
     rows: list[list[str]] = []
     for metric, methods in result.table.items():
         name, meaning = _METRICS[metric]
-        rows.append([f"<span title='{escape(meaning, quote=True)}'>{escape(name)}</span>"])
+        rows.append([hint(name, meaning)])
         for method in METHODS:
             if method in methods:
                 shown = f"<b>{method}</b>" if method == PREDICTION else method
-                rows.append([shown, *(_number(value) for value in methods[method])])
+                rows.append([shown, *(number(value) for value in methods[method])])
     yield "<h2>Steps ahead</h2>"
     yield table(["", *map(str, result.horizons)], rows)
 
@@ -124,25 +122,18 @@ def _movies(result: HorizonResult, frames_per_second: float) -> Iterator[str]:
     if result.examples:
         yield "<h2>Clips</h2>"
     for example in result.examples:
-        names, movie = rollout_movie(example)
-        gif = base64.b64encode(to_gif(movie, frames_per_second=frames_per_second)).decode("ascii")
-        labels = "".join(f"<span>{escape(name)}</span>" for name in names)
-        yield (
-            f"<div class='card wide'><div class='movie' style='width:{180 * len(names)}px'>"
-            f"<img alt='what came and what was foretold' src='data:image/gif;base64,{gif}'>"
-            f"<div class='names'>{labels}</div></div></div>"
-        )
+        names, video = rollout_movie(example)
+        alt = "what came and what was foretold"
+        moving = movie(names, video, alt=alt, frames_per_second=frames_per_second)
+        yield f"<div class='card wide'>{moving}</div>"
 
 
 def _explanation(result: HorizonResult) -> Iterator[str]:
-    meanings = "".join(
-        f"<dt>{escape(_METRICS[metric][0])}</dt><dd>{escape(_METRICS[metric][1])}</dd>"
-        for metric in result.table
-    )
     yield (
         "<h2>What the figures mean</h2><div class='card'><p><b>prediction</b> is the world model, "
         "which saw the context and the actions. <b>copy</b> says that the last frame of the "
         "context stays: its true frame, its slots, the mean reward. <b>encoder</b> sees every "
         "frame, so that its slots, what the decoder makes of them, and the outcomes read from "
-        f"them are what a perfect dynamics would reach.</p><dl>{meanings}</dl></div>"
+        "them are what a perfect dynamics would reach.</p>"
+        f"{meanings(_METRICS[metric] for metric in result.table)}</div>"
     )

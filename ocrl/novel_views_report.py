@@ -5,7 +5,6 @@ T frames, V views, K slots, C H W image, O cameras of an orbit.
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Iterator, Mapping
 from html import escape
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from ocrl.discovery import MODEL
 from ocrl.novel_views import ViewsExample, ViewsResult
-from ocrl.report import page, table, write_record
+from ocrl.page import hint, meanings, movie, number, page, table, write_record
 from ocrl.visualize import (
     captioned,
     colour_objects,
@@ -24,7 +23,6 @@ from ocrl.visualize import (
     grid,
     overlay,
     slot_pictures,
-    to_gif,
     to_uint8,
     write_mp4,
 )
@@ -161,10 +159,6 @@ def orbit_movie(example: ViewsExample) -> tuple[list[str], Tensor] | None:
     return names, torch.stack(frames)
 
 
-def _number(value: float) -> str:
-    return f"{value:.3f}" if math.isfinite(value) else "&ndash;"
-
-
 def _table(
     heading: str,
     names: Mapping[str, tuple[str, str]],
@@ -173,10 +167,7 @@ def _table(
     if not scores:
         return
     shown = [name for name in names if any(name in own for own in scores.values())]
-    head = [
-        f"<span title='{escape(names[name][1], quote=True)}'>{escape(names[name][0])}</span>"
-        for name in shown
-    ]
+    head = [hint(*names[name]) for name in shown]
     best = {
         name: max((own.get(name, -math.inf) for own in scores.values()), default=-math.inf)
         for name in shown
@@ -185,7 +176,7 @@ def _table(
     for method, own in scores.items():
         values = [own.get(name, math.nan) for name in shown]
         cells = [
-            f"<b>{_number(value)}</b>" if value == best[name] else _number(value)
+            f"<b>{number(value)}</b>" if value == best[name] else number(value)
             for name, value in zip(shown, values, strict=True)
         ]
         rows.append([escape(method), *cells])
@@ -219,28 +210,22 @@ def _examples(result: ViewsResult, frames_per_second: float) -> Iterator[str]:
 def _movie(
     heading: str, names: list[str], video: Tensor, frames_per_second: float
 ) -> Iterator[str]:
-    gif = base64.b64encode(to_gif(video, frames_per_second=frames_per_second)).decode("ascii")
-    labels = "".join(f"<span>{escape(name)}</span>" for name in names)
-    yield (
-        f"<div class='card wide'><h3>{escape(heading)}</h3>"
-        f"<div class='movie' style='width:{150 * len(names)}px'>"
-        f"<img alt='{escape(heading, quote=True)}' src='data:image/gif;base64,{gif}'>"
-        f"<div class='names'>{labels}</div></div></div>"
-    )
+    moving = movie(names, video, alt=heading, frames_per_second=frames_per_second, column_width=150)
+    yield f"<div class='card wide'><h3>{escape(heading)}</h3>{moving}</div>"
 
 
 def _explanation(result: ViewsResult) -> Iterator[str]:
-    meanings = "".join(
-        f"<dt>{escape(name)}</dt><dd>{escape(meaning)}</dd>"
+    known = [
+        names[key]
         for names, scores in ((_SEGMENTS, result.segments), (_PICTURES, result.pictures))
-        for key, (name, meaning) in names.items()
+        for key in names
         if key in scores.get(MODEL, {})
-    )
+    ]
     yield (
         "<h2>What the figures mean</h2><div class='card'><p>Each pixel goes to the slot that gives "
         "most to it, or to what has no slot. A segment must stay on its object across whatever is "
         "one picture. <b>k-means</b> clusters the colours of all cameras of a clip, also of those "
         "that the encoder did not see. <b>mean colour</b> is that of the seen views of a frame; "
         "<b>nearest view</b> is the seen one whose camera is turned the least against the view's, "
-        f"not the view itself.</p><dl>{meanings}</dl></div>"
+        f"not the view itself.</p>{meanings(known)}</div>"
     )

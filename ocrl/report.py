@@ -5,20 +5,17 @@ T frames, K slots, C H W image.
 
 from __future__ import annotations
 
-import base64
-import json
 import math
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from html import escape
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ocrl.charts import dot_chart, line_chart
 from ocrl.discovery import MODEL, DiscoveryResult, Example
+from ocrl.page import image, movie, number, page, write_bytes, write_record, write_text
 from ocrl.visualize import (
     captioned,
     colour_objects,
@@ -29,7 +26,6 @@ from ocrl.visualize import (
     slot_pictures,
     spread,
     strip,
-    to_gif,
     to_png,
     to_uint8,
     write_mp4,
@@ -71,62 +67,6 @@ _HEALTH = {
 _NUM_SHOWN = 8
 _PICTURE_SCALE = 2
 
-_STYLE = """
-:root { color-scheme: light dark; --page: #f6f7f9; --card: #ffffff; --ink: #16181d;
-  --soft: #5b6270; --line: #dfe3ea; --model: #2457d6; --grid: #b4590a; --k-means: #0b7a62;
-  --good: #0b7a4b; --bad: #b3261e; --warn: #fff4d6; --warn-line: #d9a514; }
-@media (prefers-color-scheme: dark) { :root { --page: #101216; --card: #191c22; --ink: #e8eaf0;
-  --soft: #9aa3b2; --line: #2d323c; --model: #7aa2ff; --grid: #f0a35e; --k-means: #4fd1b0;
-  --good: #5ad19a; --bad: #ff8a80; --warn: #33290f; --warn-line: #b98c14; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--ink);
-  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-main { max-width: 1120px; margin: 0 auto; padding: 32px 20px 64px; }
-h1 { font-size: 27px; line-height: 1.25; margin: 0 0 10px; letter-spacing: -.01em; }
-h2 { font-size: 19px; margin: 38px 0 10px; } h3 { font-size: 15px; margin: 0 0 8px; }
-p { margin: 6px 0; max-width: 76ch; } .soft { color: var(--soft); }
-code { font: 13px ui-monospace, Menlo, Consolas, monospace; overflow-wrap: anywhere; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: 3px 16px; margin: 0; }
-dt { color: var(--soft); } dd { margin: 0; min-width: 0; }
-.card { background: var(--card); border: 1px solid var(--line); border-radius: 10px;
-  padding: 16px 18px; margin: 0 0 14px; }
-.cards { display: grid; gap: 14px; grid-template-columns: repeat(auto-fit, minmax(225px, 1fr)); }
-.cards .card { margin: 0; }
-.number { font-size: 34px; line-height: 1.15; font-weight: 650;
-  font-variant-numeric: tabular-nums; color: var(--model); }
-.good { color: var(--good); } .bad { color: var(--bad); }
-.warning { background: var(--warn); border-left: 4px solid var(--warn-line);
-  border-radius: 6px; padding: 9px 14px; margin: 12px 0; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: 6px 10px; border-bottom: 1px solid var(--line);
-  white-space: nowrap; } th { color: var(--soft); font-weight: 550; font-size: 13px; }
-th[title] { text-decoration: underline dotted; text-underline-offset: 3px; cursor: help; }
-th:first-child, td:first-child { text-align: left; }
-tr.group td { padding-top: 14px; font-weight: 650; border-bottom-width: 2px; }
-td.best { font-weight: 700; } tr:last-child td { border-bottom: 0; }
-.key { display: inline-block; width: 10px; height: 10px; border-radius: 3px; margin-right: 7px; }
-.strips { display: grid; grid-template-columns: 96px minmax(0, 1fr); gap: 5px 12px;
-  align-items: center; min-width: 660px; }
-.strips .name { color: var(--soft); font-size: 13px; text-align: right; line-height: 1.25; }
-.frames { display: grid; grid-template-columns: repeat(var(--n), minmax(0, 1fr)); gap: 5px; }
-img { display: block; width: 100%; image-rendering: pixelated; border-radius: 3px; }
-.movie { max-width: 100%; margin-bottom: 14px; }
-.movie .names { display: grid; grid-auto-flow: column; grid-auto-columns: 1fr; text-align: center;
-  color: var(--soft); font-size: 13px; }
-details > summary { cursor: pointer; color: var(--soft); margin: 12px 0 8px; }
-.plots { display: grid; gap: 14px; grid-template-columns: repeat(auto-fit, minmax(430px, 1fr)); }
-.plots .card { margin: 0; }
-svg { display: block; width: 100%; height: auto; }
-svg text { font: 11px system-ui, sans-serif; fill: var(--soft); }
-svg .rule { stroke: var(--line); stroke-width: 1; }
-svg .level { stroke: var(--soft); stroke-width: 1; stroke-dasharray: 4 4; }
-svg .name { fill: var(--ink); }
-svg .curve { fill: none; stroke-width: 2; stroke-linejoin: round; }
-svg .hit { fill: transparent; } svg .hit:hover { fill: currentColor; }
-.legend > span { margin-right: 18px; font-size: 13px; color: var(--soft); }
-"""
-
 
 def write_results(
     directory: Path | str,
@@ -151,20 +91,14 @@ def write_results(
     Raises:
         OSError: if writing fails; a file is whole or not there.
     """
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    written = [directory / "metrics.json"]
     record = {"details": dict(details), **result.to_json()}
-    write_text(written[0], json.dumps(record, indent=2, allow_nan=False) + "\n")
+    text = render_report(result, title=title, details=details, frames_per_second=frames_per_second)
+    written = write_record(directory, record, text)
     if result.examples:
-        written.append(directory / "overlay.mp4")
+        written.append(Path(directory) / "overlay.mp4")
         write_mp4(written[-1], overlay_video(result), frames_per_second=frames_per_second)
-        written.append(directory / "examples.png")
-        written[-1].write_bytes(to_png(example_picture(result)))
-    written.append(directory / "report.html")
-    write_report(
-        written[-1], result, title=title, details=details, frames_per_second=frames_per_second
-    )
+        written.append(Path(directory) / "examples.png")
+        write_bytes(written[-1], to_png(example_picture(result)))
     return written
 
 
@@ -229,48 +163,6 @@ def write_report(
     )
 
 
-def write_record(directory: Path | str, record: Mapping[str, Any], text: str) -> list[Path]:
-    """Write `metrics.json`, and a page as `report.html`; return their paths.
-
-    Args:
-        directory: where to; it is made if it is not there.
-        record: plain values.
-        text: the page.
-
-    Raises:
-        OSError: if writing fails; a file is whole or not there.
-    """
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    texts = {
-        "metrics.json": json.dumps(record, indent=2, allow_nan=False) + "\n",
-        "report.html": text,
-    }
-    for name, content in texts.items():
-        write_text(directory / name, content)
-    return [directory / name for name in texts]
-
-
-def write_text(path: Path | str, text: str) -> None:
-    """Write a text file, see `write_bytes`."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path | str, content: bytes) -> None:
-    """Write a file, which appears when it is whole.
-
-    Raises:
-        OSError: if it cannot be written; nothing is left behind.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.writing")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def render_report(
     result: DiscoveryResult,
     *,
@@ -292,36 +184,6 @@ def render_report(
     return page(title, details=details, warnings=result.warnings, body=body)
 
 
-def page(
-    title: str, *, details: Mapping[str, str], warnings: Sequence[str], body: Sequence[str]
-) -> str:
-    """A whole page in the reports' style: a heading, what was measured, warnings, HTML."""
-    return (
-        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n<body><main>\n"
-        f"<h1>{escape(title)}</h1>\n<div class='card'>{_pairs(details)}</div>\n"
-        + "".join(f"<p class='warning'>{escape(warning)}</p>\n" for warning in warnings)
-        + "\n".join(body)
-        + "\n</main></body></html>\n"
-    )
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of HTML cells in a card; a row of one cell begins a group."""
-    lines = []
-    for row in rows:
-        if len(row) == 1:
-            lines.append(f"<tr class='group'><td colspan='{len(head)}'>{row[0]}</td></tr>")
-        else:
-            lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>")
-    names = "".join(f"<th>{name}</th>" for name in head)
-    return (
-        f"<div class='card wide'><table><thead><tr>{names}</tr></thead>"
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
-    )
-
-
 def _measured(result: DiscoveryResult) -> dict[str, str]:
     source = {"decoder": "the decoder's masks", "attn": "the encoder's attention"}
     return {
@@ -329,15 +191,6 @@ def _measured(result: DiscoveryResult) -> dict[str, str]:
         "masks": f"{source[result.mask_source]}, {result.num_slots} slots",
         "protocol": result.protocol.name,
     }
-
-
-def _pairs(values: Mapping[str, str]) -> str:
-    lines = (f"<dt>{escape(k)}</dt><dd><code>{escape(v)}</code></dd>" for k, v in values.items())
-    return f"<dl>{''.join(lines)}</dl>"
-
-
-def _number(value: float, digits: int = 3) -> str:
-    return f"{value:.{digits}f}" if math.isfinite(value) else "&ndash;"
 
 
 def _key(method: str) -> str:
@@ -373,17 +226,17 @@ def _headlines(result: DiscoveryResult) -> Iterator[str]:
                 won = own > others[best]
                 against = (
                     f"<span class='{'good' if won else 'bad'}'>{own - others[best]:+.3f}</span> "
-                    f"against the better baseline, {escape(best)} ({_number(others[best])})"
+                    f"against the better baseline, {escape(best)} ({number(others[best])})"
                 )
             cards.append(
                 f"<div class='card'><h3>{escape(preset)}: {_METRICS[name][0]}</h3>"
-                f"<div class='number'>{_number(own)}</div><p class='soft'>{against}</p></div>"
+                f"<div class='number'>{number(own)}</div><p class='soft'>{against}</p></div>"
             )
     for name, value in result.pictures.items():
         unit = " dB" if name == "psnr" else ""
         cards.append(
             f"<div class='card'><h3>{name.upper()}</h3><div class='number'>"
-            f"{_number(value, 1 if unit else 3)}{unit}</div>"
+            f"{number(value, 1 if unit else 3)}{unit}</div>"
             "<p class='soft'>reconstruction against the frame</p></div>"
         )
     if cards:
@@ -411,7 +264,7 @@ def _table(result: DiscoveryResult) -> Iterator[str]:
                 pick = min if name in _LOWER_IS_BETTER else max
                 values = [s[name] for s in scores.values() if math.isfinite(s.get(name, math.nan))]
                 best = bool(values) and own.get(name) == pick(values)
-                text = _number(own.get(name, math.nan))
+                text = number(own.get(name, math.nan))
                 cells.append(f"<td class='best'>{text}</td>" if best else f"<td>{text}</td>")
             rows.append(f"<tr><td>{_key(method)}</td>{''.join(cells)}</tr>")
     yield "<h2>Scores</h2>"
@@ -425,24 +278,16 @@ def _table(result: DiscoveryResult) -> Iterator[str]:
     )
 
 
-def _img(data: bytes, kind: str, alt: str) -> str:
-    text = base64.b64encode(data).decode("ascii")
-    return f"<img alt='{escape(alt, quote=True)}' src='data:image/{kind};base64,{text}'>"
-
-
 def _examples(result: DiscoveryResult, frames_per_second: float) -> Iterator[str]:
     if result.examples:
         yield "<h2>Clips</h2>"
     for index, example in enumerate(result.examples):
-        names, movie = example_movie(example)
-        gif = _img(to_gif(movie, frames_per_second=frames_per_second), "gif", "the clip in motion")
+        names, video = example_movie(example)
+        moving = movie(names, video, alt="the clip in motion", frames_per_second=frames_per_second)
         rows, slots = _strips(example)
-        labels = "".join(f"<span>{escape(name)}</span>" for name in names)
         yield (
             f"<div class='card wide'><h3>Clip {index + 1}</h3>"
-            f"<div class='movie' style='width:{180 * len(names)}px'>{gif}"
-            f"<div class='names'>{labels}</div></div>"
-            f"<div class='strips'>{''.join(rows)}</div>"
+            f"{moving}<div class='strips'>{''.join(rows)}</div>"
             f"<details{' open' if index == 0 else ''}><summary>What each slot holds</summary>"
             f"<div class='strips'>{''.join(slots)}</div></details></div>"
         )
@@ -484,7 +329,7 @@ def _strips(example: Example) -> tuple[list[str], list[str]]:
 
 
 def _row(label: str, name: str, pictures: Tensor) -> str:
-    images = "".join(_img(to_png(picture), "png", name) for picture in pictures)
+    images = "".join(image(to_png(picture), "png", name) for picture in pictures)
     return (
         f"<div class='name'>{label}</div>"
         f"<div class='frames' style='--n:{len(pictures)}'>{images}</div>"
@@ -511,7 +356,7 @@ def _plots(result: DiscoveryResult) -> Iterator[str]:
 def _health(result: DiscoveryResult) -> Iterator[str]:
     rows = "".join(
         f"<tr><td>{escape(name.replace('_', ' '))}</td>"
-        f"<td>{_number(result.health[name])}</td>"
+        f"<td>{number(result.health[name])}</td>"
         f"<td style='text-align:left;white-space:normal' class='soft'>{escape(meaning)}</td></tr>"
         for name, meaning in _HEALTH.items()
         if name in result.health

@@ -27,7 +27,7 @@ from ocrl.agents.comparison import compare
 from ocrl.agents.comparison_page import render
 from ocrl.agents.comparison_table import markdown
 from ocrl.agents.results import read_run
-from ocrl.report import write_text
+from ocrl.page import write_text
 
 
 def main() -> None:

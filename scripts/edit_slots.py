@@ -20,7 +20,7 @@ from ocrl.data.sources import read_clips
 from ocrl.distributed import find_device
 from ocrl.inspection.edit import apply_edits, parse_edit, scenes_of
 from ocrl.inspection.edit_strip import describe_scene, edit_picture
-from ocrl.report import write_bytes
+from ocrl.page import write_bytes
 from ocrl.types import Clip
 from ocrl.visualize import spread, to_png
 

@@ -18,7 +18,7 @@ from ocrl.data.sources import is_footage, read_clips
 from ocrl.data.store import EpisodeStore
 from ocrl.distributed import find_device
 from ocrl.inspection.explorer import explore, render_explorer
-from ocrl.report import write_text
+from ocrl.page import write_text
 
 
 @script("explore")

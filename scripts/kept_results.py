@@ -11,7 +11,7 @@ import yaml
 from ocrl.agents.comparison import compare
 from ocrl.agents.comparison_table import Published, markdown
 from ocrl.agents.results import EVALUATION, PROGRESS, Run, read_run, write_small
-from ocrl.report import write_text
+from ocrl.page import write_text
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 MARKERS = ("<!-- results: python scripts/compare.py --readme README.md -->", "<!-- /results -->")

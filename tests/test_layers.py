@@ -13,7 +13,7 @@ PROPERTIES = {"ocrl.properties"}
 TRAINING = {
     *("average_precision", "baselines", "charts", "check", "checkpoint", "data", "diagnose"),
     *("discovery", "distributed", "health", "interrupt", "log", "matching", "merging", "meter"),
-    *("metrics", "model", "monitor", "properties", "report", "scene_prior", "schedules"),
+    *("metrics", "model", "monitor", "page", "properties", "report", "scene_prior", "schedules"),
     *("set_prediction", "step", "train", "visualize", "world_model", "horizon"),
     *("horizon_report", "novel_views", "novel_views_report", "posed", "slot_world"),
     "views_monitor",

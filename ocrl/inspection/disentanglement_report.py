@@ -33,7 +33,7 @@ from ocrl.inspection.disentanglement import (
 from ocrl.inspection.edit import coded
 from ocrl.inspection.object_slots import gather
 from ocrl.inspection.probes import ProbeSettings
-from ocrl.report import page, table, write_record
+from ocrl.page import page, table, write_record
 from ocrl.types import Clip
 
 

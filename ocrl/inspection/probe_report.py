@@ -32,7 +32,7 @@ from ocrl.inspection.probes import (
     match_by_position,
     probe,
 )
-from ocrl.report import page, table, write_record
+from ocrl.page import page, table, write_record
 from ocrl.types import Clip
 
 Matching = Literal["masks", "position"]

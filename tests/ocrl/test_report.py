@@ -12,12 +12,12 @@ import torch
 
 from ocrl.discovery import MODEL, DiscoveryResult, Example
 from ocrl.metrics import get_protocol
+from ocrl.page import write_bytes
 from ocrl.report import (
     example_movie,
     example_picture,
     render_report,
     summary,
-    write_bytes,
     write_report,
     write_results,
 )
