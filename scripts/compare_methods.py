@@ -135,7 +135,7 @@ def rows_of(env: str, arguments: argparse.Namespace) -> list[str]:
         runs = [arguments.output / f"{env}-{method}-{seed}" for seed in arguments.seeds]
         results = [json.loads((path / "metrics.json").read_text())["table"] for path in runs]
         metas = [json.loads((path / "checkpoint/meta.json").read_text()) for path in runs]
-        costs = [f"{statistics.fmean(m['metrics'][cost] for m in metas):.0f}" for cost in _COSTS]
+        costs = [f"{statistics.median(m['metrics'][cost] for m in metas):.0f}" for cost in _COSTS]
         rows += score_rows(env, method, results, metrics=_METRICS, more=costs)
     for name in results[0]:
         if name != MODEL:
