@@ -28,6 +28,7 @@ from ocrl.interfaces import (
 from ocrl.nn.latent import SlotLatent
 from ocrl.nn.outcome import OutcomeHead
 from ocrl.properties import PropertySpec
+from ocrl.step import parameter_groups
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
@@ -215,8 +216,9 @@ def test_every_recipe_composes_and_builds(path, small_vit):
     if (CONFIGS / "env" / f"{name}.yaml").is_file():
         overrides.append(f"env={name}")
     config = composed("pretrain", *overrides, f"vit={small_vit}")
-    assert isinstance(built_model(config), nn.Module)
-    instantiate(config.trainer, _convert_="all")
+    trainer = instantiate(config.trainer, _convert_="all")
+    # Rates name parts that are there, and that learn.
+    assert len(parameter_groups(built_model(config), trainer.rates)) >= 2 + len(trainer.rates)
 
 
 @pytest.mark.parametrize("path", SMALL_EXPERIMENTS, ids=name_of)
@@ -224,11 +226,13 @@ def test_every_small_recipe_is_of_one_size_and_budget(path):
     config = composed("pretrain", f"experiment=small/{path.stem}", "rollouts=crafter")
     small = composed("pretrain", "experiment=small", "rollouts=crafter")
     # What a decoder foretells may learn at a rate of its own; slots may not.
-    assert set(config.trainer.rates) <= {"decoder.target"}
+    rates = checkpoint.plain(config.trainer.rates)
+    assert set(rates) <= {"decoder.target", "decoder.decoder.target"}
     config.trainer.rates = small.trainer.rates
     for key in ("slot_dim", "num_slots", "image_size", "data", "optimizer", "trainer", "collect"):
         assert config[key] == small[key]
     model = built_model(config)
+    assert len(parameter_groups(model, rates)) >= 2 + len(rates)
     backbone = getattr(model.encoder.backbone, "backbone", model.encoder.backbone)
     assert backbone.grid == (9, 9) and backbone.out_dim == 64
 

@@ -12,7 +12,6 @@ import torch
 
 from ocrl.discovery import MODEL, DiscoveryResult, Example
 from ocrl.metrics import get_protocol
-from ocrl.page import write_bytes
 from ocrl.report import (
     example_movie,
     example_picture,
@@ -99,15 +98,6 @@ def test_the_page_is_whole_and_self_contained(tmp_path):
     assert "more &lt;objects&gt; than slots" in page
     assert "prefers-color-scheme: dark" in page
     assert [path.name for path in tmp_path.iterdir()] == ["r.html"]
-
-
-def test_a_file_is_whole_or_not_there(tmp_path):
-    (tmp_path / "taken").mkdir()
-    with pytest.raises(OSError, match="taken"):
-        write_bytes(tmp_path / "taken", b"x")
-    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
-    write_bytes(tmp_path / "free", b"x")
-    assert (tmp_path / "free").read_bytes() == b"x"
 
 
 def test_the_numbers_are_there_and_the_best_is_bold():
