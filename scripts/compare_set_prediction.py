@@ -1,11 +1,12 @@
 """Train encoders to tell the set of objects, under one harness, and compare their precision.
 
     python scripts/compare_set_prediction.py --env sprites --seeds 0 1 2 -- trainer.max_steps=5000
+    python scripts/compare_set_prediction.py --experiment set_prediction_small
 
 Backbone, iterations, heads, loss, coordinate weight, data and steps are the same for all: published
-tables differ in each of them. Every run is `train_properties.py` with experiment=set_prediction;
-what stands after `--` goes to all of them. A method may bring options of its own, after commas:
-vq_sa,start_from=RUN. Runs that are finished are not repeated. Writes table.md and metrics.json.
+tables differ in each of them. Every run is `train_properties.py` with one recipe; what stands after
+`--` goes to all of them. A method may bring options of its own, after commas: vq_sa,start_from=RUN.
+Runs that are finished are not repeated. Writes table.md and metrics.json.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ def main() -> None:
     """Train what is missing, then print the table and write it beside the runs."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--env", default="sprites")
+    parser.add_argument("--experiment", default="set_prediction", help="the recipe of all runs")
     parser.add_argument("--methods", nargs="+", default=list(_ITERATIONS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--iterations", type=int, default=3)
@@ -40,7 +42,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="for every run, after --")
     arguments = parser.parse_args()
     spec = f"properties@decoder.spec={arguments.env.split('-')[0]}"
-    shared = ["experiment=set_prediction", spec]
+    shared = [f"experiment={arguments.experiment}", spec]
     results: dict[str, list[Mapping[str, Any]]] = {}
     episodes: Path | None = None
     for option in arguments.methods:
