@@ -11,13 +11,10 @@ from itertools import islice
 from typing import Any
 
 import torch
+from measuring import subject_of
 from omegaconf import DictConfig
-from rich.console import Console
 
-import ocrl
-from ocrl import checkpoint
 from ocrl.data.sources import read_clips
-from ocrl.distributed import find_device
 from ocrl.inspection.edit import apply_edits, parse_edit, scenes_of
 from ocrl.inspection.edit_strip import describe_scene, edit_picture
 from ocrl.page import write_bytes
@@ -28,20 +25,12 @@ from ocrl.visualize import spread, to_png
 @script("edit")
 def main(config: DictConfig) -> None:
     """Load, encode, edit, draw, write."""
-    settings = checkpoint.plain(config)
-    for key, value in (
-        ("checkpoint", settings["checkpoint"]),
-        ("data.path", settings["data"]["path"]),
-    ):
-        if value is None:
-            raise ValueError(f"expected {key}=PATH on the command line, got none")
+    subject = subject_of(config)
+    settings, model = subject.settings, subject.model
     edits = [parse_edit(text) for text in settings["edits"]]
-    console = Console(stderr=True)
-    device = find_device(settings["device"])
-    model = ocrl.load(settings["checkpoint"]).to(device)
-    clip = chosen_clip(settings["data"], model.encoder.backbone.image_size)
+    clip = chosen_clip(subject.data, subject.image_size)
     with torch.inference_mode():
-        before = scenes_of(model.encode(clip.to(device)))
+        before = scenes_of(model.encode(clip.to(subject.device)))
         after = apply_edits(
             before,
             edits,
@@ -53,9 +42,7 @@ def main(config: DictConfig) -> None:
         picture = edit_picture(model.decoder, clip.video[0], before, after, frames=frames)
     path = output_dir() / "edit.png"
     write_bytes(path, to_png(picture))
-    for frame in frames:
-        console.print(describe_scene(after[frame], frame=frame), soft_wrap=True)
-    console.print(f"{path.name:>12}: {path}", soft_wrap=True)
+    subject.say((describe_scene(after[frame], frame=frame) for frame in frames), [path])
 
 
 def chosen_clip(data: dict[str, Any], image_size: tuple[int, int]) -> Clip:

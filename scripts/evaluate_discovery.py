@@ -7,53 +7,38 @@ python scripts/evaluate_discovery.py checkpoint=outputs/pretrain_slots/NAME data
 from launch import output_dir, script
 
 # isort: split
-from collections.abc import Iterable, Iterator
 
+from measuring import subject_of
 from omegaconf import DictConfig
-from rich.console import Console
 
-import ocrl
-from ocrl import checkpoint
 from ocrl.data.sources import read_clips
 from ocrl.discovery import evaluate_discovery
-from ocrl.distributed import find_device
 from ocrl.log import TensorBoard
 from ocrl.metrics import get_protocol
 from ocrl.report import example_movie, summary, write_results
-from ocrl.types import Clip
 from ocrl.visualize import to_gif
 
 
 @script("evaluate")
 def main(config: DictConfig) -> None:
     """Load, measure, write."""
-    settings = checkpoint.plain(config)
-    data = settings["data"]
-    for key, value in (("checkpoint", settings["checkpoint"]), ("data.path", data["path"])):
-        if value is None:
-            raise ValueError(f"expected {key}=PATH on the command line, got none")
+    subject = subject_of(config)
+    settings, data = subject.settings, subject.data
     protocol = get_protocol(settings["protocol"])
-    console = Console(stderr=True)
-    device = find_device(settings["device"])
-    meta = checkpoint.read_meta(settings["checkpoint"])
-    model = ocrl.load(settings["checkpoint"]).to(device)
-    clips = read_clips(**data, image_size=model.encoder.backbone.image_size)
+    clips = read_clips(**data, image_size=subject.image_size)
     result = evaluate_discovery(
-        model,
-        counted(clips, console),
+        subject.model,
+        subject.counted(clips),
         protocol=protocol,
         presets=data["presets"],
         mask_source=settings["mask_source"],
         merge=settings["merge"],
         merge_by=settings["merge_by"],
         baselines=settings["baselines"],
-        device=device,
+        device=subject.device,
         num_examples=settings["num_examples"],
     )
-    details = {
-        "checkpoint": f"{settings['checkpoint']} (step {meta['step']:,})",
-        "data": str(data["path"]),
-    }
+    details = subject.details
     if settings["merge"] is not None:
         details["merged"] = (
             f"slots from a likeness of {settings['merge_by']} of {settings['merge']} on"
@@ -62,29 +47,16 @@ def main(config: DictConfig) -> None:
     written = write_results(
         output_dir(),
         result,
-        title=f"Object discovery: {meta['env']}",
+        title=f"Object discovery: {subject.env}",
         details=details,
         frames_per_second=rate,
     )
     with TensorBoard(output_dir() / "tensorboard") as board:
-        board.scalars(result.scalars(), step=meta["step"])
+        board.scalars(result.scalars(), step=subject.step)
         for index, example in enumerate(result.examples):
             movie = to_gif(example_movie(example)[1], frames_per_second=rate)
-            board.picture(f"masks/{index}", movie, step=meta["step"])
-    for sentence in summary(result):
-        console.print(sentence, soft_wrap=True)
-    for path in [*written, output_dir() / "tensorboard"]:
-        console.print(f"{path.name:>12}: {path}", soft_wrap=True)
-
-
-def counted(clips: Iterable[Clip], console: Console) -> Iterator[Clip]:
-    """The same clips, with their number on the terminal."""
-    with console.status("measuring") as status:
-        for number, clip in enumerate(clips):
-            if number == 0 and not clip.segmentation:
-                console.print("there are no masks: nothing to score against")
-            status.update(f"measuring: batch {number + 1}, {clip.num_frames} frames a clip")
-            yield clip
+            board.picture(f"masks/{index}", movie, step=subject.step)
+    subject.say(summary(result), [*written, output_dir() / "tensorboard"])
 
 
 if __name__ == "__main__":

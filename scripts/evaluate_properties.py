@@ -11,14 +11,12 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from measuring import subject_of
 from omegaconf import DictConfig
 from rich.console import Console
 
-import ocrl
-from ocrl import checkpoint
 from ocrl.data.clips import evaluation_clips
 from ocrl.data.store import EpisodeStore
-from ocrl.distributed import find_device
 from ocrl.log import TensorBoard
 from ocrl.set_prediction import SetPredictionResult, evaluate_set_prediction, spec_of
 
@@ -26,26 +24,19 @@ from ocrl.set_prediction import SetPredictionResult, evaluate_set_prediction, sp
 @script("evaluate_properties")
 def main(config: DictConfig) -> None:
     """Load, measure, write."""
-    settings = checkpoint.plain(config)
-    data = settings["data"]
-    for key, value in (("checkpoint", settings["checkpoint"]), ("data.path", data["path"])):
-        if value is None:
-            raise ValueError(f"expected {key}=PATH on the command line, got none")
-    console = Console(stderr=True, soft_wrap=True)
-    device = find_device(settings["device"])
-    meta = checkpoint.read_meta(settings["checkpoint"])
-    model = ocrl.load(settings["checkpoint"]).to(device)
+    subject = subject_of(config)
+    data = dict(subject.data)
     clips = evaluation_clips(
         EpisodeStore(data.pop("path")),
-        image_size=model.encoder.backbone.image_size,
-        properties=spec_of(model),
+        image_size=subject.image_size,
+        properties=spec_of(subject.model),
         **data,
     )
-    result = evaluate_set_prediction(model, clips, device=device)
-    write_result(output_dir(), result, {"checkpoint": str(settings["checkpoint"])})
+    result = evaluate_set_prediction(subject.model, clips, device=subject.device)
+    write_result(output_dir(), result, subject.details)
     with TensorBoard(output_dir() / "tensorboard") as board:
-        board.scalars(result.scalars(), step=meta["step"])
-    say(result, output_dir(), console)
+        board.scalars(result.scalars(), step=subject.step)
+    say(result, output_dir(), subject.console)
 
 
 def write_result(directory: Path, result: SetPredictionResult, details: Mapping[str, str]) -> None:
