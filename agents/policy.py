@@ -16,8 +16,7 @@ import numpy as np
 import torch
 from gymnasium.spaces import Discrete, Space
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import BasePolicy, MultiInputActorCriticPolicy
@@ -25,6 +24,7 @@ from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.dqn.policies import MultiInputPolicy as QPolicy
 from torch import nn
 
+from ocrl import checkpoint
 from ocrl.agents import spaces
 from ocrl.agents.features import Features
 from ocrl.agents.interface import Agent, Observation, State
@@ -231,18 +231,13 @@ class PolicyAgent(Agent):
         Raises:
             ValueError: if the file is damaged, or its weights are of another policy.
         """
-        try:
-            weights = load_file(folder / WEIGHTS)
-            if weights.keys() != _once(self.policy).keys():
-                raise RuntimeError(f"other names: {sorted(weights.keys() ^ _once(self.policy))}")
-            self.policy.load_state_dict(weights, strict=False)
-        except (SafetensorError, FileNotFoundError) as error:
-            raise ValueError(f"{folder / WEIGHTS} is damaged: {error}") from error
-        except RuntimeError as error:
-            sentence = " ".join(str(error).split())
+        weights = checkpoint.read_tensors(folder / WEIGHTS)
+        if differing := weights.keys() ^ _once(self.policy).keys():
             raise ValueError(
-                f"{folder}: the weights do not fit the configuration: {sentence}"
-            ) from error
+                f"{folder}: the weights do not fit the configuration: other names: "
+                f"{sorted(differing)}"
+            )
+        checkpoint.load_state(self.policy, weights, folder, strict=False)
 
     @classmethod
     def restore(

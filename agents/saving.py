@@ -32,15 +32,12 @@ def find(path: Path | str) -> Path:
     Raises:
         FileNotFoundError: if there is none.
     """
-    path = Path(path)
-    for candidate in (path, path / FOLDER):
-        # A crash between the two renames of a save leaves only the previous one.
-        for folder in (candidate, candidate.with_name(f"{candidate.name}.previous")):
-            if (folder / "meta.json").is_file() and (folder / "config.yaml").is_file():
-                return folder
-    raise FileNotFoundError(
-        f"expected an agent (policy.safetensors, config.yaml, meta.json) at {path}"
-    )
+    found = checkpoint.find_folder(path, FOLDER, files=("meta.json", "config.yaml"))
+    if found is None:
+        raise FileNotFoundError(
+            f"expected an agent (policy.safetensors, config.yaml, meta.json) at {path}"
+        )
+    return found
 
 
 def read_meta(path: Path | str) -> dict[str, Any]:

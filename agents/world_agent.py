@@ -16,8 +16,7 @@ import numpy as np
 import torch
 from gymnasium.spaces import Space
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -300,15 +299,8 @@ class WorldAgent(Agent):
         Raises:
             ValueError: if the file is damaged, or its weights are of another agent.
         """
-        try:
-            self.modules.load_state_dict(load_file(folder / WEIGHTS))
-        except (SafetensorError, FileNotFoundError) as error:
-            raise ValueError(f"{folder / WEIGHTS} is damaged: {error}") from error
-        except RuntimeError as error:
-            sentence = " ".join(str(error).split())
-            raise ValueError(
-                f"{folder}: the weights do not fit the configuration: {sentence}"
-            ) from error
+        weights = checkpoint.read_tensors(folder / WEIGHTS)
+        checkpoint.load_state(self.modules, weights, folder)
 
     @classmethod
     def restore(

@@ -206,15 +206,29 @@ def find(path: Path | str) -> Path:
     Raises:
         FileNotFoundError: if there is none.
     """
+    found = find_folder(path, FOLDER, files=("meta.json",))
+    if found is None:
+        raise FileNotFoundError(
+            f"expected a checkpoint folder (model.safetensors, config.yaml, meta.json) at {path}"
+        )
+    return found
+
+
+def find_folder(path: Path | str, name: str, *, files: Sequence[str]) -> Path | None:
+    """A folder that `replacing` wrote: the path itself, or `name` inside; None if there is none.
+
+    Args:
+        path: the folder, or the directory of a run.
+        name: of the folder in a run's directory.
+        files: what it must hold.
+    """
     path = Path(path)
-    for candidate in (path, path / FOLDER):
+    for candidate in (path, path / name):
         # A crash between the two renames of a save leaves only the previous one.
         for folder in (candidate, candidate.with_name(f"{candidate.name}.previous")):
-            if (folder / "meta.json").is_file():
+            if all((folder / file).is_file() for file in files):
                 return folder
-    raise FileNotFoundError(
-        f"expected a checkpoint folder (model.safetensors, config.yaml, meta.json) at {path}"
-    )
+    return None
 
 
 def read_meta(path: Path | str) -> dict[str, Any]:
@@ -271,11 +285,43 @@ def read_weights(path: Path | str) -> dict[str, torch.Tensor]:
     """
     folder = find(path)
     read_meta(folder)
+    return read_tensors(folder / "model.safetensors")
+
+
+def read_tensors(file: Path) -> dict[str, torch.Tensor]:
+    """Read tensors by name from a safetensors file, on the CPU.
+
+    Raises:
+        ValueError: if the file is damaged or not there.
+    """
     try:
-        weights: dict[str, torch.Tensor] = load_file(folder / "model.safetensors")
-    except SafetensorError as error:
-        raise ValueError(f"{folder / 'model.safetensors'} is damaged: {error}") from error
-    return weights
+        tensors: dict[str, torch.Tensor] = load_file(file)
+    except (SafetensorError, FileNotFoundError) as error:
+        raise ValueError(f"{file} is damaged: {error}") from error
+    return tensors
+
+
+def load_state(
+    module: nn.Module, state: Mapping[str, torch.Tensor], folder: Path, *, strict: bool = True
+) -> None:
+    """Give a module the weights that lie in a folder beside what it was built from.
+
+    Args:
+        module: changed in place.
+        state: the weights.
+        folder: named if they do not fit.
+        strict: whether the names must be the same.
+
+    Raises:
+        ValueError: if they do not fit.
+    """
+    try:
+        module.load_state_dict(state, strict=strict)
+    except RuntimeError as error:
+        sentence = " ".join(str(error).split())
+        raise ValueError(
+            f"{folder}: the weights do not fit the configuration: {sentence}"
+        ) from error
 
 
 def read_resume(path: Path | str) -> dict[str, Any]:
@@ -310,13 +356,7 @@ def load(path: Path | str) -> Any:
     """
     folder = find(path)
     model = build(read_config(folder))
-    try:
-        model.load_state_dict(read_weights(folder))
-    except RuntimeError as error:
-        sentence = " ".join(str(error).split())
-        raise ValueError(
-            f"{folder}: the weights do not fit the configuration: {sentence}"
-        ) from error
+    load_state(model, read_weights(folder), folder)
     return model.eval()
 
 
