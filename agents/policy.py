@@ -229,7 +229,8 @@ class PolicyAgent(Agent):
         """Read what `save_weights` wrote.
 
         Raises:
-            ValueError: if the file is damaged, or its weights are of another policy.
+            FileNotFoundError: if there is no such file.
+            ValueError: if it is damaged, or its weights are of another policy.
         """
         weights = checkpoint.read_tensors(folder / WEIGHTS)
         if differing := weights.keys() ^ _once(self.policy).keys():

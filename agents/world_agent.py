@@ -297,7 +297,8 @@ class WorldAgent(Agent):
         """Read what `save_weights` wrote.
 
         Raises:
-            ValueError: if the file is damaged, or its weights are of another agent.
+            FileNotFoundError: if there is no such file.
+            ValueError: if it is damaged, or its weights are of another agent.
         """
         weights = checkpoint.read_tensors(folder / WEIGHTS)
         checkpoint.load_state(self.modules, weights, folder)

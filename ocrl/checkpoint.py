@@ -292,11 +292,12 @@ def read_tensors(file: Path) -> dict[str, torch.Tensor]:
     """Read tensors by name from a safetensors file, on the CPU.
 
     Raises:
-        ValueError: if the file is damaged or not there.
+        FileNotFoundError: if the file is not there.
+        ValueError: if it is damaged.
     """
     try:
         tensors: dict[str, torch.Tensor] = load_file(file)
-    except (SafetensorError, FileNotFoundError) as error:
+    except SafetensorError as error:
         raise ValueError(f"{file} is damaged: {error}") from error
     return tensors
 
