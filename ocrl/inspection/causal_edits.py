@@ -31,6 +31,8 @@ _MARGIN = 2
 """Pixels around an object's mask that count as the object: decoders blur."""
 _VISIBLE = 0.1
 """A pixel has changed if one of its colours moved by more than this."""
+_SEES = 0.5
+"""A judge sees a factor if it errs at most this often, in errors of the most frequent value."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,7 @@ class Judge:
 
     Attributes:
         accuracy: factor to its accuracy on held-out drawings.
+        common: factor to the accuracy of always saying the most frequent value.
     """
 
     def __init__(
@@ -154,6 +157,7 @@ class Judge:
         held = torch.cat([self._cut(clip) for clip in test])
         self.networks: dict[str, nn.Module] = {}
         self.accuracy: dict[str, float] = {}
+        self.common: dict[str, float] = {}
         for name, factor in factors.items():
             if name == POSITION:
                 continue
@@ -162,6 +166,13 @@ class Judge:
             self.networks[name] = network
             found = network(held).argmax(1)
             self.accuracy[name] = float((found == other).double().mean())
+            self.common[name] = float(other.bincount().max() / len(other))
+
+    def sees(self, name: str) -> bool:
+        """Whether what edits do to a factor can be told: it errs half as often as a guess."""
+        if name == POSITION:
+            return True
+        return 1 - self.accuracy[name] <= _SEES * (1 - self.common[name])
 
     def _cut(self, clip: DrawnClip) -> Tensor:
         frame, row = torch.nonzero(clip.match >= 0, as_tuple=True)
@@ -197,8 +208,10 @@ class EditScores:
     Attributes:
         names: of the F factors.
         changed: (G,F) share of a group's edits after which a factor is judged to differ.
-        intended: (G,) factor that the group tells most about.
+        is_seen: (F,) bool; the other factors are not judged, and count for nothing below.
+        intended: (G,) factor that the group tells most about, of those that are seen.
         only_intended: (G,) share of edits that changed it and no other.
+        one_factor: (G,) share that changed one factor, of the edits that changed any; NaN if none.
         inside: (G,) share of changed pixels within the object's mask.
         outside: (G,) share of changed pixels outside of it.
         num_edits: (G,); a group of which one code is in use can not be edited, and scores NaN.
@@ -206,8 +219,10 @@ class EditScores:
 
     names: tuple[str, ...]
     changed: Tensor
+    is_seen: Tensor
     intended: Tensor
     only_intended: Tensor
+    one_factor: Tensor
     inside: Tensor
     outside: Tensor
     num_edits: Tensor
@@ -219,7 +234,7 @@ def edit_codes(
     *,
     judge: Judge,
     names: Sequence[str],
-    intended: Tensor,
+    information: Tensor,
     in_use: Sequence[Tensor],
     num_bins: int,
     seed: int,
@@ -232,7 +247,7 @@ def edit_codes(
         clips: held-out ones.
         judge: of the factors but position.
         names: F factors.
-        intended: (G,) index of the factor that each group tells most about.
+        information: (G,F) what each group tells about each factor.
         in_use: for each group the codes that objects have; the new one is drawn from the others.
         num_bins: of position, per axis.
         seed: of objects and codes.
@@ -254,7 +269,9 @@ def edit_codes(
             after = _judged(judge, names, pictures, masks, drawn, num_bins)
             changes[group].append(after != before)
             pixels[group].append(changed_pixels(shown, pictures, masks))
-    return _scores(names, intended, changes, pixels)
+    is_seen = torch.tensor([judge.sees(name) for name in names])
+    intended = information.masked_fill(~is_seen, -1.0).argmax(1)
+    return _scores(names, is_seen, intended, changes, pixels)
 
 
 def _draw_objects(match: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -332,25 +349,30 @@ def changed_pixels(before: Tensor, after: Tensor, objects: Tensor) -> Tensor:
 
 def _scores(
     names: Sequence[str],
+    is_seen: Tensor,
     intended: Tensor,
     changes: Sequence[Sequence[Tensor]],
     pixels: Sequence[Sequence[Tensor]],
 ) -> EditScores:
-    shares, alone, regions, numbers = [], [], [], []
+    shares, alone, single, regions = [], [], [], []
     for group, found in enumerate(changes):
         rows = torch.cat([torch.zeros(0, len(names), dtype=torch.bool), *found])
+        seen = rows & is_seen
+        number = seen.sum(1)
         wanted = F.one_hot(intended[group], len(names)).bool()
         shares.append(rows.double().mean(0))
-        alone.append((rows == wanted).all(1).double().mean())
+        alone.append((seen == wanted).all(1).double().mean())
+        single.append((number[number > 0] == 1).double().mean())
         regions.append(torch.cat([torch.zeros(0, 2), *pixels[group]]).double().mean(0))
-        numbers.append(len(rows))
     inside, outside = torch.stack(regions).unbind(1)
     return EditScores(
         tuple(names),
-        torch.stack(shares),
-        intended,
-        torch.stack(alone),
-        inside,
-        outside,
-        torch.tensor(numbers),
+        changed=torch.stack(shares),
+        is_seen=is_seen,
+        intended=intended,
+        only_intended=torch.stack(alone),
+        one_factor=torch.stack(single),
+        inside=inside,
+        outside=outside,
+        num_edits=torch.tensor([sum(map(len, found)) for found in changes]),
     )

@@ -20,7 +20,6 @@ from ocrl.discovery import DiscoveryModel, MaskSource
 from ocrl.health import code_use
 from ocrl.inspection.causal_edits import DrawnClip, EditScores, Judge, draw_clips, edit_codes
 from ocrl.inspection.disentanglement import (
-    Discrete,
     Disentanglement,
     code_factor_counts,
     discretise,
@@ -73,7 +72,7 @@ class CodeReport:
 
     @property
     def intended(self) -> list[str]:
-        """For each group the factor it tells most about."""
+        """For each group the factor it tells most about, of those that the judge sees."""
         return [list(self.values)[k] for k in self.edits.intended.tolist()]
 
     def to_json(self) -> dict[str, Any]:
@@ -166,7 +165,7 @@ def measure_codes(
         test,
         judge=judge,
         names=names,
-        intended=information.argmax(1),
+        information=information,
         in_use=[group.unique() for group in own.codes.unbind(1)],
         num_bins=num_bins,
         seed=settings.seed,
@@ -187,7 +186,7 @@ def measure_codes(
         edits,
         (len(own.slots), len(held.slots)),
     )
-    report.warnings = list(_warnings(report, factors))
+    report.warnings = list(_warnings(report, judge))
     return report
 
 
@@ -195,16 +194,13 @@ def _rows(clips: Sequence[DrawnClip]) -> Any:
     return gather([clip.labelled for clip in clips], [clip.match for clip in clips]).matched()
 
 
-def _warnings(report: CodeReport, factors: Mapping[str, Discrete]) -> Iterable[str]:
-    total = report.counts[0, 0].sum().double()
-    for index, name in enumerate(factors):
-        common = float(report.counts[0, index].sum(0).max() / total)
-        accuracy = report.judge_accuracy.get(name)
-        if accuracy is not None and accuracy < common + 0.5 * (1 - common):
+def _warnings(report: CodeReport, judge: Judge) -> Iterable[str]:
+    for name, is_seen in zip(report.values, report.edits.is_seen.tolist(), strict=True):
+        if not is_seen:
             yield (
-                f"The judge of edits is right about {name} in {accuracy:.0%} of the drawings only "
-                f"(always the most frequent value: {common:.0%}): what edits do to {name} is "
-                "hardly seen."
+                f"The judge of edits is right about {name} in {judge.accuracy[name]:.0%} of the "
+                f"drawings only (always the most frequent value: {judge.common[name]:.0%}): what "
+                f"edits do to {name} is not counted."
             )
     for group, number in enumerate(report.num_used.tolist()):
         if number < 2:
@@ -223,7 +219,8 @@ def summary(report: CodeReport) -> list[str]:
         lines.append(
             f"group {group}: tells most about {name} (NMI {report.information[group, best]:.3f}, "
             f"by chance {report.shuffled[group, best]:.3f}); of {report.edits.num_edits[group]} "
-            f"edits {report.edits.only_intended[group]:.1%} change only that; outside the object "
+            f"edits {report.edits.only_intended[group]:.1%} change only that, and of those that "
+            f"change anything {report.edits.one_factor[group]:.1%} one factor; outside the object "
             f"{report.edits.outside[group]:.2%} of the pixels change"
         )
     return lines + report.warnings
@@ -298,7 +295,7 @@ def _body(report: CodeReport) -> list[str]:
         "<p class='soft'>Share of edits after which a factor is judged to differ. One object of "
         "each held-out frame gets another of the codes in use; the slots are drawn before and "
         "after; a perceptron that sees pictures only judges the factors, the mask's place the "
-        "position.</p>",
+        "position. What it errs in more than half as often as a guess does is not counted.</p>",
         _matrix(edits.changed, names, report.intended),
         _edit_table(report),
         "<h2>Use</h2>",
@@ -334,13 +331,15 @@ def _edit_table(report: CodeReport) -> str:
                 escape(name),
                 str(int(edits.num_edits[group])),
                 _cell(float(edits.only_intended[group]), strong=True),
+                _cell(float(edits.one_factor[group])),
                 _cell(float(edits.inside[group])),
                 _cell(float(edits.outside[group])),
                 f"{accuracy:.3f}" if math.isfinite(accuracy) else "by mask",
             ]
         )
-    head = ["", "intended factor", "edits", "only that changes", "pixels changed inside"]
-    return table([*head, "pixels changed outside", "judge's accuracy"], rows)
+    head = ["", "intended factor", "edits", "only that changes", "one factor, of all changes"]
+    pixels = ["pixels changed inside", "pixels changed outside"]
+    return table([*head, *pixels, "judge's accuracy"], rows)
 
 
 def _value_tables(report: CodeReport) -> Iterable[str]:

@@ -58,7 +58,7 @@ class Model(torch.nn.Module):
         self.encoder, self.decoder = Encoder(), Painter(is_mixed=is_mixed)
 
     def encode(self, clip):
-        attributes = clip.properties["attributes"][:, :, 0].long()
+        attributes = clip.properties["attributes"][:, :, 0, :2].long()
         codes = torch.stack([torch.zeros_like(attributes), attributes], 2)
         if self.decoder.is_mixed:
             codes[..., 1] = (codes[..., 1] - codes[..., 0]) % 3
@@ -94,11 +94,22 @@ def read(split):
     return [clip_of(seed) for seed in (range(60) if split == "train" else range(90, 110))]
 
 
-def measure(**options):
+def read_weighed(split):
+    """The same, and each object has a weight, which nobody can see."""
+    clips = read(split)
+    generator = torch.Generator().manual_seed(len(clips))
+    for clip in clips:
+        look = clip.properties["attributes"]
+        weight = torch.randint(0, 3, (*look.shape[:-1], 1), generator=generator).float()
+        clip.properties["attributes"] = torch.cat([look, weight], -1)
+    return clips
+
+
+def measure(read=read, attribute_names=("colour", "shape"), **options):
     return measure_codes(
         Model(**options),
         read,
-        attribute_names=["colour", "shape"],
+        attribute_names=attribute_names,
         settings=SETTINGS,
         window=8,
         num_bins=3,
@@ -124,6 +135,7 @@ def test_a_model_that_keeps_factors_apart_scores_one(clean):
     assert clean.information[0, 2] < 0.05 and clean.scores.mean_modularity > 0.8
     assert clean.edits.num_edits.tolist() == [120, 120]
     assert clean.edits.only_intended.tolist() == [1, 1]
+    assert clean.edits.one_factor.tolist() == [1, 1] and clean.edits.is_seen.all()
     assert clean.edits.changed.tolist() == [[0, 1, 0], [0, 0, 1]]
     assert clean.edits.outside.tolist() == [0, 0] and (clean.edits.inside > 0.1).all()
     assert clean.warnings == []
@@ -135,6 +147,17 @@ def test_a_model_that_mixes_them_does_not(mixed):
     assert mixed.information[0].argmax() == 1 and mixed.information[1, 2] < 0.1
     assert mixed.edits.changed[0].tolist() == [0, 1, 1]
     assert mixed.edits.only_intended[0] == 0
+    assert mixed.edits.one_factor.tolist() == [0, 1]
+
+
+def test_a_factor_that_the_judge_cannot_see_counts_for_nothing():
+    report = measure(read_weighed, ("colour", "shape", "weight"))
+    assert report.edits.is_seen.tolist() == [True, True, True, False]
+    # What it says of the weight follows what it sees, so an edit seems to change that as well.
+    assert (report.edits.changed[:, 3] > 0).any()
+    assert report.intended == ["colour", "shape"]
+    assert report.edits.only_intended.tolist() == [1, 1]
+    assert any("to weight is not counted" in warning for warning in report.warnings)
 
 
 def test_the_files_say_it(clean, tmp_path):
