@@ -519,7 +519,14 @@ class ViewChooser(ABC):
 
 
 class Objective(nn.Module, ABC):
-    """One training signal. Its key in the configuration is the key of its weight."""
+    """One training signal. Its key in the configuration is the key of its weight.
+
+    Attributes:
+        reads_seen: compare with the views that the encoder saw, where a `ViewChooser` asks the
+            decoder for rays of others as well.
+    """
+
+    reads_seen: bool = False
 
     @abstractmethod
     def forward(self, clip: Clip, encoded: SlotOutput, decoded: DecoderOutput) -> Tensor:

@@ -100,7 +100,8 @@ class SlotModel(nn.Module):
         encoded = self.encode(seen)
         decoded: DecoderOutput = self.decoder(encoded.slots, target, attn=encoded.attn)
         losses = {
-            name: objective(asked, encoded, decoded) for name, objective in self.objectives.items()
+            name: objective(seen if objective.reads_seen else asked, encoded, decoded)
+            for name, objective in self.objectives.items()
         }
         total = torch.stack([self.weights[name] * loss for name, loss in losses.items()]).sum()
         return ModelOutput(losses, total, encoded, decoded)

@@ -1,6 +1,6 @@
 """What a slot attends to looks alike and stands together.
 
-B batch, T frames, K slots, C H W image, N = h * w tokens, P numbers of a token's looks.
+B batch, T frames, V views, K slots, C H W image, N = h * w tokens, P numbers of a token's looks.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ class Coherence(Objective, ScheduledModule):
     does. The slot with the largest share of a frame, its ground, may be
     anywhere: cutting the ground by place is what k-means on colour and position does wrong.
 
+    Of posed views (V,C,H,W) with tokens of all views, a slot's looks are those in all views: no
+    place in a picture is one in the scene, so looks alone count.
+
     Args:
         looks: `colours` compares the mean colour of each token's patch, `patches` every pixel.
         position_weight: the variance of (y, x) in [0,1], without the ground, times this is added
@@ -41,6 +44,8 @@ class Coherence(Objective, ScheduledModule):
     Raises:
         ValueError: if `looks` is unknown, or the region is empty or leaves the frame.
     """
+
+    reads_seen = True
 
     def __init__(
         self, looks: Looks, *, position_weight: float, region: Sequence[float] | None
@@ -61,9 +66,18 @@ class Coherence(Objective, ScheduledModule):
         """Mean over (B,T,N) and over the numbers that looks are made of.
 
         Raises:
-            ValueError: if the tokens are no square patches of the frame.
+            ValueError: if the tokens are no square patches of the frame, or there are several
+                views and places count.
         """
-        height, width = clip.video.shape[-2:]
+        video = clip.video
+        if video.ndim == 6:
+            if self.position_weight or self.region is not None:
+                raise ValueError(
+                    "expected position_weight=0 and no region for views of several cameras, got "
+                    f"position_weight={self.position_weight} and region={self.region}"
+                )
+            video = rearrange(video, "b t v c h w -> b t c (v h) w")
+        height, width = video.shape[-2:]
         grid = grid_like(encoded.attn.shape[-1], shape=(height, width), what="a frame")
         size = height // grid[0]
         if height % grid[0]:
@@ -73,7 +87,7 @@ class Coherence(Objective, ScheduledModule):
             )
         attn = self._tokens(encoded.attn.float().unflatten(-1, grid))
         pattern = "b t c (h p) (w q) -> b t c p q h w"
-        patches = rearrange(clip.video.float(), pattern, p=size, q=size)
+        patches = rearrange(video.float(), pattern, p=size, q=size)
         if self.looks == "colours":
             patches = patches.mean(dim=(3, 4))
         values = self._tokens(patches).flatten(3)

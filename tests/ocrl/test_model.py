@@ -167,6 +167,16 @@ class Chooser(Constant, ViewChooser):
         return super().forward(clip, encoded, decoded)
 
 
+class Seen(Constant):
+    """Compares with what the encoder saw."""
+
+    reads_seen = True
+
+    def forward(self, clip, encoded, decoded):
+        self.compared = clip.video
+        return super().forward(clip, encoded, decoded)
+
+
 def posed_model(decoder, **objectives):
     weights = dict.fromkeys(objectives, 1.0)
     return SlotModel(
@@ -176,11 +186,13 @@ def posed_model(decoder, **objectives):
 
 def test_who_chooses_views_says_what_is_seen_asked_and_compared():
     chooser, other = Chooser(1.0), Chooser(1.0)
-    model = posed_model(Rays(), views=chooser, constant=Constant(2.0))
+    seen = Seen(2.0)
+    model = posed_model(Rays(), views=chooser, seen=seen)
     model(clip_of())
     torch.testing.assert_close(model.encoder.seen["video"], torch.full((2, 3, 3, 4, 4), 0.8))
     assert torch.equal(model.decoder.asked, torch.arange(72).view(2, 3, 1, 2, 6))
     assert torch.equal(chooser.compared, torch.ones(2, 3, 3, 1, 2))
+    assert torch.equal(seen.compared, model.encoder.seen["video"])
     for decoder, objectives, got in (
         (Rays(), {"constant": Constant(1.0)}, "got 0 for a decoder of rays"),
         (Rays(), {"one": chooser, "two": other}, "got 2 for a decoder of rays"),

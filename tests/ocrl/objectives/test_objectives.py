@@ -292,6 +292,25 @@ def test_coherence_counts_its_region_only():
         assert (rest < 1e-6) == (weight == 0.0)
 
 
+def test_coherence_of_views_is_that_of_all_of_them_together():
+    views = torch.rand(2, 2, 3, 3, 4, 6)  # three cameras
+    attn = torch.rand(2, 2, 3, 18).softmax(2)
+    clip = make_clip(size=(12, 6))
+    clip.video.copy_(views.transpose(2, 3).flatten(3, 4))
+    objective = Coherence("patches", position_weight=0.0, region=None)
+    alone = objective(clip, SlotOutput(SLOTS, attn), decoded(SLOTS))
+    together = objective(Clip(views, clip.is_first), SlotOutput(SLOTS, attn), decoded(SLOTS))
+    torch.testing.assert_close(together, alone)
+    for options in (
+        {"position_weight": 1.0, "region": None},
+        {"position_weight": 0.0, "region": [0.0, 0.0, 0.5, 1.0]},
+    ):
+        with pytest.raises(ValueError, match="views of several cameras"):
+            Coherence("patches", **options)(
+                Clip(views, clip.is_first), SlotOutput(SLOTS, attn), decoded(SLOTS)
+            )
+
+
 def test_features_that_the_decoder_has_read():
     objective = FeatureReconstruction(None, is_normalised=False).train()
     target, recon = torch.randn(2, 2, 4, 3), torch.randn(2, 2, 4, 3)
