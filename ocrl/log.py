@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -29,6 +29,8 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 _RGB = 3
 _SECONDS_BETWEEN_LINES = 20.0
+_FINDING = 20
+"""Characters that tell one finding from another."""
 
 
 class TensorBoard:
@@ -101,6 +103,27 @@ class TensorBoard:
     def _write(self, event: Event) -> None:
         if self._writer is not None:
             self._writer.add_event(event)
+
+
+class SayOnce:
+    """Says each finding once, however often it is found and whatever its numbers are by then."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        """Remember who is told.
+
+        Args:
+            say: takes a sentence.
+        """
+        self._say = say
+        self._said: set[str] = set()
+
+    def __call__(self, sentences: Iterable[str]) -> None:
+        """Say those of the sentences that begin as none before did."""
+        for sentence in sentences:
+            kind = sentence.split(":")[0].split(".")[0][:_FINDING]
+            if kind not in self._said:
+                self._said.add(kind)
+                self._say(sentence)
 
 
 class ProgressBar:

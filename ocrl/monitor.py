@@ -20,7 +20,7 @@ from ocrl.discovery import (
 )
 from ocrl.health import code_use, describe_code_use
 from ocrl.interfaces import SlotCodes
-from ocrl.log import TensorBoard
+from ocrl.log import SayOnce, TensorBoard
 from ocrl.model import SlotModel
 from ocrl.types import Clip
 from ocrl.visualize import (
@@ -63,9 +63,8 @@ class DiscoveryMonitor:
             device: where the model will be.
             say: takes a sentence about collapsed slots, once per finding.
         """
-        self._clips, self._presets, self._device, self._say = clips, presets, device, say
-        self._mask_source = mask_source
-        self._said: set[str] = set()
+        self._clips, self._presets, self._device = clips, presets, device
+        self._mask_source, self._say = mask_source, SayOnce(say)
         self._baselines: dict[str, float] = {}
 
     def __call__(self, model: nn.Module, *, step: int, board: TensorBoard) -> Mapping[str, float]:
@@ -131,11 +130,7 @@ class DiscoveryMonitor:
     def _warn(self, name: str, sentences: Sequence[str], step: int, board: TensorBoard) -> None:
         if sentences:
             board.text(name, "\n".join(f"- {sentence}" for sentence in sentences), step=step)
-        for sentence in sentences:
-            kind = sentence.split(":")[0].split(".")[0][:20]
-            if kind not in self._said:
-                self._said.add(kind)
-                self._say(sentence)
+        self._say(sentences)
 
 
 def _is_baseline(name: str) -> bool:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ocrl.discovery import MODEL
-from ocrl.log import TensorBoard
+from ocrl.log import SayOnce, TensorBoard
 from ocrl.model import SlotModel
 from ocrl.novel_views import evaluate_views
 from ocrl.novel_views_report import orbit_movie, views_movie
@@ -40,8 +40,8 @@ class ViewsMonitor:
             device: where the model will be.
             say: takes a sentence about collapsed slots, once per finding.
         """
-        self._clips, self._preset, self._device, self._say = clips, preset, device, say
-        self._said: set[str] = set()
+        self._clips, self._preset, self._device = clips, preset, device
+        self._say = SayOnce(say)
         self._baselines: dict[str, float] = {}
 
     def __call__(self, model: nn.Module, *, step: int, board: TensorBoard) -> Mapping[str, float]:
@@ -70,9 +70,5 @@ class ViewsMonitor:
                 if movie is not None:
                     gif = to_gif(movie[1], frames_per_second=_FRAMES_PER_SECOND)
                     board.picture(f"{name}/{index}", gif, step=step)
-        for sentence in result.warnings:
-            kind = sentence[:20]
-            if kind not in self._said:
-                self._said.add(kind)
-                self._say(sentence)
+        self._say(result.warnings)
         return {**self._baselines, **figures}

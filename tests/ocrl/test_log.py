@@ -6,7 +6,7 @@ from PIL import Image
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ocrl.log import ProgressBar, TensorBoard
+from ocrl.log import ProgressBar, SayOnce, TensorBoard
 
 
 def read(directory):
@@ -98,3 +98,15 @@ def test_only_the_first_process_speaks(capsys, is_silent):
     with ProgressBar("training", total=1, is_silent=is_silent) as bar:
         bar.say("hello")
     assert ("hello" in capsys.readouterr().err) is not is_silent
+
+
+def test_a_finding_is_said_once_whatever_its_numbers():
+    told = []
+    say = SayOnce(told.append)
+    say(["Only 1.6 of 7 slots are in use. Try fewer slots.", "codes: 3 unused"])
+    say(["Only 1.6 of 7 slots are in use. Try a decoder.", "codes: 4 unused", "another"])
+    assert told == [
+        "Only 1.6 of 7 slots are in use. Try fewer slots.",
+        "codes: 3 unused",
+        "another",
+    ]
