@@ -6,7 +6,9 @@ The files are the registry. A file `sprites-object_goal.yaml` gives the short na
 
 from __future__ import annotations
 
+import copy
 import difflib
+import functools
 import importlib
 import inspect
 from collections.abc import Iterable, Mapping
@@ -74,10 +76,12 @@ def settings(name: str) -> dict[str, Any]:
     Raises:
         ValueError: if there is no such environment.
     """
-    return _read(short_name(name))
+    return copy.deepcopy(_read(short_name(name)))
 
 
+@functools.cache
 def _read(stem: str) -> dict[str, Any]:
+    """What a file says, for good: a vector environment asks once for each of its copies."""
     file = resources.files("ocrl.configs").joinpath("env", f"{stem}.yaml")
     content = yaml.safe_load(file.read_text(encoding="utf-8"))
     merged: dict[str, Any] = {}

@@ -40,6 +40,14 @@ def test_make_takes_both_spellings_and_arguments():
     assert by_id.observation_space.shape == (64, 64, 3)
 
 
+def test_changed_settings_change_nothing_for_the_next_one():
+    first = registry.settings("scenes3d")
+    first["colors"].append("no colour")
+    first["size"] = 1
+    assert "no colour" not in registry.settings("scenes3d")["colors"]
+    assert registry.settings("scenes3d")["size"] != 1
+
+
 def test_gymnasium_makes_the_same_environment():
     made = gymnasium.make("ocrl/Sprites-ObjectGoal-v0", size=48)
     direct = ocrl.envs.make("sprites-object_goal", size=48)
