@@ -15,15 +15,20 @@ from torch import Tensor
 
 from ocrl import metrics
 from ocrl.baselines import kmeans_segmentation
-from ocrl.discovery import MODEL
+from ocrl.discovery import MODEL, segment
 from ocrl.health import describe_health, slot_health
 from ocrl.matching import align_over_time
 from ocrl.model import SlotModel
 from ocrl.nn.orbit import orbit
 from ocrl.posed import PosedViews, check_posed, nearest_views, num_seen_of, render_views, seen_views
-from ocrl.types import BACKGROUND_ID, VOID_ID, Camera, Clip
+from ocrl.types import BACKGROUND_ID, VOID_ID, Camera, Clip, SlotOutput
 
 Scores = dict[str, dict[str, list[Tensor]]]
+
+ATTENTION = "attention"
+"""What the encoder attends to, in the views that it sees: another cut of a model's."""
+BASELINES = ("k-means", "mean colour", "nearest view")
+"""Methods that learn nothing."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,7 @@ class ViewsResult:
         segments: method to metric: `fg_ari` of each picture by itself, `fg_ari_time` of each camera
             over time, `fg_ari_cameras` of each moment over cameras, `fg_ari_both` of the whole
             clip; `ari_both` with the background and `mbo_both`; and `fg_ari_held_out` of pictures
-            of the cameras that were not seen.
+            of the cameras that were not seen. Those of `ATTENTION` are of the seen cameras only.
         pictures: method to `psnr` and `ssim` of the cameras that were seen, and with the prefix
             `held_out_` of the others.
         separation: of decoders that know a background: `static_explained`, the share of the
@@ -121,9 +126,11 @@ def evaluate_views(
 ) -> ViewsResult:
     """Show the first cameras of clips to a model, and compare what it draws from all of them.
 
-    Beside it stand segments by colour (k-means on the pixels of all cameras of a clip, which see
-    everything), and two pictures that learn nothing: the mean colour of the seen views of a frame,
-    and of the seen views the one whose camera looks most alike, not counting a view itself.
+    The segments of a model are those that its decoder draws; beside them are those that its encoder
+    attends to. Beside both stand segments by colour (k-means on the pixels of all cameras of a
+    clip, which see everything), and two pictures that learn nothing: the mean colour of the seen
+    views of a frame, and of the seen views the one whose camera looks most alike, not counting a
+    view itself.
 
     Args:
         model: with a decoder of rays; set to `eval()` meanwhile.
@@ -149,11 +156,10 @@ def evaluate_views(
             for clip in clips:
                 check_posed(clip, model.decoder, num_seen=num_seen)
                 clip = clip.to(device)
-                slots = model.encode(seen_views(clip, num_seen)).slots
+                encoded = model.encode(seen_views(clip, num_seen))
                 if is_aligned:
-                    order = align_over_time(slots)
-                    slots = slots.gather(2, order[..., None].expand_as(slots))
-                tally.add_clip(model, clip, slots, preset, baselines, num_examples, num_orbit)
+                    encoded = _reordered(encoded, align_over_time(encoded.slots))
+                tally.add_clip(model, clip, encoded, preset, baselines, num_examples, num_orbit)
     finally:
         model.train(was_training)
     if not tally.num_clips:
@@ -218,6 +224,23 @@ def _mean(values: Tensor) -> Tensor:
     return values.flatten(1).nanmean(1)
 
 
+def _reordered(encoded: SlotOutput, order: Tensor) -> SlotOutput:
+    """Slots and attention in another order (B,T,K)."""
+
+    def take(values: Tensor) -> Tensor:
+        return values.gather(2, order[..., None].expand(-1, -1, -1, values.shape[-1]))
+
+    return SlotOutput(take(encoded.slots), take(encoded.attn))
+
+
+def attended(model: SlotModel, encoded: SlotOutput, size: tuple[int, int]) -> Tensor:
+    """Ids (B,T,W,H,W') of the slots that attend most to each pixel of the W seen views."""
+    grid = model.encoder.backbone.grid
+    num_seen = encoded.attn.shape[-1] // (grid[0] * grid[1])
+    masks = encoded.attn.unflatten(-1, (num_seen, *grid)).transpose(2, 3).flatten(1, 2)
+    return segment(masks, size).unflatten(1, (-1, num_seen))
+
+
 class _Tally:
     """Gathers scores over batches of clips."""
 
@@ -236,7 +259,7 @@ class _Tally:
         self,
         model: SlotModel,
         clip: Clip,
-        slots: Tensor,
+        encoded: SlotOutput,
         preset: str,
         baselines: bool,
         num_examples: int,
@@ -244,11 +267,13 @@ class _Tally:
     ) -> None:
         assert clip.camera is not None
         video = clip.to_float().video
-        size = (video.shape[-2], video.shape[-1])
+        size, slots = (video.shape[-2], video.shape[-1]), encoded.slots
         views = render_views(model.decoder, slots, clip.camera, size=size)
         truth = clip.segmentation.get(preset)
         if truth is not None:
             self._add_segments(clip, views, truth, baselines)
+            own, seen = attended(model, encoded, size), truth[:, :, : self.num_seen]
+            self.add("segments", ATTENTION, segment_scores(seen, own, num_seen=self.num_seen))
         pictures = {MODEL: views.recon}
         if baselines:
             pictures |= _pictures(video, clip.camera, self.num_seen)
@@ -275,7 +300,7 @@ class _Tally:
         if baselines:
             colours = clip.video.flatten(1, 2)
             ids = kmeans_segmentation(colours, views.masks.shape[2], position_weight=0.0)
-            segments["k-means"] = ids.unflatten(1, clip.video.shape[1:3])
+            segments[BASELINES[0]] = ids.unflatten(1, clip.video.shape[1:3])
         for method, own in segments.items():
             self.add("segments", method, segment_scores(truth, own, num_seen=self.num_seen))
         if views.background is not None:
@@ -327,7 +352,8 @@ def _pictures(video: Tensor, camera: Camera, num_seen: int) -> dict[str, Tensor]
     colour = video[:, :, :num_seen].mean((2, 4, 5), keepdim=True)
     nearest = nearest_views(camera, num_seen)
     place = nearest[..., None, None, None].expand(-1, -1, -1, *video.shape[3:])
-    return {"mean colour": colour.expand_as(video), "nearest view": video.gather(2, place)}
+    pictures = (colour.expand_as(video), video.gather(2, place))
+    return dict(zip(BASELINES[1:], pictures, strict=True))
 
 
 def _orbit(

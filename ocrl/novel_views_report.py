@@ -224,8 +224,9 @@ def _explanation(result: ViewsResult) -> Iterator[str]:
     yield (
         "<h2>What the figures mean</h2><div class='card'><p>Each pixel goes to the slot that gives "
         "most to it, or to what has no slot. A segment must stay on its object across whatever is "
-        "one picture. <b>k-means</b> clusters the colours of all cameras of a clip, also of those "
-        "that the encoder did not see. <b>mean colour</b> is that of the seen views of a frame; "
-        "<b>nearest view</b> is the seen one whose camera is turned the least against the view's, "
-        f"not the view itself.</p>{meanings(known)}</div>"
+        "one picture. <b>attention</b> is what the encoder looks at, in the cameras that it sees, "
+        "and not what the decoder makes of it. <b>k-means</b> clusters the colours of all cameras "
+        "of a clip, also of those that the encoder did not see. <b>mean colour</b> is that of the "
+        "seen views of a frame; <b>nearest view</b> is the seen one whose camera is turned the "
+        f"least against the view's, not the view itself.</p>{meanings(known)}</div>"
     )

@@ -10,10 +10,9 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import nn
 
-from ocrl.discovery import MODEL
 from ocrl.log import SayOnce, TensorBoard
 from ocrl.model import SlotModel
-from ocrl.novel_views import evaluate_views
+from ocrl.novel_views import BASELINES, evaluate_views
 from ocrl.novel_views_report import orbit_movie, views_movie
 from ocrl.types import Clip
 from ocrl.visualize import to_gif
@@ -60,9 +59,8 @@ class ViewsMonitor:
         )
         figures = result.scalars()
         if not self._baselines:
-            methods = {*result.segments, *result.pictures} - {MODEL}
             self._baselines = {
-                name: value for name, value in figures.items() if name.split("/")[0] in methods
+                name: value for name, value in figures.items() if name.split("/")[0] in BASELINES
             }
         for index, example in enumerate(result.examples):
             movies = {"views": views_movie(example), "orbit": orbit_movie(example)}

@@ -63,7 +63,7 @@ def posed_clip(batch_size=2, num_frames=3, num_views=3):
 
 
 class Told(nn.Module):
-    """In place of an encoder: the slots of a frame are its number, and which view was seen."""
+    """In place of an encoder: the slots of a frame are its number; it attends to the balls."""
 
     num_slots, slot_dim = 4, 4
 
@@ -78,11 +78,16 @@ class Told(nn.Module):
         batch_size, num_frames = video.shape[:2]
         slots = torch.eye(4).expand(batch_size, num_frames, 4, 4).clone()
         slots = slots + torch.arange(num_frames)[None, :, None, None] + self.weight
-        return SlotOutput(slots, torch.full((batch_size, num_frames, 4, 1), 0.25))
+        if camera is None:
+            return SlotOutput(slots, slots.new_full((*slots.shape[:3], 1), 0.25))
+        rays = torch.cat(camera_rays(camera.intrinsics, camera.extrinsics, size=SIZE), dim=-1)
+        ids = torch.stack([balls_seen(rays[:, t], t) for t in range(num_frames)], dim=1)
+        attn = nn.functional.one_hot((ids.flatten(2) - 1) % 4, 4).mT.float()
+        return SlotOutput(slots, attn)
 
 
 class _Pixels(Backbone):
-    out_dim, image_size, grid, needs_camera = 3, SIZE, (1, 1), True
+    out_dim, image_size, grid, needs_camera = 3, SIZE, SIZE, True
 
     def forward(self, frames, *, camera=None):
         raise NotImplementedError

@@ -50,6 +50,10 @@ def test_the_four_ways_tell_what_does_not_hold_together(fault, whole):
     for name in FOUR:
         assert (own[name] == 1.0) == (name in whole), name
         assert own[name] > 0
+    # The encoder was right about the cameras that it saw, whatever the decoder makes of it.
+    attended = result.segments["attention"]
+    assert "fg_ari_held_out" in own and "fg_ari_held_out" not in attended
+    assert [attended[name] for name in FOUR] == [1.0] * 4
 
 
 def test_slots_of_single_frames_can_be_ordered():
@@ -58,7 +62,9 @@ def test_slots_of_single_frames_can_be_ordered():
             output = super().forward(video, is_first, **hints)
             slots = output.slots.clone()
             slots[:, 1] = slots[:, 1].roll(1, dims=1)
-            return replace(output, slots=slots)
+            attn = output.attn.clone()
+            attn[:, 1] = attn[:, 1].roll(1, dims=1)
+            return replace(output, slots=slots, attn=attn)
 
     class Reading(type(told_model().decoder)):
         def render(self, slots, rays):
@@ -81,9 +87,10 @@ def test_slots_of_single_frames_can_be_ordered():
         evaluate_views(model, [posed_clip()], num_examples=0, is_aligned=is_aligned)
         for is_aligned in (False, True)
     )
-    assert plain.segments["model"]["fg_ari_cameras"] == 1.0
-    assert plain.segments["model"]["fg_ari_both"] < 1.0
-    assert ordered.segments["model"]["fg_ari_both"] == 1.0
+    for method in ("model", "attention"):
+        assert plain.segments[method]["fg_ari_cameras"] == 1.0
+        assert plain.segments[method]["fg_ari_both"] < 1.0
+        assert ordered.segments[method]["fg_ari_both"] == 1.0
 
 
 def test_pictures_that_learn_nothing():
@@ -99,7 +106,8 @@ def test_pictures_that_learn_nothing():
     expected = (-10 * error.log10()).mean().item()
     assert result.pictures["nearest view"]["held_out_psnr"] == pytest.approx(expected)
     without = evaluate_views(told_model(), [clip], num_examples=0, baselines=False)
-    assert list(without.pictures) == list(without.segments) == ["model"]
+    assert list(without.pictures) == ["model"]
+    assert list(without.segments) == ["model", "attention"]
 
 
 def test_segments_by_colour_find_balls_of_one_colour():
