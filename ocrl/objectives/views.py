@@ -12,6 +12,9 @@ from ocrl.interfaces import Objective, ViewChooser
 from ocrl.nn.rays import check_cameras, rays_through
 from ocrl.types import Clip, DecoderOutput, SlotOutput
 
+PLACE = "place"
+"""Of the colours asked for (B,T,P,3): which of the seen views shows them, -1 if none does; y; x."""
+
 
 class Views(Objective, ViewChooser):
     """Mean squared error of the colours of sampled rays (OSRT, Sajjadi et al. 2022, 2206.06922).
@@ -55,8 +58,11 @@ class Views(Objective, ViewChooser):
             dim=-1,
         )
         view = order[:, None].expand(-1, clip.num_frames, -1).gather(2, place)
-        colours, rays = self._look(clip, view)
-        asked = Clip(colours.mT[..., None, :], clip.is_first)
+        colours, rays, at = self._look(clip, view)
+        # The encoder sees the views in the order drawn: of those, `place` is the number.
+        seen = torch.where(place < self.num_seen, place, -1).to(at.dtype)
+        properties = {PLACE: torch.cat([seen[..., None], at], dim=-1)}
+        asked = Clip(colours.mT[..., None, :], clip.is_first, properties=properties)
         return clip.take_views(order[:, : self.num_seen]), asked, rays[:, :, None]
 
     def _check(self, clip: Clip) -> int:
@@ -85,8 +91,8 @@ class Views(Objective, ViewChooser):
         return torch.randint(first, end, shape, device=clip.video.device)
 
     @staticmethod
-    def _look(clip: Clip, view: Tensor) -> tuple[Tensor, Tensor]:
-        """Colours (B,T,P,C) and rays (B,T,P,6) of pixels drawn from views (B,T,P)."""
+    def _look(clip: Clip, view: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Colours (B,T,P,C), rays (B,T,P,6) and (y, x) of pixels drawn from views (B,T,P)."""
         assert clip.camera is not None
         height, width = clip.video.shape[-2:]
         row, column = (torch.randint_like(view, side) for side in (height, width))
@@ -96,7 +102,8 @@ class Views(Objective, ViewChooser):
         cameras = clip.camera.map(lambda value: value[sample, frame, view])
         pixels = torch.stack([column, row], dim=-1)[..., None, :] + 0.5
         rays = rays_through(pixels, intrinsics=cameras.intrinsics, extrinsics=cameras.extrinsics)
-        return colours, torch.cat(rays, dim=-1).squeeze(-2)
+        at = (torch.stack([row, column], dim=-1) + 0.5) / pixels.new_tensor([height, width])
+        return colours, torch.cat(rays, dim=-1).squeeze(-2), at
 
     def forward(self, clip: Clip, encoded: SlotOutput, decoded: DecoderOutput) -> Tensor:
         """Mean over (B,T,C,h,w).

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ocrl.objectives.views import Views
+from ocrl.objectives.views import PLACE, Views
 from ocrl.types import Camera, DecoderOutput, SlotOutput
 
 WORLD = runpy.run_path(str(Path(__file__).parents[1] / "posed_world.py"))
@@ -37,6 +37,18 @@ def test_rays_carry_the_colours_of_what_they_hit():
     hit = torch.stack([balls_seen(rays[:, t], t) for t in range(3)], dim=1)
     assert torch.equal(asked.video, colours[hit].movedim(-1, 2)) and (hit > 0).any()
     torch.testing.assert_close(rays[..., 3:].norm(dim=-1), torch.ones(2, 3, 1, 40))
+
+
+def test_rays_say_where_the_encoder_saw_them():
+    clip = posed_clip(num_views=4)
+    seen, asked, _ = make().choose(clip)
+    view, y, x = asked.properties[PLACE].unbind(-1)
+    row, column = (y * 12).long(), (x * 16).long()
+    assert (view == -1).sum(-1).tolist() == [[10] * 3] * 2
+    for sample, frame, ray in torch.nonzero(view >= 0).tolist():
+        at = (sample, frame, ray)
+        pixel = seen.video[sample, frame, int(view[at]), :, row[at], column[at]]
+        assert torch.equal(pixel, asked.video[sample, frame, :, 0, ray])
 
 
 def test_the_share_of_held_out_cameras_and_what_the_encoder_sees():
