@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from ocrl import checkpoint
 from ocrl.agents import spaces
+from ocrl.agents.encoder_state import STATE, find_state
 from ocrl.agents.pooling import Pooling
 from ocrl.agents.vision import Vision
-from ocrl.interfaces import FrameSlotEncoder
+from ocrl.interfaces import SlotEncoder
 
 OBJECTS = "objects"
 """The set whose first column says whether a row is there."""
@@ -31,7 +32,12 @@ class Features(BaseFeaturesExtractor):
     The features of a set are shifted and scaled, each by itself, to what `measure` found once,
     before learning: a small size in the corner of a large slot counts as much as any other.
     With an encoder the frame becomes slots first, through which the policy's gradient reaches the
-    encoder, and slots go through a pooling.
+    encoder, and slots go through a pooling. One with a memory starts from the state that stands
+    beside the frame, see `EncoderState`, where the gradient ends.
+
+    Attributes:
+        encoder: always in `eval()`; None for none.
+        states: between its state and the part of the observation; None without a memory.
     """
 
     def __init__(
@@ -50,16 +56,23 @@ class Features(BaseFeaturesExtractor):
             plain_key: name of the only part of an observation that is no `Dict`.
             pooling: describes a `Pooling` but for `slot_dim` and `num_slots`.
             vision: describes a `Vision` but for `frame_shape`.
-            encoder: describes a `FrameSlotEncoder` that reads the frame; None for none.
+            encoder: describes a `SlotEncoder` that reads the frame; None for none.
 
         Raises:
-            ValueError: if a part is of a kind that no policy here reads, or the encoder has a
-                memory, or expects other frames.
+            ValueError: if a part is of a kind that no policy here reads, the encoder expects other
+                frames, or its state is not beside the frame or can not be, see `EncoderState`.
         """
         self._parts = spaces.parts(observation_space, plain_key=plain_key)
         self._plain_key = plain_key
         built: dict[str, Pooling | Vision] = {}
-        slot_encoder = None if encoder is None else _frame_encoder(encoder)
+        slot_encoder: SlotEncoder | None = None if encoder is None else checkpoint.build(encoder)
+        states = None if slot_encoder is None else find_state(slot_encoder, plain_key=plain_key)
+        expected, given = None if states is None else states.part, self._parts.pop(STATE, None)
+        if given != expected:
+            raise ValueError(
+                f"expected {expected} as {STATE!r} beside the frame that the encoder reads, got "
+                f"{given}: see EncoderState.space"
+            )
         for name, part in self._parts.items():
             kind = spaces.kind(name, part)
             if kind == spaces.FRAME and slot_encoder is None:
@@ -80,7 +93,7 @@ class Features(BaseFeaturesExtractor):
                 if spaces.kind(name, self._parts[name]) == spaces.SET
             }
         )
-        self.encoder = slot_encoder
+        self.encoder, self.states = slot_encoder, states
 
     def train(self, mode: bool = True) -> Features:
         """Switch to training; the encoder stays in `eval()`: its slots must not depend on luck."""
@@ -108,10 +121,28 @@ class Features(BaseFeaturesExtractor):
         return None
 
     def _named(self, observation: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
-        if isinstance(observation, Tensor):
-            return {self._plain_key: observation}
-        # In the order of the space, which alone is the same everywhere.
-        return {name: observation[name] for name in self._parts}
+        """Parts by name, in the order of the space, which alone is the same everywhere.
+
+        The encoder's slots (B,K,D) are in place of the frame.
+        """
+        given = {self._plain_key: observation} if isinstance(observation, Tensor) else observation
+        named = {name: given[name] for name in self._parts}
+        if self.encoder is None:
+            return named
+        encoder, state = self.encoder, given.get(STATE)
+        return {
+            name: self._encode(encoder, value, state) if value.ndim == 4 else value
+            for name, value in named.items()
+        }
+
+    def _encode(self, encoder: SlotEncoder, frame: Tensor, vectors: Tensor | None) -> Tensor:
+        """Slots (B,K,D) of frames (B,C,H,W), from what was before them (B,S) or from nothing."""
+        if self.states is None or vectors is None:
+            state = encoder.initial_state(len(frame))
+            is_first = torch.ones(len(frame), dtype=torch.bool, device=frame.device)
+        else:
+            state, is_first = self.states.unpack(vectors)
+        return encoder.step(frame, state, is_first)[0].slots[:, 0]
 
     def _read(self, name: str, value: Tensor) -> Tensor:
         if name not in self.readers:
@@ -122,10 +153,9 @@ class Features(BaseFeaturesExtractor):
         return reader(*self._set(name, value))
 
     def _set(self, name: str, value: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Slots (B,K,F) and which of them are there."""
-        if value.ndim == 4:
-            assert self.encoder is not None
-            return self.encoder.encode(value, condition=None).slots[:, 0], None
+        """Rows (B,K,F) and which of them are there."""
+        if name not in self.scales:
+            return value, None
         if name != OBJECTS:
             return self.scales[name](value), None
         return self.scales[name](value[..., 1:]), value[..., 0] > 0.5
@@ -178,17 +208,7 @@ def _pooling(config: Mapping[str, Any], num_slots: int, slot_dim: int) -> Poolin
     return pooling
 
 
-def _frame_encoder(config: Mapping[str, Any]) -> FrameSlotEncoder:
-    encoder = checkpoint.build(config)
-    if not isinstance(encoder, FrameSlotEncoder):
-        raise ValueError(
-            "expected an encoder without memory (a FrameSlotEncoder) to be trained by the "
-            f"policy's gradient, got {type(encoder).__name__}; use encoder.mode=replay"
-        )
-    return encoder
-
-
-def _check_frame(encoder: FrameSlotEncoder, shape: tuple[int, ...]) -> None:
+def _check_frame(encoder: SlotEncoder, shape: tuple[int, ...]) -> None:
     expected = (3, *encoder.backbone.image_size)
     if tuple(shape) != expected:
         raise ValueError(

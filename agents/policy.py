@@ -26,6 +26,7 @@ from torch import nn
 
 from ocrl import checkpoint
 from ocrl.agents import spaces
+from ocrl.agents.encoder_state import EncoderState, find_state
 from ocrl.agents.features import Features
 from ocrl.agents.interface import Agent, Observation, State
 from ocrl.agents.pooling import Concatenation
@@ -107,9 +108,22 @@ class Network:
             },
         }
 
+    def states(self) -> EncoderState | None:
+        """How the state of the encoder stands in what the policy reads; None without a memory.
+
+        Raises:
+            ValueError: as `EncoderState`.
+        """
+        if self.encoder is None:
+            return None
+        return find_state(checkpoint.build(self.encoder), plain_key=self.plain_key)
+
 
 class PolicyAgent(Agent):
     """Acts by a policy of Stable-Baselines3, live in training or loaded.
+
+    Where the policy has an encoder with a memory, what that remembers is part of the agent's state:
+    observations are those of the environment.
 
     That of DQN takes the best action whether or not the likeliest is asked for: its exploration
     belongs to training.
@@ -126,7 +140,11 @@ class PolicyAgent(Agent):
         self.network = network
 
     def initial_state(self, num_envs: int) -> State:
-        """Zeros of a recurrent policy, nothing for others."""
+        """Zeros of a recurrent policy, nothing for others; beside what its encoder remembers."""
+        states, memory = self.features.states, self._initial_memory(num_envs)
+        return memory if states is None else (memory, np.tile(states.start, (num_envs, 1)))
+
+    def _initial_memory(self, num_envs: int) -> State:
         if self.network.algorithm != _RECURRENT:
             return None
         memory: Any = self.policy
@@ -143,16 +161,24 @@ class PolicyAgent(Agent):
         is_deterministic: bool,
     ) -> tuple[NDArray[Any], State]:
         """Choose actions, see `Agent.act`; those of a box are clipped to it."""
-        return self.policy.predict(
-            observation,
-            state=state,
-            episode_start=np.asarray(is_first),
-            deterministic=is_deterministic,
-        )
+        states, starts = self.features.states, np.asarray(is_first)
+        how: dict[str, Any] = {"episode_start": starts, "deterministic": is_deterministic}
+        if states is None:
+            return self.policy.predict(observation, state=state, **how)
+        memory, before = state
+        before = np.where(starts[:, None], states.start, before)
+        seen: Any = states.beside(observation, before)
+        actions, memory = self.policy.predict(seen, state=memory, **how)
+        return actions, (memory, states.after(observation, before))
 
     @torch.no_grad()
     def attention(self, observation: Observation) -> NDArray[Any] | None:
-        """Share (E,K) of each slot in the policy's pooling, see `Agent.attention`."""
+        """Share (E,K) of each slot in the policy's pooling, see `Agent.attention`.
+
+        None where slots can not be told without what the encoder remembers.
+        """
+        if self.features.states is not None:
+            return None
         self.policy.set_training_mode(False)
         tensors, _ = self.policy.obs_to_tensor(observation)
         inputs: Any = preprocess_obs(tensors, self.policy.observation_space)
@@ -168,6 +194,8 @@ class PolicyAgent(Agent):
         Raises:
             ValueError: if it differs in more than that, or the pooling concatenates rows.
         """
+        states = self.features.states
+        space = space if states is None else states.space(space)
         own, found = self.policy.observation_space, spaces.channels_first(space)
         if found == own:
             return self
@@ -252,7 +280,7 @@ class PolicyAgent(Agent):
         observation, action = (
             spaces.from_json(meta[name]) for name in ("observation_space", "action_space")
         )
-        policy = _build(network, spaces.channels_first(observation), action)
+        policy = _build(network, observation, action)
         agent = cls(policy, network=network)
         agent.load_weights(folder)
         policy.set_training_mode(False)
@@ -269,9 +297,12 @@ def _once(policy: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _build(network: Network, observation: Space[Any], action: Space[Any]) -> BasePolicy:
+    """A fresh policy for observations of an environment, with frames (H,W,3)."""
     _, policy_class = find_algorithm(network.algorithm)
+    states = network.states()
+    read = spaces.channels_first(observation if states is None else states.space(observation))
 
     def no_rate(progress_remaining: float) -> float:
         return 0.0
 
-    return policy_class(observation, action, no_rate, **network.arguments())
+    return policy_class(read, action, no_rate, **network.arguments())

@@ -23,7 +23,7 @@ from ocrl.agents import replay_store, spaces
 from ocrl.agents.callbacks import Score
 from ocrl.agents.policy import Algorithm, Network, PolicyAgent, check_actions, find_algorithm
 from ocrl.agents.run import AgentRun, AgentTraining, Evaluate, MakePart, check_from_one
-from ocrl.agents.vector import StableBaselinesVecEnv
+from ocrl.agents.vector import StableBaselinesVecEnv, StateVecEnv
 from ocrl.log import ProgressBar
 from ocrl.train import NonFiniteLossError
 
@@ -115,17 +115,22 @@ class ModelFree:
     def build(self, env: StableBaselinesVecEnv, network: Network) -> BaseAlgorithm:
         """Build the algorithm with a fresh policy.
 
+        Where its encoder has a memory, that encoder streams through the environments, so that the
+        policy can go on from its states.
+
         Raises:
             ValueError: if the actions do not suit it, a part of the observation is of a kind that
-                no policy reads, or an argument does not exist.
+                no policy reads, an argument does not exist, or as `EncoderState`.
         """
         check_actions(self.algorithm, env.action_space)
         spaces.parts(env.observation_space, plain_key=network.plain_key)
         algorithm, policy = find_algorithm(self.algorithm)
+        states = network.states()
+        seen = env if states is None else StateVecEnv(env, states)
         try:
-            return algorithm(
+            model = algorithm(
                 policy,
-                env,
+                seen,
                 policy_kwargs=network.arguments(),
                 seed=self.seed,
                 device=self.device,
@@ -133,6 +138,10 @@ class ModelFree:
             )
         except TypeError as error:
             raise ValueError(f"agent.arguments or agent.policy: {error}") from error
+        own = PolicyAgent(model.policy, network=network).features.states
+        if isinstance(seen, StateVecEnv) and own is not None:
+            seen.states = own
+        return model
 
     def train(
         self,

@@ -16,6 +16,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
+from ocrl.agents.encoder_state import EncoderState
 from ocrl.envs.slots import SlotObservations
 from ocrl.interfaces import Decoder, SlotEncoder
 
@@ -254,3 +255,46 @@ class SlotVecEnv(VecEnvWrapper):
         for row, entry in zip(rows, final, strict=True):
             infos[row]["terminal_observation"] = entry
         return observation, reward, ended, infos
+
+
+class StateVecEnv(VecEnvWrapper):
+    """Environments of frames whose observation also has the state that a frame is encoded from.
+
+    The next state is made of the very observation that was given, when the next step is taken: by
+    the weights that the policy chose with. `terminal_observation` has the state before the last
+    frame of the episode, and the first frame of the next one has that of a start.
+
+    Attributes:
+        states: with the encoder that makes them; put that of the policy here before a reset.
+    """
+
+    def __init__(self, venv: VecEnv, states: EncoderState) -> None:
+        """Wrap environments.
+
+        Raises:
+            ValueError: if their observation has not exactly one frame.
+        """
+        super().__init__(venv, observation_space=states.space(venv.observation_space))
+        self.states = states
+        self._observation: Any = None
+        self._before: NDArray[np.float32] = np.empty(0, np.float32)
+
+    def reset(self) -> dict[str, Any]:
+        """Start an episode in every environment."""
+        self._observation = self.venv.reset()
+        self._before = np.tile(self.states.start, (self.num_envs, 1))
+        return self.states.beside(self._observation, self._before)
+
+    def step_async(self, actions: NDArray[Any]) -> None:
+        """See `VecEnv`; the frames that were acted on are encoded before they are gone."""
+        self._before = self.states.after(self._observation, self._before)
+        self.venv.step_async(actions)
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """See `VecEnv`."""
+        self._observation, reward, ended, infos = self.venv.step_wait()
+        for row in np.flatnonzero(ended):
+            final = infos[row]["terminal_observation"]
+            infos[row]["terminal_observation"] = self.states.beside(final, self._before[row])
+        self._before = np.where(ended[:, None], self.states.start, self._before)
+        return self.states.beside(self._observation, self._before), reward, ended, infos

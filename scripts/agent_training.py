@@ -28,7 +28,7 @@ def observed_in(
         world: that the agent is given, which knows slots without geometry.
 
     Raises:
-        ValueError: if the agent can not train its encoder so.
+        ValueError: if the agent can not train its encoder so, or not on slots that are noisy.
     """
     if mode != "gradient":
         return dict(observation) | ({} if world is None else {"has_geometry": False})
@@ -36,6 +36,11 @@ def observed_in(
         raise ValueError(
             f"expected encoder.mode=frozen or replay for agent={trainer.algorithm}, got gradient: "
             "no gradient of the policy reaches the encoder through a world model of its slots"
+        )
+    if observation["is_noisy"]:
+        raise ValueError(
+            "expected observation.is_noisy=false for encoder.mode=gradient, got true: a policy "
+            "that binds frames again when it learns has to find the slots that it acted on"
         )
     # The policy holds the encoder, so it is given frames.
     return {**observation, "main": FRAME}

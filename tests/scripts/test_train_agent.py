@@ -26,6 +26,7 @@ SMALL = (
     *("agent.evaluate_every=96", "evaluation.num_episodes=2", "pooling.dim=8"),
     "pooling.num_heads=2",
 )
+NOISY = ("encoder.mode=gradient", "observation.is_noisy=true")
 
 
 def save_model(folder, overrides):
@@ -103,25 +104,29 @@ def test_without_an_encoder_it_pretrains_one_and_says_so(workplace):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["slot_attention", "savi"])
 @pytest.mark.parametrize("mode", ["replay", "gradient"])
-def test_the_encoder_learns_on(workplace, mode):
-    # One without memory, as the policy's gradient needs it.
-    save_model(workplace.folder / "alone", ["encoder=slot_attention", *BROADCAST])
+def test_the_encoder_learns_on(workplace, mode, name):
+    save_model(workplace.folder / name, [f"encoder={name}", *BROADCAST])
     options = [
         *SMALL,
-        *("obs=slots", "encoder.path=alone", f"encoder.mode={mode}", "encoder.every=1"),
-        *("encoder.replay.num_steps=1", "encoder.replay.batch_size=4", f"name={mode}"),
+        *("obs=slots", f"encoder.path={name}", f"encoder.mode={mode}", "encoder.every=1"),
+        *("encoder.replay.num_steps=1", "encoder.replay.batch_size=4", f"name={mode}-{name}"),
         f"encoder.replay.episodes={workplace.folder / 'episodes'}",
     ]
     done = workplace.run("train_agent", *options)
     assert done.returncode == 0, done.stderr
-    directory = workplace.output("train_agent", mode)
+    directory = workplace.output("train_agent", f"{mode}-{name}")
     meta = saving.read_meta(directory)
     assert meta["observation"]["main"] == ("slots" if mode == "replay" else "frame")
     path = saving.encoder_path(directory)
     assert path == directory / "agent/encoder" or mode == "gradient"
     agent = load(directory)
     assert (agent.features.encoder is not None) == (mode == "gradient")
+    longer = workplace.run("train_agent", *options, "agent.total_steps=230")
+    assert longer.returncode == 0 and "going on at step 224" in longer.stderr, longer.stderr
+    played = workplace.run("evaluate_agent", f"checkpoint={directory}", "episodes=2")
+    assert played.returncode == 0, played.stderr
 
 
 @pytest.mark.parametrize(
@@ -130,9 +135,10 @@ def test_the_encoder_learns_on(workplace, mode):
         (("obs=slots", "encoder.path=run", "env.size=48"), "(32, 32, 3)"),
         (("obs=slots", "encoder.path=run", "env=crafter", "~env.max_steps"), "trained on sprites"),
         (("obs=objects", "agent=dqn", "env.action_kind=continuous"), "discrete actions for dqn"),
+        (("obs=slots", "encoder.path=run", *NOISY), "is_noisy=false for encoder.mode=gradient"),
         (("obs=object",), "Did you mean 'objects'?"),
     ],
-    ids=["size", "environment", "actions", "name"],
+    ids=["size", "environment", "actions", "noise", "name"],
 )
 def test_a_mistake_is_one_sentence(workplace, options, words):
     kept = [o for o in SMALL if not (o.startswith("agent.arguments") and "agent=dqn" in options)]
