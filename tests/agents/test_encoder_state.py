@@ -134,8 +134,10 @@ def test_the_gradient_reaches_the_encoder_and_ends_at_the_state(name, small_sett
     gradients = {key: value.grad for key, value in held.encoder.named_parameters()}
     known = {key: value for key, value in gradients.items() if value is not None}
     assert all(value.isfinite().all() for value in known.values())
-    for part in {key.split(".")[0] for key in gradients}:
-        assert any(value.abs().max() > 0 for key, value in known.items() if key.startswith(part))
+    reached = {key.split(".")[0] for key, value in known.items() if value.abs().max() > 0}
+    # What SmoothSA starts from learns by its own objective, preheating, alone.
+    apart = {"initializer"} if name == "smooth_sa" else set()
+    assert reached == {key.split(".")[0] for key in gradients} - apart
 
 
 def test_the_stream_goes_on_with_the_weights_that_were_learned(held):

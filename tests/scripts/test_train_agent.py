@@ -169,7 +169,7 @@ def test_asked_to_stop_it_saves_and_says_how_to_go_on(workplace, processes):
         start_new_session=True,
     )
     directory = workplace.output("train_agent", name)
-    for _ in range(600):
+    for _ in range(1800):
         if (directory / "progress.csv").is_file() or process.poll() is not None:
             break
         time.sleep(0.1)
