@@ -1,6 +1,6 @@
 """Episodes of frames to the slots that an agent would have observed.
 
-E episodes, L frames of an episode, K slots, D columns of a slot, H W image.
+E episodes, L frames of an episode, V views, K slots, D columns of a slot, H W image.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocrl.interfaces import Decoder, SlotEncoder
-from ocrl.stream import SlotStream
+from ocrl.stream import SlotStream, camera_now
+from ocrl.types import Camera
 
 _AT_ONCE = 16
+Cameras = tuple[NDArray[Any], NDArray[Any]]
+"""Intrinsics (L,V,3,3) and extrinsics (L,V,4,4) of the frames of an episode."""
 
 
 class EpisodeEncoder:
@@ -25,13 +28,14 @@ class EpisodeEncoder:
         self,
         encoder: SlotEncoder,
         *,
+        num_views: int | None = None,
         decoder: Decoder | None = None,
         has_geometry: bool = False,
         is_noisy: bool = False,
         seed: int = 0,
     ) -> None:
-        """Take what the environment's observations are made with, see `SlotStream`."""
-        self._encoder = encoder
+        """Take what the environment's observations are made with, see `SlotObservations`."""
+        self._encoder, self._views = encoder, slice(num_views)
         self._arguments: dict[str, Any] = {
             "decoder": decoder,
             "has_geometry": has_geometry,
@@ -56,37 +60,67 @@ class EpisodeEncoder:
         return self._fingerprint
 
     def encode(
-        self, frames: Sequence[NDArray[np.uint8]], actions: Sequence[NDArray[Any]]
+        self,
+        frames: Sequence[NDArray[np.uint8]],
+        actions: Sequence[NDArray[Any]],
+        *,
+        cameras: Sequence[Cameras] | None = None,
     ) -> list[NDArray[np.float32]]:
         """Encode whole episodes.
 
         Args:
-            frames: (L,H,W,3) uint8 of each.
+            frames: (L,[V,]H,W,3) uint8 of each.
             actions: (L,...) of each, of the environment; the last one is not read.
+            cameras: of each, for an encoder of posed views.
 
         Returns:
             (L,K,D) of each.
 
         Raises:
-            ValueError: if the frames are of another size than the encoder's.
+            ValueError: if the frames are of another size than the encoder's, or there are no
+                cameras though it reads them.
         """
+        if cameras is None:
+            seen: list[tuple[NDArray[Any], ...]] = [(video,) for video in frames]
+        else:
+            seen = [
+                (
+                    video if video.ndim == 4 else video[:, self._views],
+                    *(matrix[:, self._views] for matrix in matrices),
+                )
+                for video, matrices in zip(frames, cameras, strict=True)
+            ]
         order = np.argsort([len(video) for video in frames], kind="stable")
         encoded: dict[int, NDArray[np.float32]] = {}
         for start in range(0, len(order), _AT_ONCE):
             places = order[start : start + _AT_ONCE].tolist()
-            together = self._together([frames[p] for p in places], [actions[p] for p in places])
+            together = self._together([seen[p] for p in places], [actions[p] for p in places])
             encoded |= dict(zip(places, together, strict=True))
         return [encoded[place] for place in range(len(frames))]
 
     def _together(
-        self, frames: list[NDArray[np.uint8]], actions: list[NDArray[Any]]
+        self, seen: list[tuple[NDArray[Any], ...]], actions: list[NDArray[Any]]
     ) -> list[NDArray[np.float32]]:
         """Episodes side by side; those that are over see their last frame again, in vain."""
-        stream = SlotStream(self._encoder, num_envs=len(frames), seed=self._seed, **self._arguments)
-        seen = [stream.reset(np.stack([video[0] for video in frames]))]
-        for t in range(1, max(len(video) for video in frames)):
-            current = np.stack([video[min(t, len(video) - 1)] for video in frames])
+        first = seen[0][0]
+        stream = SlotStream(
+            self._encoder,
+            num_envs=len(seen),
+            num_views=None if first.ndim == 4 else first.shape[1],
+            seed=self._seed,
+            **self._arguments,
+        )
+
+        def moment(t: int) -> tuple[NDArray[np.uint8], Camera | None]:
+            rows = [[part[min(t, len(part) - 1)] for part in parts] for parts in seen]
+            frames, *matrices = (np.stack(parts) for parts in zip(*rows, strict=True))
+            return frames, camera_now(*matrices) if matrices else None
+
+        frames, camera = moment(0)
+        made = [stream.reset(frames, camera=camera)]
+        for t in range(1, max(len(parts[0]) for parts in seen)):
+            frames, camera = moment(t)
             taken = np.stack([done[min(t, len(done)) - 1] for done in actions])
-            seen.append(stream.step(current, action=taken)[0])
-        slots = np.stack(seen, axis=1)
-        return [rows[: len(video)] for rows, video in zip(slots, frames, strict=True)]
+            made.append(stream.step(frames, camera=camera, action=taken)[0])
+        slots = np.stack(made, axis=1)
+        return [rows[: len(parts[0])] for rows, parts in zip(slots, seen, strict=True)]

@@ -107,7 +107,11 @@ def _check(
 def _observation(
     episode: Mapping[str, Any], *, agent: WorldAgent, encoder: EpisodeEncoder
 ) -> dict[str, Any]:
-    slots = encoder.encode([np.asarray(episode["frames"])], [np.asarray(episode["action"])])[0]
+    cameras = None
+    if "intrinsics" in episode:
+        cameras = [(np.asarray(episode["intrinsics"]), np.asarray(episode["extrinsics"]))]
+    frames, actions = (np.asarray(episode[name]) for name in ("frames", "action"))
+    slots = encoder.encode([frames], [actions], cameras=cameras)[0]
     return {agent.rows.name: agent.ordered_episode(slots)}
 
 

@@ -183,7 +183,7 @@ class SlotVecEnv(VecEnvWrapper):
     """Stable-Baselines3's own environments of frames as ones of slots.
 
     What `ocrl.envs.slots.SlotVectorEnv` is for Gymnasium's, `terminal_observation` included. Frames
-    are (E,H,W,3), colours last: put it before `VecTransposeImage`.
+    are (E,[V,]H,W,3), colours last: put it before `VecTransposeImage`.
 
     Attributes:
         slots: what makes observations; `slots.stream.attn` is for drawing on `slots.frames`.
@@ -194,6 +194,7 @@ class SlotVecEnv(VecEnvWrapper):
         venv: VecEnv,
         encoder: SlotEncoder,
         *,
+        num_views: int | None = None,
         decoder: Decoder | None = None,
         has_geometry: bool = False,
         has_frame: bool = False,
@@ -203,8 +204,10 @@ class SlotVecEnv(VecEnvWrapper):
         """Wrap environments.
 
         Args:
-            venv: observes frames, or a flat `Dict` with them as `frame`.
+            venv: observes frames, or a flat `Dict` with them as `frame`, and with their cameras for
+                an encoder of posed views.
             encoder: see `SlotObservations`, as for all further arguments.
+            num_views: see there.
             decoder: see there.
             has_geometry: see there.
             has_frame: see there.
@@ -218,6 +221,7 @@ class SlotVecEnv(VecEnvWrapper):
             venv.observation_space,
             encoder,
             num_envs=venv.num_envs,
+            num_views=num_views,
             decoder=decoder,
             has_geometry=has_geometry,
             has_frame=has_frame,

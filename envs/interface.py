@@ -14,6 +14,8 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
+INTRINSICS, EXTRINSICS = "intrinsics", "extrinsics"
+"""Keys of the cameras, in observations as in episodes."""
 PRESETS = ("entities", "scene")
 """`entities`: things that act or are acted on. `scene`: also connected regions of material."""
 
@@ -57,6 +59,7 @@ class ObjectEnv(gymnasium.Env[NDArray[np.uint8], Any]):
         max_objects: no frame has more rows in `objects()` than this.
         vector_sizes: how many numbers each of `vectors()` has.
         action_names: a word for each discrete action; empty where there are none.
+        num_cameras: V, of `cameras()`; 0 where poses are not known.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012  (as in gymnasium.Env)
@@ -68,6 +71,7 @@ class ObjectEnv(gymnasium.Env[NDArray[np.uint8], Any]):
     max_objects: int
     vector_sizes: Mapping[str, int] = MappingProxyType({})
     action_names: tuple[str, ...] = ()
+    num_cameras: int = 0
 
     @abstractmethod
     def segmentation(self, preset: str = "entities") -> NDArray[np.uint16]:
@@ -86,7 +90,14 @@ class ObjectEnv(gymnasium.Env[NDArray[np.uint8], Any]):
     def extras(self) -> dict[str, NDArray[Any]]:
         """What rollouts keep of the current frame beyond this, by the names of `docs/data.md`.
 
-        Cameras: `intrinsics` (V,3,3) and `extrinsics` (V,4,4); `depth` ([V,]H,W).
+        The `cameras()`; `depth` ([V,]H,W).
+        """
+        return self.cameras()
+
+    def cameras(self) -> dict[str, NDArray[np.float32]]:
+        """The cameras of the current frame, V = 1 without a V axis; nothing of unknown poses.
+
+        `intrinsics` (V,3,3) in pixels and `extrinsics` (V,4,4), see `ocrl.types.Camera`.
         """
         return {}
 

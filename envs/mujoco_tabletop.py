@@ -15,7 +15,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from ocrl.envs.interface import PRESETS, ObjectEnv, object_dtype
+from ocrl.envs.interface import EXTRINSICS, INTRINSICS, PRESETS, ObjectEnv, object_dtype
 from ocrl.envs.mujoco_draw import RENDERERS, MujocoPainter, Painter, RayPainter
 from ocrl.envs.mujoco_model import GOAL_HEIGHT, load_mujoco, model_xml
 from ocrl.envs.registry import unknown
@@ -149,6 +149,7 @@ class TabletopEnv(ObjectEnv):
         self._keeps_depth = depth
         self._num_substeps = num_substeps
         self._max_steps = max_steps
+        self.num_cameras = len(cameras)
         self._num_views = len(cameras) if len(cameras) > 1 else None
         self._extrinsics = np.stack([look_at(*camera, target=_TARGET) for camera in cameras])
         self._intrinsics = pinhole(size, field_of_view)
@@ -388,12 +389,16 @@ class TabletopEnv(ObjectEnv):
         """(V,4,4) camera to world, likewise."""
         return self._extrinsics.copy()
 
+    def cameras(self) -> dict[str, NDArray[np.float32]]:
+        """See `ObjectEnv.cameras`."""
+        return {
+            INTRINSICS: self.intrinsics().astype(np.float32),
+            EXTRINSICS: self.extrinsics().astype(np.float32),
+        }
+
     def extras(self) -> dict[str, NDArray[Any]]:
         """Cameras in float32 and, where asked for, depth in float16."""
-        extras: dict[str, NDArray[Any]] = {
-            "intrinsics": self.intrinsics().astype(np.float32),
-            "extrinsics": self.extrinsics().astype(np.float32),
-        }
+        extras: dict[str, NDArray[Any]] = dict(self.cameras())
         if self._keeps_depth:
             extras["depth"] = self.depth().astype(np.float16)
         return extras

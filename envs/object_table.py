@@ -1,6 +1,6 @@
 """The true objects of a frame as a set of vectors, for agents that are given what others see.
 
-M rows, F columns.
+M rows, F columns, V views.
 """
 
 from __future__ import annotations
@@ -12,14 +12,19 @@ from numpy.typing import NDArray
 
 from ocrl.envs.interface import ObjectEnv
 
+_SIDES = ("x", "y", "width", "height")
+"""What is told of an object in a view."""
+
 
 class ObjectTable:
     """Turns `objects()` of an environment into an array (M,F) of numbers.
 
     Columns, named by `columns`: presence, 1 for an object and 0 for an empty row, which is all
     zero; the category, one of so many columns being 1; x and y of the position; width and height of
-    the box; the attributes, those with classes as one column per class, those with a limit divided
-    by it. The environment's `hidden_attributes` are left out: they tell what no picture does.
+    the box (0 where a view does not see it); the attributes, those with classes as one column per
+    class, those with a limit divided by it. Of several views the four columns of each follow one
+    after the other, `x@0`, `y@0` and so on. The environment's `hidden_attributes` are left out:
+    they tell what no picture does.
 
     Attributes:
         columns: F names.
@@ -34,15 +39,11 @@ class ObjectTable:
             is_shuffled: put the rows into another random order in every frame, empty ones among
                 them, so that no place in the array stands for an object; else in the order of
                 `objects()`.
-
-        Raises:
-            ValueError: if the environment has several views.
         """
-        if len(env.observation_space.shape or ()) != 3:
-            raise ValueError(
-                f"expected an environment with one view (H,W,3) for a table of objects, got "
-                f"observations of shape {env.observation_space.shape}"
-            )
+        views = (env.observation_space.shape or ())[:-3]
+        marks = [f"@{view}" for view in range(views[0])] if views else [""]
+        places = tuple(f"{side}{mark}" for mark in marks for side in _SIDES)
+        self._num_places = len(places)
         self._num_categories = len(env.categories)
         self._is_shuffled = is_shuffled
         self._rng = np.random.default_rng()
@@ -66,7 +67,7 @@ class ObjectTable:
         self.columns = (
             "presence",
             *(f"category={name}" for name in env.categories),
-            *("x", "y", "width", "height"),
+            *places,
             *numbers,
             *classes,
         )
@@ -92,9 +93,9 @@ class ObjectTable:
         encoded[:, 0] = 1.0
         encoded[rows, 1 + objects["category"].astype(np.int64)] = 1.0
         column = 1 + self._num_categories
-        encoded[:, column : column + 2] = objects["position"]
-        encoded[:, column + 2 : column + 4] = box[:, 2:] - box[:, :2]
-        column += 4
+        places = np.concatenate([objects["position"], box[..., 2:] - box[..., :2]], axis=-1)
+        encoded[:, column : column + self._num_places] = places.reshape(len(objects), -1)
+        column += self._num_places
         end = column + len(self._numbers)
         encoded[:, column:end] = attributes[:, self._numbers] / self._limits
         for index, count in self._classes:

@@ -15,7 +15,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from ocrl.envs.interface import PRESETS, ObjectEnv
+from ocrl.envs.interface import EXTRINSICS, INTRINSICS, PRESETS, ObjectEnv
 from ocrl.envs.registry import unknown
 from ocrl.envs.scenes_camera import look_at, pinhole, points_of
 from ocrl.envs.scenes_geometry import SHAPES, X, Z, body_table, cast
@@ -156,7 +156,7 @@ class ScenesEnv(ObjectEnv):
         self._num_objects = bounds
         self.max_objects = bounds[1]
         self.size = size
-        self._num_views = num_views
+        self._num_views, self.num_cameras = num_views, num_views or 1
         self._speed = speed
         self._spin = math.radians(spin)
         self._arena = arena
@@ -348,12 +348,16 @@ class ScenesEnv(ObjectEnv):
         """(V,4,4) camera to world, likewise."""
         return np.stack([look_at(*pose, target=_TARGET) for pose in self._poses])
 
+    def cameras(self) -> dict[str, NDArray[np.float32]]:
+        """See `ObjectEnv.cameras`."""
+        return {
+            INTRINSICS: self.intrinsics().astype(np.float32),
+            EXTRINSICS: self.extrinsics().astype(np.float32),
+        }
+
     def extras(self) -> dict[str, NDArray[Any]]:
         """Cameras in float32 and, where asked for, depth in float16 (to 0.05 percent)."""
-        extras: dict[str, NDArray[Any]] = {
-            "intrinsics": self.intrinsics().astype(np.float32),
-            "extrinsics": self.extrinsics().astype(np.float32),
-        }
+        extras: dict[str, NDArray[Any]] = dict(self.cameras())
         if self._keeps_depth:
             extras["depth"] = self._views(self._depth).astype(np.float16)
         return extras

@@ -20,7 +20,7 @@ import torch
 from gymnasium.utils.seeding import np_random
 from numpy.typing import NDArray
 
-from ocrl.envs.interface import PRESETS, ObjectEnv
+from ocrl.envs.interface import EXTRINSICS, INTRINSICS, PRESETS, ObjectEnv
 from ocrl.envs.registry import unknown
 from ocrl.envs.scenes3d_render import MAX_RAYS, RayCaster
 from ocrl.envs.scenes3d_rooms import PALETTE, ROOMS
@@ -206,7 +206,7 @@ class Scenes3DEnv(ObjectEnv):
         self._intrinsics = pinhole(size, field_of_view)
         self.max_objects = bounds[1]
         self.size = size
-        self.num_views = num_views
+        self.num_views = self.num_cameras = num_views
         self._min_visible = min_visible
         self._keeps_depth = depth
         self._max_steps = max_steps
@@ -386,12 +386,16 @@ class Scenes3DEnv(ObjectEnv):
         """(V,4,4) camera to world, likewise."""
         return self._shot.moment.extrinsics.copy()
 
+    def cameras(self) -> dict[str, NDArray[np.float32]]:
+        """See `ObjectEnv.cameras`."""
+        return {
+            INTRINSICS: self.intrinsics().astype(np.float32),
+            EXTRINSICS: self.extrinsics().astype(np.float32),
+        }
+
     def extras(self) -> dict[str, NDArray[Any]]:
         """Cameras in float32 and, where asked for, depth in float16 (to 0.05 percent)."""
-        extras: dict[str, NDArray[Any]] = {
-            "intrinsics": self.intrinsics().astype(np.float32),
-            "extrinsics": self.extrinsics().astype(np.float32),
-        }
+        extras: dict[str, NDArray[Any]] = dict(self.cameras())
         if self._keeps_depth:
             extras["depth"] = self._shot.depth.astype(np.float16)
         return extras

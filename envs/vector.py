@@ -181,6 +181,7 @@ def make_vec(
     processes: bool = False,
     observe: Sequence[str] | None = None,
     is_shuffled: bool = False,
+    is_stacked: bool = False,
     **kwargs: Any,
 ) -> ObjectVectorEnv:
     """Build several copies of an environment.
@@ -192,10 +193,12 @@ def make_vec(
         name: as in `make`.
         num_envs: E.
         processes: one process per environment instead of all of them in this one.
-        observe: parts of the observation, as `ObservedEnv` names them: `frame`, `objects`, and the
-            environment's vectors, such as `inventory` and `mission`. They are made where the
-            environment is, so that they cost no further message. None for the plain frame.
+        observe: parts of the observation, as `ObservedEnv` names them: `frame`, its cameras
+            `intrinsics` and `extrinsics`, `objects`, and the environment's vectors, such as
+            `inventory` and `mission`. They are made where the environment is, so that they cost no
+            further message. None for the plain frame.
         is_shuffled: put the rows of `objects` into another random order in every frame.
+        is_stacked: see `ObservedEnv`; read where `observe` is given.
         **kwargs: as in `make`.
 
     Raises:
@@ -204,13 +207,14 @@ def make_vec(
     """
     if num_envs < 1:
         raise ValueError(f"expected num_envs of at least 1, got {num_envs}")
-    build = functools.partial(_make_observed, name, observe, is_shuffled, kwargs)
+    how = {"is_shuffled": is_shuffled, "is_stacked": is_stacked}
+    build = functools.partial(_make_observed, name, observe, how, kwargs)
     env_fns = [build] * num_envs
     return SubProcessVectorEnv(env_fns) if processes else SameProcessVectorEnv(env_fns)
 
 
 def _make_observed(
-    name: str, keys: Sequence[str] | None, is_shuffled: bool, kwargs: dict[str, Any]
+    name: str, keys: Sequence[str] | None, how: dict[str, bool], kwargs: dict[str, Any]
 ) -> gymnasium.Env[Any, Any]:
     env = make(name, **kwargs)
-    return env if keys is None else ObservedEnv(env, keys, is_shuffled=is_shuffled)
+    return env if keys is None else ObservedEnv(env, keys, **how)

@@ -157,11 +157,14 @@ def moving_picture(
 
 
 def _look_at(env: Any, *, has_slots: bool) -> Look:
+    """What an agent sees, the views of several cameras side by side."""
+
     def look() -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
         if not has_slots:
             return env.call("render")[0], None
         height, width = env.slots.stream.grid
-        masks = rearrange(env.slots.stream.attn[0], "k (h w) -> k h w", h=height, w=width)
-        return env.slots.frames[0], masks
+        attn = rearrange(env.slots.stream.attn[0], "k (v h w) -> k h (v w)", h=height, w=width)
+        views = env.slots.frames.reshape(-1, *env.slots.frames.shape[-3:])
+        return rearrange(views, "v h w c -> h (v w) c"), attn
 
     return look

@@ -24,6 +24,7 @@ from ocrl.envs.recent_frames import RecentFrames
 from ocrl.interfaces import FrameSlotEncoder
 from ocrl.log import TensorBoard
 from ocrl.model import SlotModel
+from ocrl.posed import num_seen_of
 
 MODES = ("frozen", "replay", "gradient")
 _PROBE_ENVS, _PROBE_FRAMES = 8, 4
@@ -50,11 +51,16 @@ class Encoder:
         """One of `MODES`.
 
         Raises:
-            ValueError: if it is none of them.
+            ValueError: if it is none of them, or the encoder is of posed views and is to learn on.
         """
         mode: str = self.settings["mode"]
         if mode not in MODES:
             raise ValueError(f"expected encoder.mode to be one of {list(MODES)}, got {mode!r}")
+        if mode != "frozen" and self.model.encoder.backbone.needs_camera:
+            raise ValueError(
+                f"expected encoder.mode=frozen for an encoder of posed views, got {mode}: an "
+                "agent learns from frames without their cameras"
+            )
         return mode
 
     @property
@@ -65,8 +71,10 @@ class Encoder:
     def for_episodes(self, observation: Mapping[str, Any], *, seed: int) -> EpisodeEncoder:
         """What makes of a whole episode the slots that the agent observes."""
         is_of_decoder = observation["has_geometry"] and observation["geometry_of"] == "decoder"
+        is_posed = self.model.encoder.backbone.needs_camera
         return EpisodeEncoder(
             self.model.encoder,
+            num_views=num_seen_of(self.model) if is_posed else None,
             decoder=self.model.decoder if is_of_decoder else None,
             has_geometry=observation["has_geometry"],
             is_noisy=observation["is_noisy"],

@@ -19,9 +19,11 @@ from ocrl import checkpoint
 from ocrl.agents import saving
 from ocrl.distributed import find_device
 from ocrl.envs import make_vec
+from ocrl.envs.observation import CAMERAS
 from ocrl.envs.recent_frames import RecentFrames
 from ocrl.envs.slots import SlotVectorEnv
 from ocrl.model import SlotModel
+from ocrl.posed import num_seen_of
 
 SLOTS, FRAME = "slots", "frame"
 
@@ -39,6 +41,9 @@ def make_observed(
 ) -> VectorEnv[Any, Any, Any]:
     """Build a vector environment whose observations are what an agent learns from.
 
+    Of several cameras an encoder of posed views sees as many as in its training, the first ones;
+    frames without slots have those of all cameras as further colours.
+
     Args:
         env: name of the environment.
         arguments: of the environment.
@@ -52,15 +57,19 @@ def make_observed(
 
     Raises:
         ValueError: if a part of the observation does not exist, or slots are asked for and the
-            frames are of another size than the model's.
+            frames are of another size than the model's, or its encoder is of posed views and there
+            are no or too few cameras, or it is not and there are several.
     """
     main = observation["main"]
+    is_posed = main == SLOTS and model is not None and model.encoder.backbone.needs_camera
+    parts = [FRAME if main == SLOTS else main, *(CAMERAS if is_posed else ())]
     frames: VectorEnv[Any, Any, Any] = make_vec(
         env,
         num_envs,
         processes=processes,
-        observe=[FRAME if main == SLOTS else main, *observation["vectors"]],
+        observe=[*parts, *observation["vectors"]],
         is_shuffled=observation["is_shuffled"],
+        is_stacked=main == FRAME,
         **arguments,
     )
     if main != SLOTS:
@@ -73,6 +82,7 @@ def make_observed(
     return SlotVectorEnv(
         frames,
         model.encoder,
+        num_views=num_seen_of(model) if is_posed else None,
         decoder=model.decoder if is_of_decoder else None,
         has_geometry=observation["has_geometry"],
         has_frame=has_frame,

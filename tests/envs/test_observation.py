@@ -136,6 +136,52 @@ def test_one_part_is_the_observation_itself():
     assert isinstance(ObservedEnv(env, ["frame", "objects"]).observation_space, Dict)
 
 
+def seen_by_three(keys, **options):
+    scene = {"size": 24, "supersampling": 1, "num_views": 3, "num_objects": 3}
+    env = ocrl.envs.make("scenes_multiview", **scene)
+    return ObservedEnv(env, keys, **options), env
+
+
+def test_cameras_stand_beside_the_frame():
+    observed, env = seen_by_three(["frame", "extrinsics", "intrinsics"])
+    observation, _ = observed.reset(seed=0)
+    assert observed.observation_space.contains(observation)
+    assert observation["frame"].shape == (3, 24, 24, 3)
+    np.testing.assert_allclose(observation["intrinsics"], env.intrinsics(), rtol=1e-6)
+    np.testing.assert_allclose(observation["extrinsics"], env.extrinsics(), rtol=1e-6)
+
+
+def test_views_are_stacked_as_colours():
+    observed, _ = seen_by_three(["frame"], is_stacked=True)
+    plain, _ = seen_by_three(["frame"])
+    stacked, frames = observed.reset(seed=0)[0], plain.reset(seed=0)[0]
+    assert observed.observation_space.contains(stacked)
+    assert stacked.shape == (24, 24, 9)
+    for view, frame in enumerate(frames):
+        np.testing.assert_array_equal(stacked[..., 3 * view : 3 * view + 3], frame)
+    env = ocrl.envs.make("sprites", **SPRITES)
+    single = ObservedEnv(env, ["frame"], is_stacked=True)
+    assert single.observation_space == env.observation_space
+    assert single.reset(seed=0)[0].shape == (32, 32, 3)
+
+
+def test_rows_of_several_views_have_a_place_in_each():
+    _, env = seen_by_three(["frame"])
+    table = ObjectTable(env, is_shuffled=False)
+    for seed in range(3):
+        env.reset(seed=seed)
+        objects = env.objects()
+        rows = decoded(table(objects), table.columns)
+        assert len(rows) == len(objects) > 0
+        for row, entry in zip(rows, objects, strict=True):
+            for view in range(3):
+                sides = entry["box"][view, 2:] - entry["box"][view, :2]
+                expected = [*entry["position"][view], *sides]
+                found = [row[f"{name}@{view}"] for name in ("x", "y", "width", "height")]
+                assert found == pytest.approx(expected)
+    assert len({entry["x@0"] for entry in rows} | {entry["x@1"] for entry in rows}) > len(rows)
+
+
 def test_bad_arguments():
     env = ocrl.envs.make("sprites", **SPRITES)
     with pytest.raises(ValueError, match=r"unknown part .* 'inventory'.*one of frame, objects"):
@@ -143,7 +189,7 @@ def test_bad_arguments():
     for keys in ([], ["frame", "frame"]):
         with pytest.raises(ValueError, match="expected different parts"):
             ObservedEnv(env, keys)
-    with pytest.raises(ValueError, match=r"expected an environment with one view"):
-        ObservedEnv(ocrl.envs.make("scenes_multiview"), ["objects"])
+    with pytest.raises(ValueError, match=r"with cameras, whose poses .*, got SpritesEnv, which"):
+        ObservedEnv(env, ["frame", "intrinsics"])
     with pytest.raises(ValueError, match="unknown part"):
         ocrl.envs.make_vec("sprites", 2, observe=["frames"])

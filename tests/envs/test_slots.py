@@ -173,7 +173,7 @@ FRAME = Box(0, 255, (36, 36, 3), np.uint8)
         (Dict({"frame": FRAME, "slots": FRAME}), "expected an observation of frames"),
         (Tuple([FRAME]), "expected an observation of frames"),
         (Box(0, 1, (36, 36, 3), np.float32), "in uint8"),
-        (Box(0, 255, (2, 36, 36, 3), np.uint8), r"expected one view \(H,W,3\), got 2 of shape"),
+        (Box(0, 255, (2, 36, 36, 3), np.uint8), r"one view \(H,W,3\) for an encoder of plain"),
         (Box(0, 255, (3, 36, 36), np.uint8), "colours last, got shape"),
         (Box(0, 255, (36, 36), np.uint8), "colours last, got shape"),
         (Box(0, 255, (40, 40, 3), np.uint8), r"\(36, 36, 3\), which the encoder was trained on"),

@@ -128,7 +128,7 @@ def test_every_episode_is_as_if_encoded_alone(encoder):
 class EncodesLastFramesAfterTheReset(SlotStream):
     def _step_over_ends(self, going_on, starting, rows, action):
         slots, _ = super()._step_over_ends(going_on, starting, rows, action)
-        return slots, self._columns(*self._start(going_on[rows], ())[0])
+        return slots, self._columns(*self._start(tuple(part[rows] for part in going_on), ())[0])
 
 
 class ForgetsTheReset(SlotStream):
@@ -136,22 +136,23 @@ class ForgetsTheReset(SlotStream):
         self._rows = rows
         return super()._step_over_ends(going_on, starting, rows, action)
 
-    def _start(self, frames, noise):
-        if len(frames) == self.num_envs:
-            return super()._start(frames, noise)
+    def _start(self, seen, noise):
+        if len(seen[0]) == self.num_envs:
+            return super()._start(seen, noise)
         kept = tree_map(lambda leaf: leaf[self._rows], self._state)
-        return self._encode(frames, kept, noise, is_first=False)
+        return self._encode(seen, kept, noise, is_first=False)
 
 
 class MixesEnvironments(SlotStream):
-    def _follow(self, frames, action):
+    def _follow(self, seen, action):
         self._state = tree_map(lambda leaf: leaf.roll(1, 0), self._state)
-        return super()._follow(frames, action)
+        return super()._follow(seen, action)
 
 
 class MixesEndedEpisodes(SlotStream):
-    def _start(self, frames, noise):
-        return super()._start(frames if len(frames) == self.num_envs else frames[::-1], noise)
+    def _start(self, seen, noise):
+        is_all = len(seen[0]) == self.num_envs
+        return super()._start(seen if is_all else tuple(part.flip(0) for part in seen), noise)
 
 
 class ReordersSlots(SlotStream):
