@@ -77,7 +77,8 @@ def allowed(path):
     if part == "initializers":
         return BASE | {"ocrl.nn"}
     if part == "stream":
-        return BASE | {"ocrl.initializers", "ocrl.nn.location"}
+        # Cameras are checked where they are given, and geometry is that of masks.
+        return BASE | {"ocrl.initializers", "ocrl.nn.location", "ocrl.nn.rays"}
     if part == "data":
         # Episodes with cameras are checked where they are written.
         return BASE | {"ocrl.data", "ocrl.nn.rays"} | PROPERTIES
