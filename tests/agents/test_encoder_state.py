@@ -206,7 +206,10 @@ def train(folder, settings, *, kill_at=None):
     ), encoder
 
 
-@pytest.mark.parametrize("algorithm", ["ppo", "dqn", "recurrent_ppo"])
+@pytest.mark.parametrize(
+    "algorithm",
+    ["ppo", *(pytest.param(name, marks=pytest.mark.slow) for name in ("dqn", "recurrent_ppo"))],
+)
 def test_killed_and_resumed_equals_uninterrupted(algorithm, tmp_path, small_settings):
     if algorithm == "recurrent_ppo":
         pytest.importorskip("sb3_contrib")

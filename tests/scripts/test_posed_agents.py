@@ -83,6 +83,7 @@ def test_without_an_encoder_one_of_posed_views_is_pretrained(workplace):
         assert picture.width > 3 * 2 * 256
 
 
+@pytest.mark.slow
 def test_the_true_objects_and_pixels_of_both_cameras(workplace):
     for name, space in (("objects", None), ("pixels", [16, 16, 6])):
         options = [*TABLE, *AGENT, f"obs={name}", "vision.out_dim=8", f"name=table-{name}"]
