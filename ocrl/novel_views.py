@@ -271,9 +271,8 @@ class _Tally:
         views = render_views(model.decoder, slots, clip.camera, size=size)
         truth = clip.segmentation.get(preset)
         if truth is not None:
-            self._add_segments(clip, views, truth, baselines)
-            own, seen = attended(model, encoded, size), truth[:, :, : self.num_seen]
-            self.add("segments", ATTENTION, segment_scores(seen, own, num_seen=self.num_seen))
+            seen = attended(model, encoded, size)
+            self._add_segments(clip, views, truth, seen, baselines)
         pictures = {MODEL: views.recon}
         if baselines:
             pictures |= _pictures(video, clip.camera, self.num_seen)
@@ -295,14 +294,17 @@ class _Tally:
                 )
             )
 
-    def _add_segments(self, clip: Clip, views: PosedViews, truth: Tensor, baselines: bool) -> None:
-        segments = {MODEL: views.segments}
+    def _add_segments(
+        self, clip: Clip, views: PosedViews, truth: Tensor, seen: Tensor, baselines: bool
+    ) -> None:
+        segments = {MODEL: views.segments, ATTENTION: seen}
         if baselines:
             colours = clip.video.flatten(1, 2)
             ids = kmeans_segmentation(colours, views.masks.shape[2], position_weight=0.0)
             segments[BASELINES[0]] = ids.unflatten(1, clip.video.shape[1:3])
         for method, own in segments.items():
-            self.add("segments", method, segment_scores(truth, own, num_seen=self.num_seen))
+            known = truth[:, :, : own.shape[2]]
+            self.add("segments", method, segment_scores(known, own, num_seen=self.num_seen))
         if views.background is not None:
             is_background = views.segments == views.masks.shape[2]
             self.add("separation", MODEL, separation_scores(truth, is_background))
