@@ -134,7 +134,9 @@ def test_the_gradient_reaches_the_encoder_and_ends_at_the_state(name, small_sett
     gradients = {key: value.grad for key, value in held.encoder.named_parameters()}
     known = {key: value for key, value in gradients.items() if value is not None}
     assert all(value.isfinite().all() for value in known.values())
-    for part in {key.split(".")[0] for key in gradients}:
+    # A preheated start learns from an objective of its own alone.
+    taught = {"initializer"} if name == "smooth_sa" else set()
+    for part in {key.split(".")[0] for key in gradients} - taught:
         assert any(value.abs().max() > 0 for key, value in known.items() if key.startswith(part))
 
 
