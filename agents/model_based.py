@@ -30,7 +30,7 @@ from ocrl.agents.rollouts import add_rollouts
 from ocrl.agents.run import AgentRun, AgentTraining, Evaluate, MakePart, check_from_one
 from ocrl.agents.vector import StableBaselinesVecEnv
 from ocrl.agents.world_agent import WorldAgent, WorldNetwork
-from ocrl.distributed import find_device
+from ocrl.device import find_device
 from ocrl.log import ProgressBar
 from ocrl.train import NonFiniteLossError
 

@@ -13,7 +13,7 @@ from rich.console import Console
 
 import ocrl
 from ocrl import checkpoint
-from ocrl.distributed import find_device
+from ocrl.device import find_device
 from ocrl.types import Clip
 
 

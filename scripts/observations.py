@@ -17,7 +17,7 @@ from rich.console import Console
 import ocrl
 from ocrl import checkpoint
 from ocrl.agents import saving
-from ocrl.distributed import find_device
+from ocrl.device import find_device
 from ocrl.envs import make_vec
 from ocrl.envs.observation import CAMERAS
 from ocrl.envs.recent_frames import RecentFrames

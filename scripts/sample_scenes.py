@@ -15,7 +15,7 @@ import ocrl
 from ocrl import checkpoint
 from ocrl.data.clips import evaluation_clips
 from ocrl.data.store import EpisodeStore
-from ocrl.distributed import find_device
+from ocrl.device import find_device
 from ocrl.scene_prior import ScenePrior, scene_picture
 from ocrl.visualize import to_png
 

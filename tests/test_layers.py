@@ -16,7 +16,7 @@ TRAINING = {
     *("metrics", "model", "monitor", "page", "properties", "report", "scene_prior", "schedules"),
     *("set_prediction", "step", "train", "visualize", "world_model", "horizon"),
     *("horizon_report", "novel_views", "novel_views_report", "posed", "slot_world"),
-    "views_monitor",
+    *("views_monitor", "device"),
 }
 LEAVES = {
     *("health", "interfaces", "interrupt", "log", "matching", "metrics", "schedules", "types"),
