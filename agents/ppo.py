@@ -15,6 +15,7 @@ from gymnasium.vector import VectorEnv
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.utils import LinearSchedule
 from torch import nn
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
@@ -51,6 +52,7 @@ class ModelFree:
         policy: Mapping[str, Any],
         pooling: Mapping[str, Any],
         vision: Mapping[str, Any],
+        final_fraction: float,
         total_steps: int,
         num_envs: int,
         processes: bool,
@@ -68,6 +70,7 @@ class ModelFree:
             policy: of its policy, likewise.
             pooling: describes what sets go through, a `Pooling`.
             vision: describes what frames go through, a `Vision`.
+            final_fraction: of the learning rate, which falls in a line, at the end of the run.
             total_steps: environment steps of the whole run, over all environments.
             num_envs: E.
             processes: one process per environment; worth it where a step takes long.
@@ -78,8 +81,8 @@ class ModelFree:
             evaluate_every: environment steps from one evaluation to the next; 0 for none.
 
         Raises:
-            ValueError: if there is no such algorithm, its package is missing, or a number is too
-                small.
+            ValueError: if there is no such algorithm, its package is missing, a number is too
+                small, or a learning rate is to fall and there is none.
         """
         find_algorithm(algorithm)
         check_from_one(
@@ -88,7 +91,15 @@ class ModelFree:
             log_every=log_every,
             checkpoint_every=checkpoint_every,
         )
+        if not 0 <= final_fraction <= 1:
+            raise ValueError(f"expected agent.final_fraction in [0,1], got {final_fraction}")
+        if final_fraction < 1 and "learning_rate" not in arguments:
+            raise ValueError(
+                f"expected agent.arguments.learning_rate, from which to fall to {final_fraction} "
+                "of it, got none: name it, or set agent.final_fraction=1"
+            )
         self.algorithm, self.arguments, self.policy = algorithm, dict(arguments), dict(policy)
+        self.final_fraction = final_fraction
         self.pooling, self.vision = _described(pooling), _described(vision)
         self.total_steps, self.num_envs, self.processes = total_steps, num_envs, processes
         self.seed, self.device = seed, device
@@ -127,6 +138,10 @@ class ModelFree:
         algorithm, policy = find_algorithm(self.algorithm)
         states = network.states()
         seen = env if states is None else StateVecEnv(env, states)
+        arguments = dict(self.arguments)
+        if self.final_fraction < 1:
+            rate = arguments["learning_rate"]
+            arguments["learning_rate"] = LinearSchedule(rate, rate * self.final_fraction, 1.0)
         try:
             model = algorithm(
                 policy,
@@ -134,7 +149,7 @@ class ModelFree:
                 policy_kwargs=network.arguments(),
                 seed=self.seed,
                 device=self.device,
-                **self.arguments,
+                **arguments,
             )
         except TypeError as error:
             raise ValueError(f"agent.arguments or agent.policy: {error}") from error
@@ -183,6 +198,7 @@ class ModelFree:
         return {
             "algorithm": self.algorithm,
             "arguments": self.arguments,
+            "final_fraction": self.final_fraction,
             "num_envs": self.num_envs,
             "seed": self.seed,
             "checkpoint_every": self.checkpoint_every,

@@ -11,6 +11,7 @@ import torch
 from ocrl.agents import saving
 from ocrl.agents.ppo import ModelFree
 from ocrl.agents.run import AgentRun
+from ocrl.agents.vector import StableBaselinesVecEnv
 from ocrl.envs.crafter import crafter_score
 from ocrl.train import InterruptedTraining, NonFiniteLossError
 
@@ -62,11 +63,16 @@ def rows(folder):
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize("algorithm", ["ppo", "a2c", "dqn", "recurrent_ppo"])
-def test_killed_and_resumed_equals_uninterrupted(algorithm, tmp_path, make_toy, small_settings):
+@pytest.mark.parametrize(
+    ("algorithm", "final_fraction"),
+    [("ppo", 1.0), ("ppo", 0.0), ("a2c", 1.0), ("dqn", 1.0), ("recurrent_ppo", 1.0)],
+)
+def test_killed_and_resumed_equals_uninterrupted(
+    algorithm, final_fraction, tmp_path, make_toy, small_settings
+):
     if algorithm == "recurrent_ppo":
         pytest.importorskip("sb3_contrib")
-    settings = small_settings(algorithm)
+    settings = small_settings(algorithm) | {"final_fraction": final_fraction}
     whole = train(tmp_path / "whole", make_toy("objects"), settings)
     for at in (50, 100):  # before and after the first checkpoint
         with pytest.raises(Killed):
@@ -81,6 +87,26 @@ def test_killed_and_resumed_equals_uninterrupted(algorithm, tmp_path, make_toy, 
     assert one == other and len(one) > 3
     metas = [saving.read_meta(tmp_path / name) for name in ("whole", "killed")]
     assert metas[0] == metas[1] and metas[0]["training"]["num_episodes"] > 10
+
+
+def test_the_learning_rate_falls_in_a_line(tmp_path, make_toy, small_settings):
+    settings = small_settings("ppo") | {"final_fraction": 0.2}
+    model = ModelFree(**settings).build(
+        StableBaselinesVecEnv(make_toy("objects")),
+        ModelFree(**settings).network(plain_key="objects"),
+    )
+    start = settings["arguments"]["learning_rate"]
+    found = [model.lr_schedule(left) for left in (1.0, 0.5, 0.0)]
+    np.testing.assert_allclose(found, [start, 0.6 * start, 0.2 * start])
+
+
+def test_a_learning_rate_that_can_not_fall_is_refused(small_settings):
+    settings = small_settings("ppo")
+    with pytest.raises(ValueError, match=r"agent.final_fraction in \[0,1\], got 2"):
+        ModelFree(**settings | {"final_fraction": 2.0})
+    del settings["arguments"]["learning_rate"]
+    with pytest.raises(ValueError, match=r"expected agent.arguments.learning_rate.* got none"):
+        ModelFree(**settings | {"final_fraction": 0.0})
 
 
 def test_another_seed_is_another_run(tmp_path, make_toy, small_settings):
