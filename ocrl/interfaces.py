@@ -29,12 +29,14 @@ class Backbone(nn.Module, ABC):
         image_size: (H, W) of the frames it takes.
         grid: (h, w) tokens of one view; N = V * h * w.
         needs_camera: it makes nothing of frames without poses.
+        has_rays: tokens end with the ray that each looks along, see `ocrl.nn.triangulation`.
     """
 
     out_dim: int
     image_size: tuple[int, int]
     grid: tuple[int, int]
     needs_camera: bool = False
+    has_rays: bool = False
 
     @abstractmethod
     def forward(self, frames: Tensor, *, camera: Camera | None = None) -> Tensor:

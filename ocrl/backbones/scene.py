@@ -15,6 +15,7 @@ from ocrl.interfaces import Backbone
 from ocrl.nn.octaves import RayEncoding
 from ocrl.nn.rays import camera_rays
 from ocrl.nn.transformer import TransformerBlock
+from ocrl.nn.triangulation import NUM_RAY, token_rays
 from ocrl.nn.views import fold_views, unfold_views
 from ocrl.types import Camera
 
@@ -45,10 +46,11 @@ class SceneBackbone(Backbone):
         num_octaves: of the rays' code, see `ocrl.nn.octaves.RayEncoding`.
         first_octave: of the rays' origins.
         image_size: (H, W).
-        out_dim: F.
+        out_dim: F, but for the rays.
         num_layers: of the transformer.
         num_heads: of its attention.
         mlp_dim: hidden size of its perceptrons.
+        has_rays: append the tokens' rays, so that `out_dim` is 7 more.
 
     Raises:
         ValueError: if `channels` and `strides` differ in length, or the kernel is even.
@@ -70,6 +72,7 @@ class SceneBackbone(Backbone):
         num_layers: int,
         num_heads: int,
         mlp_dim: int,
+        has_rays: bool = False,
     ) -> None:
         super().__init__()
         if len(channels) != len(strides) or not channels:
@@ -81,7 +84,8 @@ class SceneBackbone(Backbone):
             raise ValueError(f"kernel_size must be odd, got {kernel_size}")
         height, width = image_size
         self.image_size = (height, width)
-        self.out_dim = out_dim
+        self.out_dim = out_dim + NUM_RAY * has_rays
+        self.has_rays = has_rays
         self.encoding = RayEncoding(num_octaves, first_octave=first_octave)
         self.origin = nn.Linear(self.encoding.part_dim, channels[0], bias=False)
         self.stages = nn.ModuleList()
@@ -119,7 +123,14 @@ class SceneBackbone(Backbone):
         tokens = unfold_views(tokens, num_views=num_views)
         for layer in self.layers:
             tokens = layer(tokens)
-        return tokens
+        if not self.has_rays:
+            return tokens
+        assert camera is not None
+        rays = token_rays(
+            camera.intrinsics, camera.extrinsics, size=self.image_size, grid=self.grid
+        )
+        # In the precision of the poses, whatever the autocast.
+        return torch.cat([tokens, rays.flatten(1, 3)], dim=-1)
 
     def _rays(
         self, camera: Camera | None, *, batch_size: int, num_views: int

@@ -129,7 +129,7 @@ class Oracle(RayDecoder):
 
 def told_model(num_seen=2, **options):
     """A model that is right about everything, but for a fault it is given."""
-    views = Views(num_seen, num_rays=20, held_out_share=0.5)
+    views = Views(num_seen, num_rays=20, held_out_share=0.5, rare_share=0.0)
     return SlotModel(
         Told(),
         decoder=Oracle(**options),

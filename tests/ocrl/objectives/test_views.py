@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ocrl.objectives.views import PLACE, Views
+from ocrl.objectives.views_likelihood import ViewsLikelihood
 from ocrl.types import Camera, DecoderOutput, SlotOutput
 
 WORLD = runpy.run_path(str(Path(__file__).parents[1] / "posed_world.py"))
@@ -19,7 +20,7 @@ def seed():
 
 
 def make(num_seen=2, **changes):
-    return Views(num_seen, **(dict(num_rays=40, held_out_share=0.25) | changes))
+    return Views(num_seen, **(dict(num_rays=40, held_out_share=0.25, rare_share=0.0) | changes))
 
 
 def views_of(rays, clip):
@@ -68,6 +69,25 @@ def test_the_share_of_held_out_cameras_and_what_the_encoder_sees():
     assert len(chosen) == 6, "every pair of four cameras"
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_rare_colours_are_drawn_more_often(share):
+    clip = posed_clip()
+    objective = make(num_rays=4000, rare_share=share)
+    _, asked, rays = objective.choose(clip)
+    hit = torch.stack([balls_seen(rays[:, t], t) for t in range(3)], dim=1)
+    colours = clip.video.float()
+    squares = (colours - colours.mean((-1, -2), keepdim=True)).square().sum(-3)
+    is_ball = clip.segmentation["entities"] > 0
+    even = is_ball.float().mean((-1, -2))
+    rare = (squares * is_ball).sum((-1, -2)) / squares.sum((-1, -2))
+    # A quarter of the rays is of the one view that is not seen, the others are of the two others.
+    expected = (even + share * (rare - even)).mean()
+    assert (hit > 0).float().mean().item() == pytest.approx(expected.item(), abs=0.02)
+    assert rare.mean() > 3 * even.mean()
+    drawn = asked.video.movedim(2, -1)[hit > 0]
+    assert (drawn.sum(-1) == 250).all(), "colours and rays are of one pixel"
+
+
 def test_all_views_may_be_seen():
     clip = posed_clip()
     seen, _, rays = make(3, held_out_share=0.0).choose(clip)
@@ -85,6 +105,49 @@ def test_the_loss_is_the_mean_square():
     assert make()(asked, ENCODED, decoded).item() == pytest.approx(0.25)
     with pytest.raises(ValueError, match="this objective needs a decoder of rays"):
         make()(asked, ENCODED, replace(decoded, recon=torch.zeros(2, 3, 3, 12, 16)))
+
+
+def make_likelihood(**changes):
+    settings = {"num_rays": 40, "held_out_share": 0.25, "rare_share": 0.0, "deviation": 0.1}
+    return ViewsLikelihood(2, **(settings | changes))
+
+
+def test_the_likelihood_is_that_of_a_mixture():
+    _, asked, _ = make_likelihood().choose(posed_clip())
+    asked = asked.to_float()
+    parts = torch.rand(2, 3, 4, 3, 1, 40, dtype=torch.float64)
+    masks = torch.rand(2, 3, 4, 1, 40, dtype=torch.float64).softmax(2)
+    slot = torch.distributions.Normal(parts.movedim(3, -1), 0.1)
+    mixture = torch.distributions.MixtureSameFamily(
+        torch.distributions.Categorical(masks.movedim(2, -1)),
+        torch.distributions.Independent(
+            torch.distributions.Normal(slot.mean.movedim(2, -2), slot.stddev.movedim(2, -2)), 1
+        ),
+    )
+    expected = -mixture.log_prob(asked.video.movedim(2, -1).double()).mean() / 3
+    decoded = DecoderOutput(asked.video, masks, parts)
+    loss = make_likelihood()(asked, ENCODED, decoded)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_the_likelihood_asks_for_one_slot_and_not_for_the_mean():
+    """Half of black and half of white is grey in the mean, and no grey under the mixture."""
+    _, asked, _ = make_likelihood().choose(posed_clip())
+    asked = replace(asked.to_float(), video=torch.full((2, 3, 3, 1, 40), 0.5))
+    masks = torch.full((2, 3, 2, 1, 40), 0.5)
+    parts = torch.stack([torch.zeros(2, 3, 3, 1, 40), torch.ones(2, 3, 3, 1, 40)], dim=2)
+    mixed = make_likelihood()(asked, ENCODED, DecoderOutput(asked.video, masks, parts))
+    plain = make_likelihood()(asked, ENCODED, DecoderOutput(asked.video, masks, 0 * parts + 0.5))
+    assert plain < 0 < mixed
+
+
+def test_the_likelihood_needs_what_each_slot_shows():
+    _, asked, _ = make_likelihood().choose(posed_clip())
+    decoded = DecoderOutput(asked.video, torch.ones(2, 3, 1, 1, 40))
+    with pytest.raises(ValueError, match="got none: this objective needs a decoder of rays with"):
+        make_likelihood()(asked.to_float(), ENCODED, decoded)
+    with pytest.raises(ValueError, match="deviation must be positive, got 0"):
+        make_likelihood(deviation=0)
 
 
 def test_what_is_no_posed_clip_is_named():
@@ -110,6 +173,7 @@ def test_what_is_no_posed_clip_is_named():
         ({"num_seen": 0}, "num_seen and num_rays of at least 1, got 0 and 40"),
         ({"num_rays": 0}, "num_seen and num_rays of at least 1, got 2 and 0"),
         ({"held_out_share": 1.5}, r"held_out_share in \[0,1\], got 1.5"),
+        ({"rare_share": -0.5}, r"rare_share in \[0,1\], got -0.5"),
     ],
 )
 def test_bad_arguments_are_named(options, words):

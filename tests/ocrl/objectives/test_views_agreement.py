@@ -19,7 +19,7 @@ def asked():
     """Colours asked for, what the encoder attends to, and whose the rays are (B,T,K,1,P)."""
     torch.manual_seed(0)
     clip = WORLD["posed_clip"](num_views=4)
-    seen, asked, rays = Views(2, num_rays=60, held_out_share=0.5).choose(clip)
+    seen, asked, rays = Views(2, num_rays=60, held_out_share=0.5, rare_share=0.0).choose(clip)
     encoded = WORLD["Told"]()(seen.video, seen.is_first, camera=seen.camera)
     hit = torch.stack([WORLD["balls_seen"](rays[:, t], t) for t in range(3)], dim=1)
     owner = torch.nn.functional.one_hot((hit - 1) % 4, 4).movedim(-1, 2).float()
