@@ -29,8 +29,7 @@ MODEL = (
         "encoder.backbone.channels=[8]",
         "encoder.backbone.strides=[4]",
     ),
-    *("encoder.backbone.num_layers=1", "encoder.backbone.out_dim=16", "decoder.num_layers=1"),
-    *("decoder.query_dim=16", "decoder.num_heads=1", "decoder.hidden_dims=[8]"),
+    *("encoder.backbone.out_dim=16", "decoder.hidden_dims=[8]", "decoder.ground_dims=[8]"),
     "objectives.reconstruction.num_rays=8",
 )
 AGENT = (
@@ -77,7 +76,7 @@ def test_without_an_encoder_one_of_posed_views_is_pretrained(workplace):
     done = workplace.run("evaluate_agent", f"checkpoint={directory}", "episodes=2", "seeds=[0]")
     assert done.returncode == 0, done.stderr
     record = json.loads((directory / "evaluation.json").read_text())
-    assert record["obs"] == "slots (psb)" and record["floor"]["num_episodes"] == 2
+    assert record["obs"] == "slots (placed)" and record["floor"]["num_episodes"] == 2
     # Both cameras side by side, and beside them again with slots and with attention.
     with Image.open(directory / "video.gif") as picture:
         assert picture.width > 3 * 2 * 256
