@@ -94,7 +94,7 @@ class SlotStream:
             raise ValueError(
                 f"expected one view (H,W,3) for an encoder of plain frames, got {num_views}: make "
                 "the environment with one camera, such as env.cameras=[[-90,40,7.5]], or take an "
-                "encoder of posed views, such as experiment=psb3d_mixer trains"
+                "encoder of posed views, such as experiment=placed3d trains"
             )
         if decoder is not None and not has_geometry:
             raise ValueError("expected has_geometry with a decoder, whose masks nothing else reads")
