@@ -83,12 +83,12 @@ def follow(
     return torch.lerp(places, mean, share), torch.lerp(prior_scales.square(), variance, share)
 
 
-def spread_places(num_places: int) -> Tensor:
-    """Places (K,2) in [0,1] that cover the picture evenly: a sunflower's seeds."""
+def spread_offsets(num_places: int, *, radius: float) -> Tensor:
+    """Places (K,2) that cover a disc around (0, 0) evenly: a sunflower's seeds."""
     index = torch.arange(num_places) + 0.5
-    radius = 0.42 * (index / max(num_places, 1)).sqrt()
+    length = radius * (index / max(num_places, 1)).sqrt()
     angle = index * math.pi * (3 - math.sqrt(5))
-    return 0.5 + torch.stack([radius * angle.sin(), radius * angle.cos()], dim=-1)
+    return torch.stack([length * angle.sin(), length * angle.cos()], dim=-1)
 
 
 def mask_geometry(masks: Tensor, *, eps: float = 1e-3) -> Tensor:

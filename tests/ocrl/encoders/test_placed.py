@@ -78,7 +78,7 @@ def test_two_rounds_written_out():
     features, rays = tokens[..., :8], tokens[..., 8:]
     corrector = encoder.corrector
     slots = encoder.initializer(features)[..., :6]
-    places = torch.cat([encoder.places.mean(0, keepdim=True), encoder.places]).expand(2, -1, -1)
+    places = torch.cat([encoder.ground_place[None], encoder.places]).expand(2, -1, -1)
     log_scales = torch.cat([torch.zeros(1, 1).double(), encoder.log_scales]).expand(2, -1, -1)
     prior = log_scales.exp()
     for _ in range(2):
@@ -86,8 +86,7 @@ def test_two_rounds_written_out():
         bias = density - math.log(3)
         bias[:, 0] = 0.0
         slots, attn = corrector.iterate(slots, standardize(features), bias=bias)
-        moved = meeting_points(attn, rays, places=places, num_prior_tokens=0.3)
-        places = torch.cat([places[:, :1], moved[:, 1:]], dim=1)
+        places = meeting_points(attn, rays, places=places, num_prior_tokens=0.3)
         squares = (attn * distances(places, rays)[0]).sum(-1, keepdim=True) / 2
         total = attn.sum(-1, keepdim=True)
         log_scales = 0.5 * ((squares + 0.3 * prior**2) / (total + 0.3) + 0.1**2).log()
@@ -136,13 +135,11 @@ def test_slots_are_triangulated_and_follow_things_of_one_look():
         assert apart.max() < 0.2
 
 
-def test_a_ground_stays_where_it_was():
+def test_grounds_come_first_and_have_no_place():
     encoder, clip = make(num_grounds=2), posed_clip().to_float()
     output = encoder(clip.video, clip.is_first, camera=clip.camera)
-    _, places, is_placed = split_placed(output.slots)
-    assert (is_placed[..., 0].sum(-1) == 2).all()
-    expected = encoder.places.mean(0).expand_as(places[:, :, :2])
-    torch.testing.assert_close(places[:, :, :2], expected)
+    _, _, is_placed = split_placed(output.slots)
+    assert is_placed[..., 0].tolist() == [[[0, 0, 1, 1]] * 3] * 2
 
 
 @pytest.mark.parametrize(

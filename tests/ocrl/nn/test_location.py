@@ -9,7 +9,7 @@ from ocrl.nn.location import (
     log_density,
     mask_geometry,
     moments,
-    spread_places,
+    spread_offsets,
 )
 
 
@@ -67,7 +67,7 @@ def test_a_slot_without_tokens_stays_and_widens():
 
 @pytest.mark.parametrize("num_places", [1, 6, 40])
 def test_places_are_in_the_picture_and_apart(num_places):
-    places = spread_places(num_places)
+    places = 0.5 + spread_offsets(num_places, radius=0.42)
     assert places.shape == (num_places, 2)
     assert ((places > 0) & (places < 1)).all()
     if num_places > 1:
