@@ -191,7 +191,9 @@ class ProgressBar:
         done = self._done - self._start
         if done <= 0:
             return "unknown time"
-        seconds = (self._total - self._done) * (now - self._begun) / done
+        # Rollouts end where they end, which may be beyond the total.
+        to_do = max(0, self._total - self._done)
+        seconds = to_do * (now - self._begun) / done
         return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
     def __enter__(self) -> Self:

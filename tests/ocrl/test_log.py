@@ -93,6 +93,15 @@ def test_progress_follows_the_clock_where_that_ends_a_job(monkeypatch):
     assert out.getvalue().startswith("training: 20/40, 30 s left")
 
 
+def test_nothing_is_left_beyond_the_total(monkeypatch):
+    clock = [0.0]
+    out, bar = bar_text(monkeypatch, clock, total=100)
+    with bar:
+        clock[0] = 30.0
+        bar.update(120)
+    assert out.getvalue().startswith("training: 120/100, 0 s left")
+
+
 @pytest.mark.parametrize("is_silent", [True, False])
 def test_only_the_first_process_speaks(capsys, is_silent):
     with ProgressBar("training", total=1, is_silent=is_silent) as bar:
