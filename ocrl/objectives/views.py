@@ -37,7 +37,7 @@ class Views(Objective, ViewChooser):
     """
 
     def __init__(
-        self, num_seen: int, *, num_rays: int, held_out_share: float, rare_share: float
+        self, num_seen: int, *, num_rays: int, held_out_share: float, rare_share: float = 0.0
     ) -> None:
         super().__init__()
         if num_seen < 1 or num_rays < 1:
