@@ -113,23 +113,41 @@ class SolidsDecoder(RayDecoder):
     def render(self, slots: Tensor, rays: Tensor) -> DecoderOutput:
         """Paint rays, see `RayDecoder.render`; parts are (B,T,K,3,h,w)."""
         features, places, is_placed = split_placed(slots)
-        opacity, axes, shear = self.shape(features).float().split(_SHAPE, dim=-1)
-        meeting = _meet(self._inverses(axes, shear), places.float(), rays.float().flatten(2, 3))
-        logits = self.sharpness * (1 - (meeting.squares + _EPS).sqrt())
-        logits = logits + rearrange(opacity, "b t k 1 -> b t 1 k")
-        logits = logits.masked_fill(meeting.along <= 0, _HIDDEN)
-        is_ground = rearrange(is_placed < 0.5, "b t k 1 -> b t 1 k")
-        masks = _composed(logits, meeting.along, is_ground)
-        ground = self._ground(features, is_placed < 0.5, rays)
-        shaded = self._shaded(self.look(features).float(), meeting.normal)
-        colours = torch.where(is_ground[..., None], ground[..., None, :], shaded).sigmoid()
+        is_ground = is_placed < 0.5
+        shape, look = self.shape(features).float(), self.look(features).float()
+        ground = self._ground(features, is_ground, rays)
+        # Places and distances are not for the precision of an autocast.
+        with torch.autocast(slots.device.type, enabled=False):
+            masks, colours = self._seen(
+                shape, look, ground, places.float(), is_ground, rays.float().flatten(2, 3)
+            )
+            mean = (masks[..., None] * colours).sum(dim=-2)
         picture = {"h": rays.shape[2]}
-        mean = (masks[..., None] * colours).sum(dim=-2)
         return DecoderOutput(
             rearrange(mean, "b t (h w) c -> b t c h w", **picture),
             rearrange(masks, "b t (h w) k -> b t k h w", **picture),
             rearrange(colours, "b t (h w) k c -> b t k c h w", **picture),
         )
+
+    def _seen(
+        self,
+        shape: Tensor,
+        look: Tensor,
+        ground: Tensor,
+        places: Tensor,
+        is_ground: Tensor,
+        rays: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Shares (B,T,P,K) and colours (B,T,P,K,3) of slots in rays (B,T,P,6)."""
+        opacity, axes, shear = shape.split(_SHAPE, dim=-1)
+        meeting = _meet(self._inverses(axes, shear), places, rays)
+        logits = self.sharpness * (1 - (meeting.squares + _EPS).sqrt())
+        logits = logits + rearrange(opacity, "b t k 1 -> b t 1 k")
+        logits = logits.masked_fill(meeting.along <= 0, _HIDDEN)
+        in_rays = rearrange(is_ground, "b t k 1 -> b t 1 k")
+        shaded = self._shaded(look, meeting.normal)
+        colours = torch.where(in_rays[..., None], ground[..., None, :], shaded).sigmoid()
+        return _composed(logits, meeting.along, in_rays), colours
 
     def _inverses(self, axes: Tensor, shear: Tensor) -> Tensor:
         """From the world to where the solids are unit spheres: triangles (B,T,K,3,3)."""

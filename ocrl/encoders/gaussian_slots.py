@@ -33,7 +33,8 @@ class GaussianSlots(RecurrentSlotEncoder):
     start at zero: else things and ground are told apart by chance. Frames after the first start
     from the slots, places and scales of the last one; there is no predictor.
 
-    What a place is, and what tokens say of it, is for subclasses.
+    What a place is, and what tokens say of it, is for subclasses, and in float32 whatever the
+    autocast.
 
     Args:
         backbone: frames to tokens.
@@ -164,9 +165,11 @@ class GaussianSlots(RecurrentSlotEncoder):
         """Rounds of competition on standardized tokens (B,N,F); the new state and attn (B,K,N)."""
         slots, places, log_scales, prior_scales, is_placed = (state[name] for name in _STATE)
         for _ in range(num_iterations):
-            bias = is_placed * (self.density(places, log_scales, seen) - self.log_odds)
+            with torch.autocast(tokens.device.type, enabled=False):
+                bias = is_placed * (self.density(places, log_scales, seen) - self.log_odds)
             slots, attn = self.corrector.iterate(slots, tokens, bias=bias)
-            places, log_scales = self.move(attn, seen, places=places, prior_scales=prior_scales)
+            with torch.autocast(tokens.device.type, enabled=False):
+                places, log_scales = self.move(attn, seen, places=places, prior_scales=prior_scales)
         settled = (slots, places, log_scales, prior_scales, is_placed)
         return dict(zip(_STATE, settled, strict=True)), attn
 

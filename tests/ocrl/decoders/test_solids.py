@@ -70,6 +70,15 @@ def test_one_ray_written_out():
     torch.testing.assert_close(thing, shaded.sigmoid(), atol=1e-4, rtol=0.0)
 
 
+def test_places_are_exact_under_autocast():
+    """Far from the origin bfloat16 knows places to half a unit."""
+    decoder, slots = make(), placed([100.0, 0.3, 0.0], [100.0, -0.7, 0.0])
+    rays = rays_from((108.0, 0.4, 0.0), (100.0, 0.4, 0.0), (100.0, -0.5, 0.1))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = decoder(slots, rays).masks
+    torch.testing.assert_close(mixed, decoder(slots, rays).masks, atol=0.02, rtol=0.0)
+
+
 def test_what_is_nearer_hides_what_is_behind():
     decoder = opaque(make())
     slots = placed([-2.0, 0.0, 0.0], [2.0, 0.0, 0.0])

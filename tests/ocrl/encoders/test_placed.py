@@ -12,6 +12,7 @@ from ocrl.initializers import LearnedInitializer
 from ocrl.interfaces import Backbone
 from ocrl.nn.attention import standardize
 from ocrl.nn.triangulation import distances, log_density, meeting_points, split_placed, token_rays
+from ocrl.types import Camera
 
 WORLD = runpy.run_path(str(Path(__file__).parents[1] / "posed_world.py"))
 posed_clip, CENTERS, SIZE = WORLD["posed_clip"], WORLD["CENTERS"], WORLD["SIZE"]
@@ -133,6 +134,21 @@ def test_slots_are_triangulated_and_follow_things_of_one_look():
         apart = (places[:, 1:] - CENTERS * (1 + 0.05 * t)).norm(dim=-1)
         # Surfaces are seen and not centres, and a pixel is 0.35 units there.
         assert apart.max() < 0.2
+
+
+def test_places_are_exact_under_autocast():
+    """A hundred units from the origin bfloat16 knows places to half a unit."""
+    encoder, clip = make(center=[100.0, 0.0, 0.3]).eval(), posed_clip(num_frames=1).to_float()
+    extrinsics = clip.camera.extrinsics.clone()
+    extrinsics[..., 0, 3] += 100.0
+    camera = Camera(clip.camera.intrinsics, extrinsics)
+    with torch.no_grad():
+        plain = encoder(clip.video, clip.is_first, camera=camera).slots
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            mixed = encoder(clip.video, clip.is_first, camera=camera).slots
+    _, expected, _ = split_placed(plain)
+    _, places, _ = split_placed(mixed)
+    torch.testing.assert_close(places, expected, atol=0.2, rtol=0.0)
 
 
 def test_grounds_come_first_and_have_no_place():
