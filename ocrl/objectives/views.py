@@ -14,6 +14,8 @@ from ocrl.types import Clip, DecoderOutput, SlotOutput
 
 PLACE = "place"
 """Of the colours asked for (B,T,P,3): which of the seen views shows them, -1 if none does; y; x."""
+_EPS = 1e-12
+_LEAST_RARITY = 1e-3
 
 
 class Views(Objective, ViewChooser):
@@ -138,9 +140,11 @@ class Views(Objective, ViewChooser):
 def _rare_pixels(video: Tensor, view: Tensor) -> Tensor:
     """Pixels (B,T,P) drawn from views (B,T,P) of a video (B,T,V,C,H,W), the rarer the likelier.
 
-    How rare is the square of how far its colour is from the mean of the picture.
+    How rare is the square of how far its colour is from the mean of the picture, beside the mean
+    of those squares: colours may be in [0,1] or in [0,255]. One colour alone is drawn evenly.
     """
     colours = video.float().flatten(-2)
     squares = (colours - colours.mean(-1, keepdim=True)).square().sum(-2)
-    drawn = torch.multinomial(squares.flatten(0, 2) + 1.0, view.shape[-1], replacement=True)
+    rarity = squares / squares.mean(-1, keepdim=True).clamp_min(_EPS) + _LEAST_RARITY
+    drawn = torch.multinomial(rarity.flatten(0, 2), view.shape[-1], replacement=True)
     return drawn.unflatten(0, squares.shape[:3]).gather(2, view[:, :, None]).squeeze(2)
