@@ -29,7 +29,7 @@ from ocrl.agents import spaces
 from ocrl.agents.encoder_state import EncoderState, find_state
 from ocrl.agents.features import Features
 from ocrl.agents.interface import Agent, Observation, State
-from ocrl.agents.pooling import Concatenation
+from ocrl.agents.pooling import has_fixed_size
 
 Algorithm = Literal["ppo", "a2c", "dqn", "recurrent_ppo"]
 WEIGHTS = "policy.safetensors"
@@ -206,7 +206,7 @@ class PolicyAgent(Agent):
         )
         if expected != given:
             raise ValueError(f"expected observations of {own} but for rows of sets, got {space}")
-        if any(isinstance(module, Concatenation) for module in self.policy.modules()):
+        if has_fixed_size(self.policy):
             raise ValueError(f"expected sets of {own}, whose rows are concatenated, got {space}")
         policy = copy.copy(self.policy)
         policy.observation_space = found

@@ -25,13 +25,17 @@ class Pooling(nn.Module, ABC):
 
     Attributes:
         out_dim: size of the vector.
+        has_fixed_size: whether every set must have as many rows as the first one.
     """
 
     out_dim: int
+    has_fixed_size = False
 
-    @abstractmethod
     def forward(self, slots: Tensor, is_present: Tensor | None = None) -> Tensor:
         """Pool.
+
+        On a CPU rows that no set of the batch has are left out first: a table of forty objects of
+        which four are there costs what four cost.
 
         Args:
             slots: (B,K,F).
@@ -40,6 +44,15 @@ class Pooling(nn.Module, ABC):
         Returns:
             (B,out_dim).
         """
+        if is_present is not None and not self.has_fixed_size and slots.device.type == "cpu":
+            anywhere = is_present.any(dim=0)
+            if not anywhere.all():
+                slots, is_present = slots[:, anywhere], is_present[:, anywhere]
+        return self.pool(slots, is_present)
+
+    @abstractmethod
+    def pool(self, slots: Tensor, is_present: Tensor | None) -> Tensor:
+        """What `forward` gives, of the rows that are left."""
 
     def attention(self, slots: Tensor, is_present: Tensor | None = None) -> Tensor | None:
         """The share (B,K) of each slot in the vector, sums to 1; None where there is no such."""
@@ -129,8 +142,8 @@ class SetTransformer(Pooling):
         mask = nn.functional.pad(is_present, (1, 0), value=True)
         return tokens, rearrange(mask, "b l -> b 1 1 l")
 
-    def forward(self, slots: Tensor, is_present: Tensor | None = None) -> Tensor:
-        """Pool, see `Pooling.forward`."""
+    def pool(self, slots: Tensor, is_present: Tensor | None) -> Tensor:
+        """See `Pooling.pool`."""
         tokens, mask = self._tokens(slots, is_present)
         for block in self.blocks:
             is_last = block is self.blocks[-1]
@@ -155,6 +168,63 @@ class SetTransformer(Pooling):
         return share / share.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(share.dtype).tiny)
 
 
+class ComparingTransformer(SetTransformer):
+    """A set transformer whose slots come with how they differ from each of the others.
+
+    Slots are projected to a few features, an MLP reads the absolute differences of each pair, and
+    a slot is given the mean over its pairs: "alike in this, unlike in that" is plain there, where
+    attention has to make it from products. A relation network (Santoro et al. 2017, arXiv
+    1706.01427) inside, of distances instead of pairs, with one result for each slot.
+
+    Args:
+        slot_dim: F.
+        num_slots: K; not used, the set may have any size.
+        pair_dim: features that are compared.
+        dim: see `SetTransformer`, as for all further arguments.
+        num_layers: see there.
+        num_heads: see there.
+        mlp_factor: see there.
+
+    Raises:
+        ValueError: as `SetTransformer`.
+    """
+
+    def __init__(
+        self,
+        slot_dim: int,
+        *,
+        num_slots: int,
+        pair_dim: int,
+        dim: int,
+        num_layers: int,
+        num_heads: int,
+        mlp_factor: int,
+    ) -> None:
+        super().__init__(
+            slot_dim + dim,
+            num_slots=num_slots,
+            dim=dim,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            mlp_factor=mlp_factor,
+            is_relative=False,
+        )
+        self.to_compared = nn.Linear(slot_dim, pair_dim)
+        self.to_pairs = nn.Linear(pair_dim, dim)
+        self.from_pairs = nn.Linear(dim, dim)
+
+    def _tokens(self, slots: Tensor, is_present: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        compared = self.to_compared(slots)
+        first, second = (rearrange(compared, f"b k f -> {to}") for to in ("b k 1 f", "b 1 k f"))
+        pairs = self.to_pairs((first - second).abs()).relu()
+        if is_present is None:
+            mean = pairs.mean(dim=2)
+        else:
+            weight = rearrange(is_present, "b k -> b 1 k 1").to(pairs.dtype)
+            mean = (pairs * weight).sum(dim=2) / weight.sum(dim=2).clamp(min=1.0)
+        return super()._tokens(torch.cat([slots, self.from_pairs(mean)], dim=-1), is_present)
+
+
 class MeanPooling(Pooling):
     """The mean of what an MLP makes of each slot, and an MLP on that.
 
@@ -173,8 +243,8 @@ class MeanPooling(Pooling):
         self.inner = MLP(slot_dim, hidden_dims=[dim], out_dim=dim)
         self.outer = MLP(dim, hidden_dims=[dim], out_dim=dim, norm_first=True)
 
-    def forward(self, slots: Tensor, is_present: Tensor | None = None) -> Tensor:
-        """Pool, see `Pooling.forward`."""
+    def pool(self, slots: Tensor, is_present: Tensor | None) -> Tensor:
+        """See `Pooling.pool`."""
         return self.outer(_mean(self.inner(slots), is_present))
 
 
@@ -205,8 +275,8 @@ class RelationNetwork(Pooling):
         self.inner = MLP(dim, hidden_dims=[dim] * (num_layers - 2), out_dim=dim)
         self.outer = MLP(dim, hidden_dims=[dim], out_dim=dim, norm_first=True)
 
-    def forward(self, slots: Tensor, is_present: Tensor | None = None) -> Tensor:
-        """Pool, see `Pooling.forward`."""
+    def pool(self, slots: Tensor, is_present: Tensor | None) -> Tensor:
+        """See `Pooling.pool`."""
         first = rearrange(self.to_first(slots), "b i d -> b i 1 d")
         second = rearrange(self.to_second(slots), "b j d -> b 1 j d")
         pairs = rearrange((first + second).relu(), "b i j d -> b (i j) d")
@@ -227,6 +297,8 @@ class Concatenation(Pooling):
         dim: of the result.
     """
 
+    has_fixed_size = True
+
     def __init__(
         self, slot_dim: int, *, num_slots: int, hidden_dims: Sequence[int], dim: int
     ) -> None:
@@ -234,11 +306,16 @@ class Concatenation(Pooling):
         self.out_dim = dim
         self.mlp = MLP(num_slots * slot_dim, hidden_dims=hidden_dims, out_dim=dim)
 
-    def forward(self, slots: Tensor, is_present: Tensor | None = None) -> Tensor:
-        """Pool, see `Pooling.forward`; absent rows are zero."""
+    def pool(self, slots: Tensor, is_present: Tensor | None) -> Tensor:
+        """See `Pooling.pool`; absent rows are zero."""
         if is_present is not None:
             slots = slots.masked_fill(~is_present[..., None], 0.0)
         return self.mlp(rearrange(slots, "b k f -> b (k f)"))
+
+
+def has_fixed_size(network: nn.Module) -> bool:
+    """Whether a pooling in a network takes sets of one size only."""
+    return any(isinstance(part, Pooling) and part.has_fixed_size for part in network.modules())
 
 
 def _mean(values: Tensor, is_present: Tensor | None) -> Tensor:

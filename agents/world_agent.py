@@ -24,7 +24,7 @@ from ocrl import checkpoint
 from ocrl.agents import spaces
 from ocrl.agents.actions import Actions
 from ocrl.agents.interface import Agent, Observation, State
-from ocrl.agents.pooling import Concatenation
+from ocrl.agents.pooling import has_fixed_size
 from ocrl.agents.replay import Window
 from ocrl.agents.rows import ObservedRows, in_order_of
 from ocrl.agents.set_world import SetWorld
@@ -273,7 +273,7 @@ class WorldAgent(Agent):
             return self
         if (found.set_dim, found.vectors) != (own.set_dim, own.vectors):
             raise ValueError(f"expected observations of {own.space} but for rows, got {space}")
-        if any(isinstance(part, Concatenation) for part in self.behaviour.modules()):
+        if has_fixed_size(self.behaviour):
             raise ValueError(f"expected {own.space}, whose rows are concatenated, got {space}")
         other = copy.copy(self)
         found.scale = own.scale

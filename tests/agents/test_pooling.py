@@ -27,7 +27,13 @@ def sets(*, seed=1, batch=3, num_slots=5, slot_dim=7):
 
 def test_every_class_has_a_file():
     targets = {yaml.safe_load(path.read_text())["_target_"].rpartition(".")[2] for path in FILES}
-    assert targets == {"SetTransformer", "MeanPooling", "RelationNetwork", "Concatenation"}
+    assert targets == {
+        "SetTransformer",
+        "ComparingTransformer",
+        "MeanPooling",
+        "RelationNetwork",
+        "Concatenation",
+    }
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
