@@ -1,6 +1,6 @@
 """From an observation of named parts to the vector that a policy's heads read.
 
-B batch, K slots or objects, F features of one, C H W image, W numbers of a vector.
+B batch, K slots or objects, F features of one, C H W image, W numbers of vectors.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ _EPS = 1e-3
 
 class Features(BaseFeaturesExtractor):
     """Sets through a pooling, frames through vision, vectors as they are, side by side.
+
+    Vectors stand beside each row of a set as well: what is asked for, or carried, decides which
+    rows matter.
 
     The features of a set are shifted and scaled, each by itself, to what `measure` found once,
     before learning: a small size in the corner of a large slot counts as much as any other.
@@ -73,18 +76,25 @@ class Features(BaseFeaturesExtractor):
                 f"expected {expected} as {STATE!r} beside the frame that the encoder reads, got "
                 f"{given}: see EncoderState.space"
             )
+        vectors = {
+            name: part.shape[0]
+            for name, part in self._parts.items()
+            if spaces.kind(name, part) == spaces.VECTOR
+        }
+        self._vectors, beside = tuple(vectors), sum(vectors.values())
         for name, part in self._parts.items():
             kind = spaces.kind(name, part)
             if kind == spaces.FRAME and slot_encoder is None:
                 built[name] = checkpoint.build({**vision, "frame_shape": list(part.shape)})
             elif kind == spaces.FRAME and slot_encoder is not None:
                 _check_frame(slot_encoder, part.shape)
-                built[name] = _pooling(pooling, slot_encoder.num_slots, slot_encoder.slot_dim)
+                size = slot_encoder.slot_dim + beside
+                built[name] = _pooling(pooling, slot_encoder.num_slots, size)
             elif kind == spaces.SET:
-                built[name] = _pooling(pooling, part.shape[0], _num_features(name, part.shape))
-        vectors = [part.shape[0] for name, part in self._parts.items() if name not in built]
+                size = _num_features(name, part.shape) + beside
+                built[name] = _pooling(pooling, part.shape[0], size)
         sizes = [module.out_dim for module in built.values()]
-        super().__init__(observation_space, features_dim=sum(sizes) + sum(vectors))
+        super().__init__(observation_space, features_dim=sum(sizes) + beside)
         self.readers = nn.ModuleDict(built)
         self.scales = nn.ModuleDict(
             {
@@ -104,20 +114,19 @@ class Features(BaseFeaturesExtractor):
 
     def forward(self, observation: Tensor | Mapping[str, Tensor]) -> Tensor:
         """Make features (B,features_dim) of an observation; frames are floats in [0,1] here."""
-        return torch.cat(
-            [self._read(name, value) for name, value in self._named(observation).items()], dim=-1
-        )
+        named = self._named(observation)
+        return torch.cat([self._read(name, named) for name in named], dim=-1)
 
     def attention(self, observation: Tensor | Mapping[str, Tensor]) -> Tensor | None:
         """Share (B,K) of each slot of the first set in its pooling; None where there is no such.
 
         Rows are those of the observation; an object that is not there has none.
         """
-        for name, value in self._named(observation).items():
+        named = self._named(observation)
+        for name in named:
             reader: Any = self.readers[name] if name in self.readers else None  # noqa: SIM401
             if isinstance(reader, Pooling):
-                slots, is_present = self._set(name, value)
-                return reader.attention(slots, is_present)
+                return reader.attention(*self._set(name, named))
         return None
 
     def _named(self, observation: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -144,21 +153,26 @@ class Features(BaseFeaturesExtractor):
             state, is_first = self.states.unpack(vectors)
         return encoder.step(frame, state, is_first)[0].slots[:, 0]
 
-    def _read(self, name: str, value: Tensor) -> Tensor:
+    def _read(self, name: str, named: Mapping[str, Tensor]) -> Tensor:
         if name not in self.readers:
-            return value
+            return named[name]
         reader = self.readers[name]
         if isinstance(reader, Vision):
-            return reader(value)
-        return reader(*self._set(name, value))
+            return reader(named[name])
+        return reader(*self._set(name, named))
 
-    def _set(self, name: str, value: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Rows (B,K,F) and which of them are there."""
-        if name not in self.scales:
-            return value, None
-        if name != OBJECTS:
-            return self.scales[name](value), None
-        return self.scales[name](value[..., 1:]), value[..., 0] > 0.5
+    def _set(self, name: str, named: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Rows (B,K,F+W) with all vectors beside them, and which of them are there."""
+        rows, is_present = named[name], None
+        if name == OBJECTS:
+            rows, is_present = rows[..., 1:], rows[..., 0] > 0.5
+        if name in self.scales:
+            rows = self.scales[name](rows)
+        beside = [
+            named[vector][:, None].expand(-1, rows.shape[1], -1).to(rows.dtype)
+            for vector in self._vectors
+        ]
+        return torch.cat([rows, *beside], dim=-1) if beside else rows, is_present
 
     def measure(self, observations: Mapping[str, Tensor]) -> None:
         """Take mean and deviation of the features of sets from observations (B,K,F) by name.

@@ -34,8 +34,8 @@ class Pooling(nn.Module, ABC):
     def forward(self, slots: Tensor, is_present: Tensor | None = None) -> Tensor:
         """Pool.
 
-        On a CPU rows that no set of the batch has are left out first: a table of forty objects of
-        which four are there costs what four cost.
+        On a CPU sets are first packed to the size of the batch's largest one: a table of forty
+        rows of which four are there costs what four cost.
 
         Args:
             slots: (B,K,F).
@@ -45,9 +45,7 @@ class Pooling(nn.Module, ABC):
             (B,out_dim).
         """
         if is_present is not None and not self.has_fixed_size and slots.device.type == "cpu":
-            anywhere = is_present.any(dim=0)
-            if not anywhere.all():
-                slots, is_present = slots[:, anywhere], is_present[:, anywhere]
+            slots, is_present = _packed(slots, is_present)
         return self.pool(slots, is_present)
 
     @abstractmethod
@@ -316,6 +314,15 @@ class Concatenation(Pooling):
 def has_fixed_size(network: nn.Module) -> bool:
     """Whether a pooling in a network takes sets of one size only."""
     return any(isinstance(part, Pooling) and part.has_fixed_size for part in network.modules())
+
+
+def _packed(slots: Tensor, is_present: Tensor) -> tuple[Tensor, Tensor]:
+    """Sets with the rows that are there in front, and no more rows than the largest one needs."""
+    largest = int(is_present.sum(dim=1).max()) if len(slots) else 0
+    if largest == slots.shape[1]:
+        return slots, is_present
+    order = is_present.byte().argsort(dim=1, descending=True, stable=True)[:, :largest]
+    return slots.take_along_dim(order[..., None], dim=1), is_present.gather(1, order)
 
 
 def _mean(values: Tensor, is_present: Tensor | None) -> Tensor:

@@ -82,6 +82,43 @@ def test_absent_rows_are_as_if_the_set_were_smaller(path):
     torch.testing.assert_close(nothing[0], nothing[1])
 
 
+@pytest.mark.parametrize("path", INVARIANT, ids=lambda path: path.stem)
+def test_only_rows_that_are_there_are_computed(path, monkeypatch):
+    module, slots = built(path), sets()
+    is_present = torch.tensor([[0, 1, 0, 0, 1], [1, 0, 0, 0, 0], [0, 0, 1, 1, 0]]).bool()
+    expected = module.pool(slots, is_present)
+    sizes = []
+    pool = module.pool
+    monkeypatch.setattr(module, "pool", lambda s, p: sizes.append(s.shape[1]) or pool(s, p))
+    torch.testing.assert_close(module(slots, is_present), expected)
+    assert sizes == [2]
+
+
+def test_a_pooling_of_fixed_size_keeps_its_rows():
+    module, slots = built(FILES[0].with_stem("concatenation")), sets()
+    is_present = torch.tensor([[0, 1, 0, 0, 1]] * 3).bool()
+    torch.testing.assert_close(module(slots, is_present), module.pool(slots, is_present))
+    assert pooling.has_fixed_size(torch.nn.Sequential(module))
+    assert not pooling.has_fixed_size(built(FILES[0].with_stem("set_transformer")))
+
+
+def test_the_comparing_transformer_sees_how_slots_differ():
+    # Golden: with identity maps a slot has the mean over the set of its distances beside it.
+    sizes = {"num_layers": 1, "num_heads": 1, "mlp_factor": 1}
+    module = pooling.ComparingTransformer(1, num_slots=3, pair_dim=1, dim=2, **sizes)
+    with torch.no_grad():
+        for layer in (module.to_compared, module.to_pairs, module.from_pairs):
+            torch.nn.init.eye_(layer.weight)
+            layer.bias.zero_()
+        module.to_tokens.weight.copy_(torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]))
+        module.to_tokens.bias.zero_()
+    slots = torch.tensor([[[1.0], [4.0], [100.0]]])
+    tokens, _ = module._tokens(slots, torch.tensor([[True, True, False]]))
+    torch.testing.assert_close(tokens[0, 1:3], torch.tensor([[1.0, 1.5], [4.0, 1.5]]))
+    tokens, _ = module._tokens(slots, None)
+    torch.testing.assert_close(tokens[0, 1], torch.tensor([1.0, 34.0]))
+
+
 def test_the_read_out_token_alone_is_computed_as_all_tokens_would_be():
     module, slots = built(FILES[0].with_stem("set_transformer")), sets()
     tokens, mask = module._tokens(slots, None)
