@@ -45,15 +45,27 @@ def test_the_resnet_has_about_the_four_million_weights_of_the_strong_crafter_age
     module = built(FILES[0].with_stem("impala_resnet"), (3, 64, 64))
     assert module.out_dim == 1024
     assert 3.7e6 < sum(p.numel() for p in module.parameters()) < 4.3e6
-    small = ImpalaResNet((3, 20, 24), channels=[4, 4, 4], num_blocks=1, hidden_dim=8, out_dim=8)
+    sizes = {"num_blocks": 1, "hidden_dim": 8, "out_dim": 8, "precision": 32}
+    small = ImpalaResNet((3, 20, 24), channels=[4, 4, 4], **sizes)
     vector = small(torch.rand(2, 3, 20, 24))
     (vector * torch.randn(2, 8)).sum().backward()
     assert vector.shape == (2, 8)
     assert all(p.grad is not None for p in small.parameters())
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_mixed_precision_is_close_and_ends_in_float32(path):
+    frames = torch.rand(2, 3, 32, 32)
+    plain, mixed = (built(path, (3, 32, 32), precision=p)(frames) for p in (32, "bf16-mixed"))
+    assert mixed.dtype == torch.float32
+    assert 0 < (mixed - plain).abs().max() < 0.1 * plain.abs().max()
+
+
 def test_impossible_frames_are_refused():
+    sizes = {"num_blocks": 1, "hidden_dim": 8, "out_dim": 8, "precision": 32}
     with pytest.raises(ValueError, match="at least 8 pixels a side for 3 stages, got 7x7"):
-        ImpalaResNet((3, 7, 7), channels=[4, 4, 4], num_blocks=1, hidden_dim=8, out_dim=8)
+        ImpalaResNet((3, 7, 7), channels=[4, 4, 4], **sizes)
     with pytest.raises(ValueError, match="one stride per convolution"):
-        CNN((3, 64, 64), channels=[4, 4], strides=[2], min_grid=7, out_dim=8)
+        CNN((3, 64, 64), channels=[4, 4], strides=[2], min_grid=7, out_dim=8, precision=32)
+    with pytest.raises(ValueError, match="32 or bf16-mixed, got 16"):
+        built(FILES[0], (3, 64, 64), precision=16)
