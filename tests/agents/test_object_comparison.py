@@ -40,7 +40,7 @@ def success(folder, *overrides):
 
 @pytest.mark.slow
 def test_a_policy_over_the_true_objects_finds_the_odd_one(tmp_path):
-    assert success(tmp_path, "agent.total_steps=100000") > 2 * CHANCE
+    assert success(tmp_path, "agent.total_steps=100000") > 0.85
 
 
 @pytest.mark.slow
