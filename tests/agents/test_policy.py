@@ -56,7 +56,9 @@ def test_every_algorithm_learns_saves_and_loads(algorithm, tmp_path, make_toy, s
     assert share.shape == (2, 3) and (share[:, 2] == 0).all() and (share[:, :2] > 0).all()
 
 
-@pytest.mark.parametrize("keys", [("frame",), ("slots",), ("frame", "inventory"), ("inventory",)])
+@pytest.mark.parametrize(
+    "keys", [("frame",), ("slots",), ("frame", "inventory"), ("slots", "inventory"), ("inventory",)]
+)
 def test_a_policy_reads_any_parts(keys, tmp_path, make_toy, small_settings):
     env = make_toy(*keys)
     agent = trained(tmp_path, env, small_settings("ppo"), plain_key=keys[0])
@@ -72,6 +74,24 @@ def test_rows_that_are_not_there_and_their_order_change_nothing(tmp_path, make_t
     other[:, 0, 1:] = 7.0
     values = [agent.policy.predict_values(torch.from_numpy(t)) for t in (table, other)]
     torch.testing.assert_close(values[0], values[1])
+
+
+def test_what_is_asked_for_decides_which_rows_matter(tmp_path, make_toy, small_settings):
+    env = make_toy("slots", "inventory")
+    agent = trained(tmp_path, env, small_settings("ppo"), plain_key="slots")
+    seen, _ = env.reset(seed=1)
+    other = {**seen, "inventory": seen["inventory"] + 3}
+    shares = [agent.attention(observation) for observation in (seen, other)]
+    assert np.abs(shares[0] - shares[1]).max() > 1e-4
+    # A table's first column is no feature, and vectors are not taken for one.
+    env = make_toy("objects", "inventory")
+    features = trained(tmp_path / "table", env, small_settings("ppo")).features
+    named = {name: torch.from_numpy(part) for name, part in env.reset(seed=1)[0].items()}
+    rows, is_present = features._set("objects", named)
+    width = named["inventory"].shape[1]
+    assert rows.shape[-1] == named["objects"].shape[-1] - 1 + width
+    torch.testing.assert_close(rows[:, 1, -width:], named["inventory"])
+    assert torch.equal(is_present, named["objects"][..., 0] > 0.5)
 
 
 def test_features_of_sets_are_scaled_by_what_was_measured(tmp_path, make_toy, small_settings):
@@ -136,7 +156,9 @@ def test_a_damaged_or_foreign_folder_is_refused(tmp_path, make_toy, small_settin
         config.replace("ocrl.agents.policy.PolicyAgent", "os.system")
     )
     refused("a Agent class|an Agent class|Agent class defined under ocrl")
-    (folder / "config.yaml").write_text(config.replace("pooling.SetTransformer", "policy.Network"))
+    (folder / "config.yaml").write_text(
+        config.replace("pooling.ComparingTransformer", "policy.Network")
+    )
     refused("torch.nn.Module class defined under ocrl")
     (folder / "config.yaml").write_text(config.replace("dim: 8", "dim: 16"))
     refused("do not fit")

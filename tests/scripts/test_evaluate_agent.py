@@ -27,7 +27,7 @@ CONCATENATION = {
 }
 VISION = {
     "_target_": "ocrl.agents.vision.CNN",
-    **{"channels": [4, 4, 4], "strides": [4, 2, 1], "min_grid": 2, "out_dim": 8},
+    **{"channels": [4, 4, 4], "strides": [4, 2, 1], "min_grid": 2, "out_dim": 8, "precision": 32},
 }
 TASKS = tuple(name for name in registry.names() if name.startswith("sprites-"))
 
