@@ -51,10 +51,18 @@ class Agent(ABC):
             ValueError: if the observation is not of the agent's space.
         """
 
-    def attention(self, observation: Observation) -> NDArray[Any] | None:
+    def attention(
+        self, observation: Observation, state: State, is_first: NDArray[Any]
+    ) -> NDArray[Any] | None:
         """The share (E,K) of the policy's attention on each slot; it sums to 1 over K.
 
-        None where the policy has no attention over a set of slots or objects.
+        Args:
+            observation: that `act` decides on, as are the others.
+            state: see `act`.
+            is_first: see `act`.
+
+        Returns:
+            None where the policy has no attention over a set of slots or objects.
         """
         return None
 

@@ -161,26 +161,34 @@ class PolicyAgent(Agent):
         is_deterministic: bool,
     ) -> tuple[NDArray[Any], State]:
         """Choose actions, see `Agent.act`; those of a box are clipped to it."""
-        states, starts = self.features.states, np.asarray(is_first)
-        how: dict[str, Any] = {"episode_start": starts, "deterministic": is_deterministic}
-        if states is None:
-            return self.policy.predict(observation, state=state, **how)
-        memory, before = state
-        before = np.where(starts[:, None], states.start, before)
-        seen: Any = states.beside(observation, before)
-        actions, memory = self.policy.predict(seen, state=memory, **how)
+        how: dict[str, Any] = {
+            "episode_start": np.asarray(is_first),
+            "deterministic": is_deterministic,
+        }
+        states = self.features.states
+        seen, before = self._seen(observation, state, is_first)
+        if states is None or before is None:
+            return self.policy.predict(seen, state=state, **how)
+        actions, memory = self.policy.predict(seen, state=state[0], **how)
         return actions, (memory, states.after(observation, before))
 
-    @torch.no_grad()
-    def attention(self, observation: Observation) -> NDArray[Any] | None:
-        """Share (E,K) of each slot in the policy's pooling, see `Agent.attention`.
+    def _seen(
+        self, observation: Observation, state: State, is_first: NDArray[Any]
+    ) -> tuple[Any, NDArray[np.float32] | None]:
+        """What the policy reads, and (E,S), what its encoder remembers, if it has a memory."""
+        states = self.features.states
+        if states is None:
+            return observation, None
+        before = np.where(np.asarray(is_first)[:, None], states.start, state[1])
+        return states.beside(observation, before), before
 
-        None where slots can not be told without what the encoder remembers.
-        """
-        if self.features.states is not None:
-            return None
+    @torch.no_grad()
+    def attention(
+        self, observation: Observation, state: State, is_first: NDArray[Any]
+    ) -> NDArray[Any] | None:
+        """Share (E,K) of each slot in the policy's pooling, see `Agent.attention`."""
         self.policy.set_training_mode(False)
-        tensors, _ = self.policy.obs_to_tensor(observation)
+        tensors, _ = self.policy.obs_to_tensor(self._seen(observation, state, is_first)[0])
         inputs: Any = preprocess_obs(tensors, self.policy.observation_space)
         share = self.features.attention(inputs)
         return None if share is None else share.cpu().numpy()

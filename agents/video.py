@@ -98,7 +98,7 @@ def record(
     views, shares, actions, rewards = [], [], [], []
     for _ in range(num_steps):
         views.append(look())
-        shares.append(agent.attention(observation))
+        shares.append(agent.attention(observation, state, is_first))
         action, state = agent.act(observation, state, is_first, is_deterministic=is_deterministic)
         observation, reward, terminated, truncated, _ = env.step(action)
         actions.append(_word(action[0], action_names))

@@ -252,7 +252,9 @@ class WorldAgent(Agent):
         return rows
 
     @torch.no_grad()
-    def attention(self, observation: Observation) -> NDArray[Any] | None:
+    def attention(
+        self, observation: Observation, state: State, is_first: NDArray[Any]
+    ) -> NDArray[Any] | None:
         """Share (E,K) of each row of the set, see `Agent.attention`."""
         self.modules.eval()
         share = self.behaviour.attention(self.read(self.rows.parts(observation)))

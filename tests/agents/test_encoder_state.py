@@ -171,7 +171,11 @@ def test_an_agent_acts_on_frames_as_its_policy_does_on_frames_and_states(held):
     env.seed(5)
     observation, (frames, _) = env.reset(), envs.reset(seed=[5, 6])
     state, is_first = agent.initial_state(2), np.ones(2, bool)
+    shares = []
     for _ in range(10):
+        shares.append(agent.attention(frames, state, is_first))
+        fresh = agent.attention(frames, state, np.ones(2, bool))
+        assert np.allclose(fresh, shares[-1]) == bool(is_first.all())
         action, _ = held.model.policy.predict(observation, deterministic=True)
         expected = held.seen[-1]
         chosen, state = agent.act(frames, state, is_first, is_deterministic=True)
@@ -180,7 +184,8 @@ def test_an_agent_acts_on_frames_as_its_policy_does_on_frames_and_states(held):
         observation = env.step(action)[0]
         frames, _, terminated, truncated, _ = envs.step(chosen)
         is_first = terminated | truncated
-    assert agent.attention(frames) is None and agent.reading(envs.single_observation_space) is agent
+    np.testing.assert_allclose(np.sum(shares, axis=-1), 1.0, rtol=1e-5)
+    assert agent.reading(envs.single_observation_space) is agent
 
 
 class Killed(Exception):

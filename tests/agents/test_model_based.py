@@ -180,7 +180,7 @@ def test_what_was_saved_acts_alike(tmp_path, make_toy, small_world_settings):
             actions.append(action)
         assert (actions[0] == actions[1]).all() and actions[0].dtype == np.float32
         assert (actions[0] >= -2).all() and (actions[0] <= 6).all()
-    share = loaded.attention(observation)
+    share = loaded.attention(observation, loaded.initial_state(2), np.ones(2, bool))
     assert share.shape == (2, 3) and (share[:, 2] == 0).all()
     np.testing.assert_allclose(share.sum(1), 1.0, rtol=1e-5)
     with pytest.raises(ValueError, match="expected the action space of its training"):

@@ -40,6 +40,11 @@ def played(agent, env, *, seed=3, steps=12):
     return np.stack(actions)
 
 
+def attended(agent, observation):
+    """The policy's attention at the start of two episodes."""
+    return agent.attention(observation, agent.initial_state(2), np.ones(2, bool))
+
+
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_every_algorithm_learns_saves_and_loads(algorithm, tmp_path, make_toy, small_settings):
     env = make_toy("objects", "inventory", "frame")
@@ -50,7 +55,7 @@ def test_every_algorithm_learns_saves_and_loads(algorithm, tmp_path, make_toy, s
     np.testing.assert_array_equal(played(loaded, env), played(agent, env))
     names = {path.name for path in (tmp_path / "agent").iterdir()}
     assert names == {"policy.safetensors", "config.yaml", "meta.json", "resume"}
-    share = loaded.attention(env.reset(seed=0)[0])
+    share = attended(loaded, env.reset(seed=0)[0])
     np.testing.assert_allclose(share.sum(-1), 1.0, rtol=1e-5)
     # The third row is not there.
     assert share.shape == (2, 3) and (share[:, 2] == 0).all() and (share[:, :2] > 0).all()
@@ -63,7 +68,7 @@ def test_a_policy_reads_any_parts(keys, tmp_path, make_toy, small_settings):
     env = make_toy(*keys)
     agent = trained(tmp_path, env, small_settings("ppo"), plain_key=keys[0])
     np.testing.assert_array_equal(played(load(tmp_path, env=env), env), played(agent, env))
-    assert (agent.attention(env.reset(seed=0)[0]) is None) == ("slots" not in keys)
+    assert (attended(agent, env.reset(seed=0)[0]) is None) == ("slots" not in keys)
 
 
 def test_rows_that_are_not_there_and_their_order_change_nothing(tmp_path, make_toy, small_settings):
@@ -81,7 +86,7 @@ def test_what_is_asked_for_decides_which_rows_matter(tmp_path, make_toy, small_s
     agent = trained(tmp_path, env, small_settings("ppo"), plain_key="slots")
     seen, _ = env.reset(seed=1)
     other = {**seen, "inventory": seen["inventory"] + 3}
-    shares = [agent.attention(observation) for observation in (seen, other)]
+    shares = [attended(agent, observation) for observation in (seen, other)]
     assert np.abs(shares[0] - shares[1]).max() > 1e-4
     # A table's first column is no feature, and vectors are not taken for one.
     env = make_toy("objects", "inventory")

@@ -24,7 +24,7 @@ class Rightward(Agent):
     def act(self, observation, state, is_first, *, is_deterministic):
         return np.full(len(is_first), 3), None
 
-    def attention(self, observation):
+    def attention(self, observation, state, is_first):
         if self.num_slots is None:
             return None
         share = np.full((len(observation), self.num_slots), 0.1, np.float32)
