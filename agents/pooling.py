@@ -169,9 +169,9 @@ class SetTransformer(Pooling):
 class ComparingTransformer(SetTransformer):
     """A set transformer whose slots come with how they differ from each of the others.
 
-    Slots are projected to a few features, an MLP reads the absolute differences of each pair, and
-    a slot is given the mean over its pairs: "alike in this, unlike in that" is plain there, where
-    attention has to make it from products. A relation network (Santoro et al. 2017, arXiv
+    An MLP makes a few normalised features of each slot, a layer reads the absolute differences of
+    each pair, and a slot is given the mean over its pairs: "alike in this, unlike in that" is
+    plain there, where attention has to make it from products. A relation network (Santoro et al. 2017, arXiv
     1706.01427) inside, of distances instead of pairs, with one result for each slot.
 
     Args:
@@ -207,12 +207,13 @@ class ComparingTransformer(SetTransformer):
             mlp_factor=mlp_factor,
             is_relative=False,
         )
-        self.to_compared = nn.Linear(slot_dim, pair_dim)
+        self.to_compared = MLP(slot_dim, hidden_dims=[dim], out_dim=pair_dim)
+        self.norm_compared = nn.LayerNorm(pair_dim)
         self.to_pairs = nn.Linear(pair_dim, dim)
         self.from_pairs = nn.Linear(dim, dim)
 
     def _tokens(self, slots: Tensor, is_present: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        compared = self.to_compared(slots)
+        compared = self.norm_compared(self.to_compared(slots))
         first, second = (rearrange(compared, f"b k f -> {to}") for to in ("b k 1 f", "b 1 k f"))
         pairs = self.to_pairs((first - second).abs()).relu()
         if is_present is None:
