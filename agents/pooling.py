@@ -171,8 +171,8 @@ class ComparingTransformer(SetTransformer):
 
     An MLP makes a few normalised features of each slot, a layer reads the absolute differences of
     each pair, and a slot is given the mean over its pairs: "alike in this, unlike in that" is
-    plain there, where attention has to make it from products. A relation network (Santoro et al. 2017, arXiv
-    1706.01427) inside, of distances instead of pairs, with one result for each slot.
+    plain there, where attention has to make it from products. A relation network (Santoro et al.
+    2017, arXiv 1706.01427) inside, of distances instead of pairs, with one result for each slot.
 
     Args:
         slot_dim: F.

@@ -1,0 +1,179 @@
+"""Train the agents of a study over seeds, with the encoders they need, and set them side by side.
+
+    python scripts/run_study.py results/sprites.yaml --seeds 0 1 2 --jobs 2
+    python scripts/run_study.py results/minigrid.yaml --only 'doorkey-*' --write
+
+A study is a YAML file: `encoders`, a list of options of pretrain_slots.py for each, and `agents`,
+of train_agent.py, both by name; `shared` are options of all agents. {NAME} in an option is the run
+of the encoder NAME. `--only` chooses agents by name. Runs that are finished are not repeated,
+others go on. What stands after `--` goes to all agents. `--write` keeps the agents in the folder
+that is named like the file, beside it. Each run says what it has to say in its log.txt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from compare import write_comparison
+from comparison import run
+from kept_results import FRACTION
+from launch import num_cores, unknown
+
+_NAMED = re.compile(r"(?<!\$)\{(\w+)\}")
+_PARTS = ("encoders", "shared", "agents")
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is to be trained.
+
+    Attributes:
+        encoders: options of pretrain_slots.py by name; one names only those before it.
+        agents: options of train_agent.py by name.
+    """
+
+    encoders: Mapping[str, Sequence[str]]
+    agents: Mapping[str, Sequence[str]]
+
+    def needed(self) -> list[str]:
+        """The encoders that agents name, and those that these name, in the order of the file."""
+        open_ones = [name for options in self.agents.values() for name in named(options)]
+        found: set[str] = set()
+        while open_ones:
+            name = open_ones.pop()
+            if name not in found:
+                found.add(name)
+                open_ones += named(self.encoders[name])
+        return [name for name in self.encoders if name in found]
+
+
+def main() -> None:
+    """Train what is missing, then compare."""
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s STUDY [options] [-- OPTION=VALUE ...]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("study", type=Path)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; they share the cores")
+    parser.add_argument("--only", nargs="+", default=["*"], metavar="PATTERN")
+    parser.add_argument("--output", type=Path, help="default: outputs/studies/NAME")
+    parser.add_argument("--write", action="store_true", help="keep the runs beside the file")
+    words = sys.argv[1:]
+    end = words.index("--") if "--" in words else len(words)
+    arguments, overrides = parser.parse_args(words[:end]), words[end + 1 :]
+    if arguments.jobs < 1:
+        parser.error(f"--jobs must be at least 1, got {arguments.jobs}")
+    try:
+        study = read_study(arguments.study, only=arguments.only)
+        output = arguments.output or Path("outputs/studies") / arguments.study.stem
+        runs = train(
+            study,
+            output=output,
+            seeds=arguments.seeds,
+            jobs=arguments.jobs,
+            overrides=overrides,
+        )
+        kept = arguments.study.with_suffix("") if arguments.write else None
+        title = f"{arguments.study.stem}: agents side by side"
+        options = {"fraction": FRACTION, "output": output, "title": title, "write": kept}
+        write_comparison(argparse.Namespace(runs=runs, **options))
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+
+
+def read_study(path: Path, *, only: Sequence[str] = ("*",)) -> Study:
+    """Read a file, and choose the agents whose names match one of the patterns.
+
+    Raises:
+        FileNotFoundError: if there is no such file, in words.
+        ValueError: if it is no study, an option names an encoder that there is not or that comes
+            after it, or no agent is chosen.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no study at {path}, such as results/sprites.yaml is")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict) or "agents" not in content or set(content) - set(_PARTS):
+        raise ValueError(f"{path}: expected a study with {', '.join(_PARTS)}, got {content!r:.60}")
+    encoders, agents = content.get("encoders") or {}, content["agents"] or {}
+    shared = content.get("shared") or []
+    for name, options in {"shared": shared, **encoders, **agents}.items():
+        if not isinstance(options, list) or not all(isinstance(o, str) for o in options):
+            raise ValueError(f"{path}: expected a list of options for {name}, got {options!r:.60}")
+    known: list[str] = []
+    for name, options in [*encoders.items(), *agents.items()]:
+        for other in named(options):
+            if other not in known:
+                raise ValueError(f"{path}: {name}: {unknown('encoder before it', other, known)}")
+        if name in encoders:
+            known.append(name)
+    chosen = [name for name in agents if any(fnmatch.fnmatch(name, o) for o in only)]
+    if not chosen:
+        raise ValueError(f"{path}: {unknown('agent', ' '.join(only), agents)}")
+    return Study(encoders, {name: [*agents[name], *shared] for name in chosen})
+
+
+def named(options: Sequence[str]) -> list[str]:
+    """The encoders that options name."""
+    return [name for option in options for name in _NAMED.findall(option)]
+
+
+def train(
+    study: Study, *, output: Path, seeds: Sequence[int], jobs: int, overrides: Sequence[str]
+) -> list[Path]:
+    """Train what is not finished, several runs at a time.
+
+    Returns:
+        The directories of the agents.
+
+    Raises:
+        SystemExit: with the code of a run that fails, once those beside it are through.
+    """
+    where = {name: output / "encoders" / name for name in study.encoders}
+    threads = max(1, num_cores() // jobs)
+    begun: dict[str, Future[None]] = {}
+    agents: dict[Path, Future[None]] = {}
+
+    def work(job: str, directory: Path, options: Sequence[str], more: list[str], done: str) -> None:
+        # What is waited for was begun before, so somebody works on it.
+        for name in named(options):
+            begun[name].result()
+        told = [_NAMED.sub(lambda match: where[match[1]].as_posix(), o) for o in options]
+        run(job, directory, [*told, *more], done=done, log="log.txt", threads=threads)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        for name in study.needed():
+            options = study.encoders[name]
+            begun[name] = pool.submit(
+                work, "pretrain_slots", where[name], options, [], "metrics.json"
+            )
+        for seed in seeds:
+            for name, options in study.agents.items():
+                directory = output / "agents" / f"{name}-{seed}"
+                more = [f"agent.seed={seed}", *overrides]
+                agents[directory] = pool.submit(
+                    work, "train_agent", directory, options, more, "evaluation.json"
+                )
+        try:
+            for future in [*begun.values(), *agents.values()]:
+                future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return list(agents)
+
+
+if __name__ == "__main__":
+    main()

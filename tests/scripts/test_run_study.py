@@ -1,0 +1,148 @@
+"""Studies: what is trained, in which order, and what a wrong file says."""
+
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted(path for path in (ROOT / "results").glob("*.yaml") if path.stem != "published")
+STUDY = {
+    "encoders": {
+        "idle": ["env=sprites"],
+        "first": ["env=sprites"],
+        "second": ["start_from={first}", "data.path={first}/episodes"],
+    },
+    "shared": ["agent.evaluate_every=0"],
+    "agents": {
+        "reach-objects": ["obs=objects", "name=${env.size}"],
+        "reach-slots": ["obs=slots", "encoder.path={second}"],
+        "goal-slots": ["obs=slots", "encoder.path={first}"],
+    },
+}
+
+
+class Recorder:
+    """Stands for the scripts: leaves what they leave, or fails."""
+
+    def __init__(self, failing=()):
+        self.commands, self.failing, self.lock = [], failing, threading.Lock()
+
+    def __call__(self, command, *, check, env, stdout, stderr):
+        options = dict(argument.split("=", 1) for argument in command[2:])
+        run = Path(options["hydra.run.dir"])
+        for name in ("start_from", "encoder.path"):
+            assert name not in options or (Path(options[name]) / "metrics.json").is_file()
+        with self.lock:
+            self.commands.append((Path(command[1]).stem, run.name, options))
+        if run.name in self.failing:
+            stdout.write("training\nthe disk is full\n")
+            return subprocess.CompletedProcess(command, 3)
+        is_agent = Path(command[1]).stem == "train_agent"
+        (run / ("evaluation.json" if is_agent else "metrics.json")).write_text("{}")
+        return subprocess.CompletedProcess(command, 0)
+
+
+@pytest.fixture
+def study(load_script, monkeypatch, tmp_path):
+    module = load_script("run_study")
+    compared = []
+    monkeypatch.setattr(module, "write_comparison", compared.append)
+    file = tmp_path / "reach.yaml"
+    file.write_text(yaml.safe_dump(STUDY))
+
+    def start(*arguments, failing=(), content=None):
+        if content is not None:
+            file.write_text(content)
+        recorder = Recorder(failing)
+        monkeypatch.setattr(subprocess, "run", recorder)
+        output = ["--output", str(tmp_path / "out")]
+        monkeypatch.setattr(sys, "argv", ["run_study.py", str(file), *output, *arguments])
+        compared.clear()
+        module.main()
+        return recorder.commands, compared[0]
+
+    return start
+
+
+@pytest.mark.parametrize("jobs", ["1", "3"])
+def test_encoders_come_before_the_agents_that_need_them(study, tmp_path, jobs):
+    commands, compared = study("--seeds", "4", "5", "--jobs", jobs, "--", "agent.total_steps=9")
+    encoders = [name for job, name, _ in commands if job == "pretrain_slots"]
+    assert encoders == ["first", "second"]
+    agents = {name: options for job, name, options in commands if job == "train_agent"}
+    assert agents.keys() == {f"{name}-{seed}" for name in STUDY["agents"] for seed in (4, 5)}
+    told = agents["reach-slots-5"]
+    assert told["encoder.path"] == (tmp_path / "out/encoders/second").as_posix()
+    assert told["agent.seed"] == "5" and told["agent.total_steps"] == "9"
+    assert told["agent.evaluate_every"] == "0"
+    assert agents["reach-objects-4"]["name"] == "${env.size}"
+    second = next(options for _, name, options in commands if name == "second")
+    assert second["data.path"] == (tmp_path / "out/encoders/first/episodes").as_posix()
+    assert {path.name for path in compared.runs} == agents.keys() and compared.write is None
+
+
+def test_what_is_finished_is_not_repeated_and_a_part_can_be_chosen(study, tmp_path):
+    commands, compared = study("--only", "goal-*", "--seeds", "0", "--write")
+    assert [name for _, name, _ in commands] == ["first", "goal-slots-0"]
+    assert compared.write == tmp_path / "reach"
+    commands, _ = study("--seeds", "0")
+    assert [name for _, name, _ in commands] == ["second", "reach-objects-0", "reach-slots-0"]
+
+
+def test_a_run_that_fails_ends_the_study_with_its_last_words(study, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        study("--seeds", "0", "--jobs", "2", failing=["second"])
+    assert stopped.value.code == 3
+    assert "second: the disk is full" in capsys.readouterr().err
+    commands, _ = study("--seeds", "0")
+    assert "first" not in [name for _, name, _ in commands]
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "said"),
+    [
+        ("agents: {a: ['x={b}']}", [], "a: there is no encoder before it 'b'"),
+        ("encoders: {a: ['x={b}'], b: [y=1]}\nagents: {}", [], "no encoder before it 'b'"),
+        ("agents: {a: x=1}", [], "expected a list of options for a, got 'x=1'"),
+        ("agents: {a: [1]}", [], "expected a list of options for a"),
+        ("[1, 2]", [], r"expected a study with encoders, shared, agents, got \[1, 2\]"),
+        ("agents: {a: []}\nseeds: [1]", [], "expected a study with"),
+        ("a: [", [], "is no YAML"),
+        (None, ["--only", "goal"], "there is no agent 'goal'.*Did you mean 'goal-slots'"),
+        (None, ["--jobs", "0"], "--jobs must be at least 1"),
+    ],
+)
+def test_a_wrong_file_or_option_is_explained(study, capsys, content, arguments, said):
+    with pytest.raises(SystemExit) as stopped:
+        study(*arguments, content=content)
+    assert stopped.value.code == 2
+    message = " ".join(capsys.readouterr().err.split())
+    assert re.search(said, message), message
+
+
+def test_a_missing_file_is_explained(study, tmp_path, capsys):
+    (tmp_path / "reach.yaml").unlink()
+    with pytest.raises(SystemExit):
+        study()
+    assert "there is no study at" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_studies_of_results_have_options_that_there_are(load_script, path):
+    module = load_script("run_study")
+    found = module.read_study(path)
+    scripts = [("pretrain", found.encoders), ("agent", found.agents)]
+    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "configs")):
+        for config, runs in scripts:
+            for options in runs.values():
+                own = [option.split("=")[1] for option in options if option.startswith("env=")]
+                family = own[0].split("-")[0]
+                beside = [f"task={family}"] if config == "agent" else [f"experiment={family}"]
+                plain = [re.sub(r"\{\w+\}", "run", option) for option in options]
+                compose(config, overrides=[*plain, *beside])
