@@ -216,11 +216,7 @@ class ComparingTransformer(SetTransformer):
         compared = self.norm_compared(self.to_compared(slots))
         first, second = (rearrange(compared, f"b k f -> {to}") for to in ("b k 1 f", "b 1 k f"))
         pairs = self.to_pairs((first - second).abs()).relu()
-        if is_present is None:
-            mean = pairs.mean(dim=2)
-        else:
-            weight = rearrange(is_present, "b k -> b 1 k 1").to(pairs.dtype)
-            mean = (pairs * weight).sum(dim=2) / weight.sum(dim=2).clamp(min=1.0)
+        mean = _mean(pairs, None if is_present is None else is_present[:, None])
         return super()._tokens(torch.cat([slots, self.from_pairs(mean)], dim=-1), is_present)
 
 
@@ -327,8 +323,8 @@ def _packed(slots: Tensor, is_present: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _mean(values: Tensor, is_present: Tensor | None) -> Tensor:
-    """Mean (B,D) of the present ones of (B,K,D); zero where there are none."""
+    """Mean (...,D) of the present ones of (...,K,D); zero where there are none."""
     if is_present is None:
-        return values.mean(dim=1)
+        return values.mean(dim=-2)
     weight = is_present[..., None].to(values.dtype)
-    return (values * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1.0)
+    return (values * weight).sum(dim=-2) / weight.sum(dim=-2).clamp(min=1.0)
