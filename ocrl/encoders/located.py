@@ -5,13 +5,22 @@ B batch, K slots, D slot size, N tokens.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from ocrl.encoders.gaussian_slots import GaussianSlots, check_placed
 from ocrl.interfaces import Backbone, Initializer, State
-from ocrl.nn.attention import EpsPlacement
-from ocrl.nn.location import cell_centres, follow, log_density, spread_offsets
+from ocrl.nn.attention import EpsPlacement, standardize
+from ocrl.nn.location import (
+    cell_centres,
+    follow,
+    log_density,
+    sample_around,
+    spread_offsets,
+)
+from ocrl.nn.mlp import MLP
 from ocrl.types import SlotOutput
 
 
@@ -39,13 +48,16 @@ class LocatedSlots(GaussianSlots):
         mlp_dim: see `GaussianSlots`.
         eps_placement: see `Corrector`.
         modulation: see `Corrector`.
+        num_samples: S; a slot is also given what an MLP makes of the S x S tokens around its
+            place, for the mean over what it won forgets what was where: its shape. 0 for none.
 
     Raises:
-        ValueError: if not at least one slot has a place, or `num_prior_tokens` or
-            `min_scale` is not positive.
+        ValueError: if not at least one slot has a place, `num_prior_tokens` or `min_scale` is not
+            positive, or `num_samples` is negative.
     """
 
     coordinates: Tensor
+    offsets: Tensor
 
     def __init__(
         self,
@@ -62,8 +74,11 @@ class LocatedSlots(GaussianSlots):
         mlp_dim: int | None,
         eps_placement: EpsPlacement,
         modulation: float = 0.0,
+        num_samples: int = 0,
     ) -> None:
         check_placed(num_slots, num_grounds=num_grounds, min_scale=min_scale)
+        if num_samples < 0:
+            raise ValueError(f"expected num_samples of at least 0, got {num_samples}")
         num_places = num_slots - num_grounds
         super().__init__(
             backbone,
@@ -84,6 +99,13 @@ class LocatedSlots(GaussianSlots):
             scale=(4 * num_places) ** -0.5,
         )
         self.min_scale = min_scale
+        self.num_samples = num_samples
+        if num_samples:
+            self.look_closely = MLP(
+                num_samples**2 * backbone.out_dim, hidden_dims=[2 * slot_dim], out_dim=slot_dim
+            )
+            offsets = torch.arange(num_samples) - (num_samples - 1) / 2
+            self.register_buffer("offsets", offsets, persistent=False)
         self.register_buffer("coordinates", cell_centres(backbone.grid), persistent=False)
 
     def density(self, places: Tensor, log_scales: Tensor, seen: Tensor) -> Tensor:
@@ -127,4 +149,16 @@ class LocatedSlots(GaussianSlots):
                 f"expected the {len(self.coordinates)} tokens of one view, got {tokens.shape[1]}: "
                 "located slots stand on one picture; placed slots stand in the world"
             )
-        return super().bind(tokens, state, is_first, action=action, condition=condition)
+        output, new = super().bind(tokens, state, is_first, action=action, condition=condition)
+        if self.num_samples:
+            slots = output.slots + self._closely(tokens, new)[:, None]
+            output = replace(output, slots=slots)
+        return output, new
+
+    def _closely(self, tokens: Tensor, state: State) -> Tensor:
+        """What is seen around the places of slots (B,K,D), nothing for the grounds."""
+        height, width = self.backbone.grid
+        grid = standardize(tokens).unflatten(1, (height, width))
+        with torch.autocast(tokens.device.type, enabled=False):
+            seen = sample_around(grid.float(), state["places"], self.offsets)
+        return state["is_placed"] * self.look_closely(seen.flatten(2).to(grid.dtype))

@@ -83,6 +83,33 @@ def follow(
     return torch.lerp(places, mean, share), torch.lerp(prior_scales.square(), variance, share)
 
 
+def sample_around(grid: Tensor, places: Tensor, offsets: Tensor) -> Tensor:
+    """Features of a grid around places, bilinear between cells and zero beyond the picture.
+
+    Shifts do not rotate, so that two small matrix products read a whole square.
+
+    Args:
+        grid: (B,h,w,F).
+        places: (B,K,2), as (y, x) in [0,1].
+        offsets: (S,) along either axis, in cells.
+
+    Returns:
+        (B,K,S,S,F), rows first.
+    """
+    rows, columns = (_tents(places[..., axis], offsets, grid.shape[1 + axis]) for axis in (0, 1))
+    batch, height, width, size = grid.shape
+    across = rows.flatten(1, 2) @ grid.reshape(batch, height, width * size)
+    across = across.view(batch, places.shape[1], len(offsets), width, size)
+    return columns[:, :, None] @ across
+
+
+def _tents(centres: Tensor, offsets: Tensor, num_cells: int) -> Tensor:
+    """Bilinear weights (B,K,S,num_cells) of cells at centres (B,K) in [0,1] plus offsets (S,)."""
+    cells = torch.arange(num_cells, device=centres.device) + 0.5
+    points = centres[..., None] * num_cells + offsets
+    return (1 - (points[..., None] - cells).abs()).clamp_min(0.0)
+
+
 def spread_offsets(num_places: int, *, radius: float) -> Tensor:
     """Places (K,2) that cover a disc around (0, 0) evenly: a sunflower's seeds."""
     index = torch.arange(num_places) + 0.5
