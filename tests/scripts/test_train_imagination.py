@@ -46,7 +46,9 @@ def test_it_learns_on_slots_and_is_evaluated_and_compared(workplace):
     ):
         assert name.encode() in events, name
     record = json.loads((directory / "evaluation.json").read_text())
-    assert record["agent"] == "imagination set transformer" and record["obs"] == "slots (savi)"
+    assert (
+        record["agent"] == "imagination comparing transformer" and record["obs"] == "slots (savi)"
+    )
     again = workplace.run("train_agent", *SMALL, "obs=slots", "encoder.path=run", "name=dreams")
     assert again.returncode == 0 and "nothing to do" in again.stderr
     played = workplace.run(
@@ -58,7 +60,7 @@ def test_it_learns_on_slots_and_is_evaluated_and_compared(workplace):
     assert "| pairs | 2 | " in played.stdout
     compared = workplace.run("compare", str(directory))
     assert compared.returncode == 0, compared.stderr
-    assert "slots (savi) imagination set transformer" in compared.stdout
+    assert "slots (savi) imagination comparing transformer" in compared.stdout
 
 
 @pytest.mark.slow
