@@ -89,6 +89,9 @@ def main() -> None:
         write_comparison(argparse.Namespace(runs=runs, **options))
     except (ValueError, OSError) as error:
         parser.error(str(error))
+    except KeyboardInterrupt:
+        sys.stderr.write("run_study: stopped; the same command goes on from there\n")
+        sys.exit(130)
 
 
 def read_study(path: Path, *, only: Sequence[str] = ("*",)) -> Study:

@@ -30,8 +30,9 @@ STUDY = {
 class Recorder:
     """Stands for the scripts: leaves what they leave, or fails."""
 
-    def __init__(self, failing=()):
-        self.commands, self.failing, self.lock = [], failing, threading.Lock()
+    def __init__(self, failing=(), stopped=None):
+        self.commands, self.failing, self.stopped = [], failing, stopped
+        self.lock = threading.Lock()
 
     def __call__(self, command, *, check, env, stdout, stderr):
         options = dict(argument.split("=", 1) for argument in command[2:])
@@ -40,6 +41,8 @@ class Recorder:
             assert name not in options or (Path(options[name]) / "metrics.json").is_file()
         with self.lock:
             self.commands.append((Path(command[1]).stem, run.name, options))
+        if run.name == self.stopped:
+            raise KeyboardInterrupt
         if run.name in self.failing:
             stdout.write("training\nthe disk is full\n")
             return subprocess.CompletedProcess(command, 3)
@@ -56,10 +59,10 @@ def study(load_script, monkeypatch, tmp_path):
     file = tmp_path / "reach.yaml"
     file.write_text(yaml.safe_dump(STUDY))
 
-    def start(*arguments, failing=(), content=None):
+    def start(*arguments, failing=(), stopped=None, content=None):
         if content is not None:
             file.write_text(content)
-        recorder = Recorder(failing)
+        recorder = Recorder(failing, stopped)
         monkeypatch.setattr(subprocess, "run", recorder)
         output = ["--output", str(tmp_path / "out")]
         monkeypatch.setattr(sys, "argv", ["run_study.py", str(file), *output, *arguments])
@@ -102,6 +105,13 @@ def test_a_run_that_fails_ends_the_study_with_its_last_words(study, capsys):
     assert "second: the disk is full" in capsys.readouterr().err
     commands, _ = study("--seeds", "0")
     assert "first" not in [name for _, name, _ in commands]
+
+
+def test_ctrl_c_ends_it_with_a_sentence(study, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        study("--seeds", "0", stopped="reach-objects-0")
+    assert stopped.value.code == 130
+    assert "the same command goes on" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
