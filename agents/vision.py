@@ -7,19 +7,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
-Precision = Literal["32", "bf16-mixed"]
+from ocrl.device import Precision
 
 
 class Vision(nn.Module, ABC):
     """Frames (B,C,H,W) in [0,1] to vectors (B,out_dim), in float32 whatever the precision.
 
     Args:
-        precision: "32", or "bf16-mixed" for autocast to bfloat16, which takes half the time on
+        precision: "32", or "bf16-mixed" for autocast to bfloat16, which takes less time on
             processors that have it.
 
     Attributes:

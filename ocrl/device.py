@@ -1,8 +1,13 @@
-"""Where tensors live."""
+"""Where tensors live, and in which precision they are computed."""
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
+
+Precision = Literal["32", "bf16-mixed"]
+"""Float32, or autocast to bfloat16."""
 
 
 def find_device(name: str, *, local_rank: int = 0) -> torch.device:

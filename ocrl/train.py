@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
 from ocrl import checkpoint
+from ocrl.device import Precision
 from ocrl.diagnose import find_non_finite
 from ocrl.distributed import (
     Parallel,
@@ -39,7 +40,6 @@ from ocrl.schedules import SCHEDULES, MovingAverage, Schedule, learning_rate_fac
 from ocrl.step import parameter_groups, seed_step, split_clip
 from ocrl.types import Clip
 
-Precision = Literal["32", "bf16-mixed"]
 OptimizerFactory = Callable[[list[dict[str, Any]]], Optimizer]
 
 
@@ -154,7 +154,7 @@ class Trainer:
         """
         _check("max_steps", max_steps, isinstance(max_steps, int) and max_steps >= 1, "from 1 on")
         _check("seed", seed, isinstance(seed, int) and seed >= 0, "a whole number from 0 on")
-        _check("precision", precision, str(precision) in ("32", "bf16-mixed"), "32 or bf16-mixed")
+        _check("precision", precision, str(precision) in get_args(Precision), "32 or bf16-mixed")
         _check("parallel", parallel, parallel in ("ddp", "fsdp"), "ddp or fsdp")
         _check("schedule", schedule, schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}")
         _check("accumulation", accumulation, accumulation >= 1, "from 1 on")
