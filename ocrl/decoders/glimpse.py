@@ -39,6 +39,10 @@ class GlimpseDecoder(Decoder):
     Greff et al. 2019, arXiv 1903.00450, equation 1). A rough shape thereby has sharp masks. The
     mean of a mixture can be right with every pixel half of two slots; its density can not.
 
+    The mean place of the attention is known to a fraction of a token only, and things of one shape
+    have many sizes. With `max_shift` and `max_zoom` the slot itself corrects both: then shapes need
+    to be known at one place and in one size.
+
     Ours; drawing small pictures at places is that of Attend, Infer, Repeat (Eslami et al. 2016,
     arXiv 1603.08575, with spatial transformers), there with places that a network guesses. As
     shifts do not rotate, drawing is two small matrix products per slot, and colours meet masks and
@@ -53,9 +57,12 @@ class GlimpseDecoder(Decoder):
         num_cells: S.
         hidden_dims: hidden layers of the perceptron from slot to glimpse.
         deviation: standard deviation of a pixel's colour, which is in [0,1].
+        max_shift: pixels that a slot may move its glimpse along either axis; 0 for none.
+        max_zoom: times that a slot may stretch or shrink its glimpse; 1 for neither.
 
     Raises:
-        ValueError: if a glimpse is larger than the image, or `deviation` is not positive.
+        ValueError: if a glimpse is larger than the image, `deviation` is not positive, `max_shift`
+            is negative or `max_zoom` below 1.
     """
 
     space: Space = "pixels"
@@ -71,6 +78,8 @@ class GlimpseDecoder(Decoder):
         num_cells: int,
         hidden_dims: Sequence[int],
         deviation: float,
+        max_shift: float = 0.0,
+        max_zoom: float = 1.0,
     ) -> None:
         super().__init__()
         height, width = image_size
@@ -81,6 +90,11 @@ class GlimpseDecoder(Decoder):
             )
         if deviation <= 0:
             raise ValueError(f"deviation must be positive, got {deviation}")
+        if max_shift < 0 or max_zoom < 1:
+            raise ValueError(
+                "expected max_shift of at least 0 and max_zoom of at least 1, got "
+                f"{max_shift} and {max_zoom}"
+            )
         self.grid = (height, width)
         self.num_cells = num_cells
         self.cell_size = glimpse_size / num_cells
@@ -91,26 +105,46 @@ class GlimpseDecoder(Decoder):
         assert isinstance(last, nn.Linear)
         # Hardly seen at first: a slot grows where it helps.
         nn.init.constant_(last.bias, -2.0)
+        self.max_shift = max_shift
+        self.max_zoom = max_zoom
+        self.has_pose = max_shift > 0 or max_zoom > 1
+        if self.has_pose:
+            self.pose = MLP(slot_dim, hidden_dims=[], out_dim=3, norm_first=True)
+            pose = self.pose.layers[-1]
+            assert isinstance(pose, nn.Linear)
+            nn.init.zeros_(pose.weight)
+            nn.init.zeros_(pose.bias)
         offsets = (torch.arange(num_cells) + 0.5 - num_cells / 2) * self.cell_size
         self.register_buffer("offsets", offsets, persistent=False)
 
-    def _weights(self, centres: Tensor, size: int) -> Tensor:
+    def _poses(self, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """How slots (B,T,K,D) move and stretch their glimpses: pixels (M,K,2), times (M,K,1)."""
+        if self.has_pose:
+            pose = self.pose(slots).flatten(0, 1).tanh()
+        else:
+            pose = slots.new_zeros(len(slots) * slots.shape[1], slots.shape[2], 3)
+        return self.max_shift * pose[..., :2], (math.log(self.max_zoom) * pose[..., 2:]).exp()
+
+    def _weights(self, centres: Tensor, zooms: Tensor, size: int) -> Tensor:
         """Bilinear weights (M,K,size,S) of a glimpse's cells along one axis.
 
         Args:
-            centres: (M,K) in [0,1].
+            centres: (M,K) in pixels.
+            zooms: (M,K,1).
             size: pixels of the image along this axis.
         """
         pixels = torch.arange(size, device=centres.device) + 0.5
-        cells = centres[..., None, None] * size + self.offsets
-        return (1 - (pixels[:, None] - cells).abs() / self.cell_size).clamp_min(0.0)
+        inside = (pixels - centres[..., None]) / zooms
+        return (1 - (inside[..., None] - self.offsets).abs() / self.cell_size).clamp_min(0.0)
 
-    def _prior(self, glimpses: Tensor, attn: Tensor) -> Tensor:
+    def _prior(self, glimpses: Tensor, attn: Tensor, shifts: Tensor, zooms: Tensor) -> Tensor:
         """Logarithm of the prior shares (M,K,H*W) of glimpses (M,K,S,S) under attn (M,K,N)."""
         tokens = grid_like(attn.shape[-1], shape=self.grid, what="a frame")
         centres, _ = moments(attn, cell_centres(tokens).to(attn))
-        rows = self._weights(centres[..., 0], self.grid[0])
-        columns = self._weights(centres[..., 1], self.grid[1])
+        centres = centres * centres.new_tensor(self.grid) + shifts
+        rows, columns = (
+            self._weights(centres[..., axis], zooms, self.grid[axis]) for axis in (0, 1)
+        )
         logits = rows @ (glimpses - OUTSIDE) @ columns.mT + OUTSIDE
         ground = attn.sum(dim=-1).argmax(dim=-1)[:, None, None, None]
         index = torch.arange(attn.shape[1], device=attn.device)[:, None, None]
@@ -141,9 +175,10 @@ class GlimpseDecoder(Decoder):
         cells = (slots.shape[2], self.num_cells, self.num_cells)
         glimpses = self.draw(slots).to(attn.dtype).reshape(-1, *cells)
         colours = self.colour(slots).to(attn.dtype).sigmoid().flatten(0, 1)
+        poses = [pose.to(attn.dtype) for pose in self._poses(slots)]
         aux = {}
         with torch.autocast(slots.device.type, enabled=False):
-            prior = self._prior(glimpses, attn)
+            prior = self._prior(glimpses, attn, *poses)
             shares = prior.exp()
             recon = (colours.mT @ shares).view(*lead, NUM_COLOURS, *self.grid)
             if target is not None:
