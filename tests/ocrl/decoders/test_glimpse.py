@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
 
 from ocrl.decoders.glimpse import OUTSIDE, GlimpseDecoder
@@ -21,12 +22,20 @@ def attention(*cells: int, num_tokens: int = 24) -> torch.Tensor:
     return functional.one_hot(owner, len(cells) + 1).T[None, None].float()
 
 
-def test_equal_to_pictures_drawn_one_by_one() -> None:
-    decoder = make().double()
+@pytest.mark.parametrize("poses", [{}, {"max_shift": 3.0, "max_zoom": 1.5}])
+def test_equal_to_pictures_drawn_one_by_one(poses: dict[str, float]) -> None:
+    decoder = make(**poses).double()
     slots = torch.randn(2, 1, 3, 10, dtype=torch.float64)
     attn = torch.randn(2, 1, 3, 24, dtype=torch.float64).softmax(2)
     attn[:, :, 0] += 1.0  # a clear ground
     frames = torch.rand(2, 1, 3, 16, 24, dtype=torch.float64)
+    shifts, zooms = torch.zeros(2, 1, 3, 2, dtype=torch.float64), torch.ones(2, 1, 3)
+    if poses:
+        nn.init.normal_(decoder.pose.layers[-1].weight, generator=torch.Generator().manual_seed(1))
+        pose = decoder.pose(slots).tanh()
+        shifts, zooms = 3.0 * pose[..., :2], 1.5 ** pose[..., 2]
+        assert shifts.abs().amax() > 1
+        assert zooms.amax() - zooms.amin() > 0.3
     prior, output = decoder(slots, attn=attn), decoder(slots, frames, attn=attn)
     assert not prior.aux
     glimpses, colours = decoder.draw(slots), decoder.colour(slots).sigmoid()
@@ -36,12 +45,12 @@ def test_equal_to_pictures_drawn_one_by_one() -> None:
         for k in (1, 2):
             weights = attn[b, 0, k] / attn[b, 0, k].sum()
             index = torch.arange(24)
-            top = 16 * (weights * (index // 6 + 0.5) / 4).sum() - 4
-            left = 24 * (weights * (index % 6 + 0.5) / 6).sum() - 4
+            middle = 16 * (weights * (index // 6 + 0.5) / 4).sum() + shifts[b, 0, k, 0]
+            centre = 24 * (weights * (index % 6 + 0.5) / 6).sum() + shifts[b, 0, k, 1]
             picture = glimpses[b, 0, k].view(1, 1, 4, 4) - OUTSIDE
             y, x = torch.meshgrid(
-                (torch.arange(16).double() + 0.5 - top) / 8 * 2 - 1,
-                (torch.arange(24).double() + 0.5 - left) / 8 * 2 - 1,
+                (torch.arange(16).double() + 0.5 - middle) / (4 * zooms[b, 0, k]),
+                (torch.arange(24).double() + 0.5 - centre) / (4 * zooms[b, 0, k]),
                 indexing="ij",
             )
             drawn = functional.grid_sample(
@@ -55,7 +64,8 @@ def test_equal_to_pictures_drawn_one_by_one() -> None:
         torch.testing.assert_close(output.recon[b, 0], recon)
         normal = torch.distributions.Normal(colours[b, 0, :, :, None, None], 0.2)
         joint = normal.log_prob(frames[b, 0]).sum(1).exp() * shares
-        torch.testing.assert_close(output.aux["log_prob"][b, 0], joint.sum(0).log())
+        log_prob = output.aux["log_prob"][b, 0]
+        torch.testing.assert_close(log_prob, joint.sum(0).log(), atol=1e-6, rtol=1e-6)
         torch.testing.assert_close(output.masks[b, 0], joint / joint.sum(0), atol=1e-6, rtol=1e-6)
 
 
@@ -124,6 +134,8 @@ def test_bad_input_is_named() -> None:
         make(glimpse_size=17)
     with pytest.raises(ValueError, match="deviation must be positive, got 0"):
         make(deviation=0)
+    with pytest.raises(ValueError, match=r"max_shift of at least 0 .* got 0.0 and 0.5"):
+        make(max_zoom=0.5)
     with pytest.raises(ValueError, match="expected the encoder's attention, got none"):
         make()(torch.randn(1, 1, 2, 10))
     with pytest.raises(ValueError, match="proportions of a frame of 16 x 24, got 25 tokens"):
