@@ -15,12 +15,14 @@ import sys
 from pathlib import Path
 
 from comparison import MODEL, header, run, score_rows
+from launch import resumable
 
 _METRICS = {"video_fg_ari": "video FG-ARI", "video_mbo_i": "video mBO"}
 _PREHEAT = "+objective@objectives.preheat=preheat,+weights.preheat=1.0"
 _ENCODERS = ("psb", "savi", f"smooth_sa,{_PREHEAT}")
 
 
+@resumable()
 def main() -> None:
     """Train what is missing, then print the table and write it beside the runs."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)

@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 from comparison import MODEL, header, run, score_rows
-from launch import CONFIGS, num_cores, options_of, unknown
+from launch import CONFIGS, num_cores, options_of, resumable, unknown
 
 _GROUP = "experiment/small"
 _METRICS = {
@@ -41,6 +41,7 @@ _NEEDS = {
 """The run that a method starts from or learns from, and the option that takes it."""
 
 
+@resumable()
 def main() -> None:
     """Train what is missing, then print the table and write it beside the runs."""
     parser = argparse.ArgumentParser(

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from comparison import header, run
+from launch import resumable
 
 _ITERATIONS = {
     "slot_attention": "encoder.num_iterations",
@@ -30,6 +31,7 @@ _ITERATIONS = {
 """Where each method has its number of rounds."""
 
 
+@resumable()
 def main() -> None:
     """Train what is missing, then print the table and write it beside the runs."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)

@@ -14,7 +14,8 @@ import errno
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,15 @@ def choice(group: str) -> str:
 def output_dir() -> Path:
     """The directory of the running command: everything it writes goes there."""
     return Path(HydraConfig.get().runtime.output_dir)
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """End an interruption of a script without a configuration in one sentence and exit code 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _end(Path(sys.argv[0]).stem, INTERRUPTED, 130)
 
 
 def _end(program: str, sentence: str, code: int) -> None:

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import yaml
+from launch import resumable
 from rich.console import Console
 from rich.progress import Progress
 
@@ -21,6 +22,7 @@ from ocrl.envs.crafter_world import pregenerate
 _ENV = Path(__file__).resolve().parents[1] / "configs" / "env" / "crafter.yaml"
 
 
+@resumable()
 def main() -> None:
     """Generate what is missing and say what there is."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
@@ -46,8 +48,6 @@ def main() -> None:
                 episodes=arguments.episodes,
                 progress=lambda done: progress.update(task, completed=done),
             )
-    except KeyboardInterrupt:
-        sys.exit("pregenerate_worlds: interrupted; the same command goes on where it was stopped")
     except OSError as error:
         sys.exit(f"pregenerate_worlds: {error}")
     console.print(f"added {added:,} worlds to {arguments.folder}", soft_wrap=True)

@@ -25,7 +25,7 @@ import yaml
 from compare import write_comparison
 from comparison import run
 from kept_results import FRACTION
-from launch import num_cores, unknown
+from launch import num_cores, resumable, unknown
 
 _NAMED = re.compile(r"(?<!\$)\{(\w+)\}")
 _PARTS = ("encoders", "shared", "agents")
@@ -55,6 +55,7 @@ class Study:
         return [name for name in self.encoders if name in found]
 
 
+@resumable()
 def main() -> None:
     """Train what is missing, then compare."""
     parser = argparse.ArgumentParser(
@@ -89,9 +90,6 @@ def main() -> None:
         write_comparison(argparse.Namespace(runs=runs, **options))
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    except KeyboardInterrupt:
-        sys.stderr.write("run_study: stopped; the same command goes on from there\n")
-        sys.exit(130)
 
 
 def read_study(path: Path, *, only: Sequence[str] = ("*",)) -> Study:

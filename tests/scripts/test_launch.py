@@ -269,3 +269,20 @@ def test_freed_memory_is_kept_unless_switched_off(extra, is_kept):
 )
 def test_added_overrides_stand_beside_the_users(arguments, expected):
     assert launch.with_overrides(arguments, ["x=1"]) == expected
+
+
+@pytest.mark.parametrize("name", ["compare_encoders", "compare_methods", "compare_set_prediction"])
+def test_comparing_scripts_end_an_interruption_in_a_sentence(
+    name, load_script, monkeypatch, tmp_path, capfd
+):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    module = load_script(name)
+    monkeypatch.setattr(subprocess, "run", stop)
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--output", str(tmp_path)])
+    with pytest.raises(SystemExit) as stopped:
+        module.main()
+    assert stopped.value.code == 130
+    said = f"{name}: interrupted; the same command goes on where it was stopped\n"
+    assert capfd.readouterr().err == said
