@@ -10,14 +10,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ocrl.backbones.with_pixels import NUM_COLOURS, WithPixels
 from ocrl.encoders.gaussian_slots import GaussianSlots, check_placed
 from ocrl.interfaces import Backbone, Initializer, State
-from ocrl.nn.attention import EpsPlacement, standardize
+from ocrl.nn.attention import EpsPlacement
 from ocrl.nn.location import (
     cell_centres,
+    cut_around,
     follow,
     log_density,
-    sample_around,
     spread_offsets,
 )
 from ocrl.nn.mlp import MLP
@@ -48,12 +49,12 @@ class LocatedSlots(GaussianSlots):
         mlp_dim: see `GaussianSlots`.
         eps_placement: see `Corrector`.
         modulation: see `Corrector`.
-        num_samples: S; a slot is also given what an MLP makes of the S x S tokens around its
+        glimpse_size: S; a slot is also given what an MLP makes of the S x S pixels around its
             place, for the mean over what it won forgets what was where: its shape. 0 for none.
 
     Raises:
         ValueError: if not at least one slot has a place, `num_prior_tokens` or `min_scale` is not
-            positive, or `num_samples` is negative.
+            positive, or `glimpse_size` is negative or larger than the frame.
     """
 
     coordinates: Tensor
@@ -74,19 +75,23 @@ class LocatedSlots(GaussianSlots):
         mlp_dim: int | None,
         eps_placement: EpsPlacement,
         modulation: float = 0.0,
-        num_samples: int = 0,
+        glimpse_size: int = 0,
     ) -> None:
         check_placed(num_slots, num_grounds=num_grounds, min_scale=min_scale)
-        if num_samples < 0:
-            raise ValueError(f"expected num_samples of at least 0, got {num_samples}")
+        if not 0 <= glimpse_size <= min(backbone.image_size):
+            raise ValueError(
+                f"glimpse_size must be in [0, {min(backbone.image_size)}] for frames "
+                f"{backbone.image_size}, got {glimpse_size}"
+            )
         num_places = num_slots - num_grounds
+        seen = WithPixels(backbone) if glimpse_size else None
         super().__init__(
-            backbone,
+            seen or backbone,
             initializer=initializer,
             num_slots=num_slots,
             slot_dim=slot_dim,
             look_dim=slot_dim,
-            num_position_features=0,
+            num_position_features=seen.num_pixel_features if seen else 0,
             num_grounds=num_grounds,
             num_iterations_first=num_iterations_first,
             num_iterations_rest=num_iterations_rest,
@@ -99,12 +104,13 @@ class LocatedSlots(GaussianSlots):
             scale=(4 * num_places) ** -0.5,
         )
         self.min_scale = min_scale
-        self.num_samples = num_samples
-        if num_samples:
+        self.glimpse_size = glimpse_size
+        if glimpse_size:
+            num_pixels = glimpse_size**2
             self.look_closely = MLP(
-                num_samples**2 * backbone.out_dim, hidden_dims=[2 * slot_dim], out_dim=slot_dim
+                NUM_COLOURS * num_pixels, hidden_dims=[4 * slot_dim, slot_dim], out_dim=slot_dim
             )
-            offsets = torch.arange(num_samples) - (num_samples - 1) / 2
+            offsets = torch.arange(glimpse_size) - (glimpse_size - 1) / 2
             self.register_buffer("offsets", offsets, persistent=False)
         self.register_buffer("coordinates", cell_centres(backbone.grid), persistent=False)
 
@@ -150,15 +156,16 @@ class LocatedSlots(GaussianSlots):
                 "located slots stand on one picture; placed slots stand in the world"
             )
         output, new = super().bind(tokens, state, is_first, action=action, condition=condition)
-        if self.num_samples:
+        if self.glimpse_size:
             slots = output.slots + self._closely(tokens, new)[:, None]
             output = replace(output, slots=slots)
         return output, new
 
     def _closely(self, tokens: Tensor, state: State) -> Tensor:
         """What is seen around the places of slots (B,K,D), nothing for the grounds."""
-        height, width = self.backbone.grid
-        grid = standardize(tokens).unflatten(1, (height, width))
+        assert isinstance(self.backbone, WithPixels)
+        frames = self.backbone.frames(tokens[..., -self.num_position_features :])
         with torch.autocast(tokens.device.type, enabled=False):
-            seen = sample_around(grid.float(), state["places"], self.offsets)
-        return state["is_placed"] * self.look_closely(seen.flatten(2).to(grid.dtype))
+            places = state["places"]
+            glimpses = cut_around(frames.to(places.dtype), places, self.offsets)
+        return state["is_placed"] * self.look_closely(glimpses.flatten(2).to(tokens.dtype))

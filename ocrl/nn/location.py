@@ -83,24 +83,25 @@ def follow(
     return torch.lerp(places, mean, share), torch.lerp(prior_scales.square(), variance, share)
 
 
-def sample_around(grid: Tensor, places: Tensor, offsets: Tensor) -> Tensor:
-    """Features of a grid around places, bilinear between cells and zero beyond the picture.
+def cut_around(frames: Tensor, places: Tensor, offsets: Tensor) -> Tensor:
+    """Squares of frames around places, bilinear between pixels and zero beyond the frame.
 
     Shifts do not rotate, so that two small matrix products read a whole square.
 
     Args:
-        grid: (B,h,w,F).
+        frames: (B,C,H,W).
         places: (B,K,2), as (y, x) in [0,1].
-        offsets: (S,) along either axis, in cells.
+        offsets: (S,) along either axis, in pixels.
 
     Returns:
-        (B,K,S,S,F), rows first.
+        (B,K,C,S,S).
     """
-    rows, columns = (_tents(places[..., axis], offsets, grid.shape[1 + axis]) for axis in (0, 1))
-    batch, height, width, size = grid.shape
-    across = rows.flatten(1, 2) @ grid.reshape(batch, height, width * size)
-    across = across.view(batch, places.shape[1], len(offsets), width, size)
-    return columns[:, :, None] @ across
+    rows, columns = (_tents(places[..., axis], offsets, frames.shape[2 + axis]) for axis in (0, 1))
+    batch, num_channels, height, width = frames.shape
+    # (B,K*S,C*W), and of each place all its rows and channels at once.
+    across = rows.flatten(1, 2) @ frames.transpose(1, 2).reshape(batch, height, -1)
+    squares = across.view(batch, places.shape[1], -1, width) @ columns.mT
+    return squares.unflatten(2, (len(offsets), num_channels)).transpose(2, 3)
 
 
 def _tents(centres: Tensor, offsets: Tensor, num_cells: int) -> Tensor:

@@ -38,7 +38,7 @@ def make(*, initializer: Initializer | None = None, **changes) -> LocatedSlots:
         {"num_grounds": 0},
         {"num_grounds": 2, "mlp_dim": None},
         {"eps_placement": "sum"},
-        {"num_samples": 3},
+        {"glimpse_size": 6},
     ],
 )
 def test_contract_of_the_variants(changes) -> None:
@@ -134,7 +134,8 @@ def _keep_the_state(gru: nn.GRUCell) -> None:
 
 
 def test_a_slot_is_given_what_stands_around_its_place() -> None:
-    plain, close = make(), make(num_samples=3)
+    plain, close = make(), make(glimpse_size=6)
+    close.backbone.backbone.load_state_dict(plain.backbone.state_dict())
     close.load_state_dict(plain.state_dict(), strict=False)
     frame = torch.rand(2, 1, 3, 16, 16)
     first, second = (encoder(frame, torch.ones(2, 1)) for encoder in (plain, close))
@@ -143,12 +144,14 @@ def test_a_slot_is_given_what_stands_around_its_place() -> None:
     # The ground is nowhere.
     assert (more[:, :, 0] == 0).all() and (more[:, :, 1:].abs().amax(-1) > 1e-3).all()
     # Elsewhere in the grid nothing is read.
-    tokens = torch.rand(1, 64, 8, requires_grad=True)
+    tokens = torch.rand(1, 64, 8 + 3 * 4, requires_grad=True)
     state = close._start(torch.zeros(1, 4, 8))
     state["places"] = torch.tensor([[[0.5, 0.5], [0.19, 0.19], [0.8, 0.8], [0.5, 0.1]]])
     close._closely(tokens, state)[0, 1].sum().backward()
-    reached = tokens.grad.abs().sum(-1).view(8, 8) > 0
+    # Around pixel (3, 3), in cells of two pixels.
+    reached = tokens.grad[..., -12:].abs().sum(-1).view(8, 8) > 0
     assert reached[:3, :3].all() and not reached[4:].any() and not reached[:, 4:].any()
+    assert not tokens.grad[..., :8].any()
 
 
 def test_grounds_own_half_of_any_picture_at_first() -> None:
@@ -166,7 +169,7 @@ def test_bad_arguments_and_views_are_named() -> None:
         make(min_scale=0)
     with pytest.raises(ValueError, match="num_prior_tokens must be positive, got -1"):
         make(num_prior_tokens=-1)
-    with pytest.raises(ValueError, match="num_samples of at least 0, got -2"):
-        make(num_samples=-2)
+    with pytest.raises(ValueError, match=r"glimpse_size must be in \[0, 16\] .* got 17"):
+        make(glimpse_size=17)
     with pytest.raises(ValueError, match="the 64 tokens of one view, got 128"):
         make()(torch.rand(1, 2, 2, 3, 16, 16), torch.zeros(1, 2, dtype=torch.bool))

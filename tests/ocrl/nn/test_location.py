@@ -5,11 +5,11 @@ import torch
 
 from ocrl.nn.location import (
     cell_centres,
+    cut_around,
     follow,
     log_density,
     mask_geometry,
     moments,
-    sample_around,
     spread_offsets,
 )
 
@@ -92,12 +92,12 @@ def test_geometry_of_masks_by_hand():
     torch.testing.assert_close(batch[1, :2, 3], torch.tensor([0.5, 0.0]))
 
 
-def test_samples_around_a_place_are_bilinear_and_zero_outside() -> None:
-    grid = torch.arange(24, dtype=torch.float64).view(1, 4, 3, 2)
+def test_squares_around_a_place_are_bilinear_and_zero_outside() -> None:
+    frames = torch.arange(24, dtype=torch.float64).view(1, 4, 3, 2).permute(0, 3, 1, 2)
     places = torch.tensor([[[1.5 / 4, 1.5 / 3], [2 / 4, 0.5 / 3]]], dtype=torch.float64)
-    read = sample_around(grid, places, torch.tensor([-1.0, 0.0, 1.0]))
-    assert read.shape == (1, 2, 3, 3, 2)
-    torch.testing.assert_close(read[0, 0], grid[0, :3])
+    read = cut_around(frames, places, torch.tensor([-1.0, 0.0, 1.0]))
+    assert read.shape == (1, 2, 2, 3, 3)
+    torch.testing.assert_close(read[0, 0], frames[0, :, :3])
     # Between the second and the third row, and half of it left of the picture.
     expected = torch.tensor([0.0, 9.0, 11.0], dtype=torch.float64)
-    torch.testing.assert_close(read[0, 1, 1, :, 0], expected)
+    torch.testing.assert_close(read[0, 1, 0, 1], expected)
