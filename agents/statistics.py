@@ -152,9 +152,10 @@ def mean_interval(
     if len(array) < 2:
         return None
     rng = np.random.default_rng(seed)
-    # How often each value is drawn says all that a mean asks for, in one product.
+    # How often each value is drawn says all that a mean asks for, in one product. Divided after
+    # it, means of zeros and ones stay in [0,1].
     counts = rng.multinomial(len(array), np.full(len(array), 1 / len(array)), size=_NUM_RESAMPLES)
-    means = np.tensordot(counts / len(array), array, axes=1)
+    means = np.tensordot(counts, array, axes=1) / len(array)
     if transform is not None:
         means = np.array([transform(mean) for mean in means])
     return np.quantile(means, _tails(), axis=0)

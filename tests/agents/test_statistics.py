@@ -64,6 +64,13 @@ def test_an_interval_of_what_follows_from_a_mean():
     assert mean_interval(values, transform=np.sum) == pytest.approx((low, high))
 
 
+@pytest.mark.parametrize("number", [3, 49, 50])
+def test_means_of_ones_are_one(number):
+    asked = []
+    mean_interval(np.ones((number, 2)), transform=lambda mean: asked.append(mean) or 0.0)
+    assert (np.array(asked) == 1).all()
+
+
 def test_curves_are_drawn_whole():
     # Where one point is low the other is high: the same draws give both.
     curves = np.array([[0.0, 1.0], [0.25, 0.75], [1.0, 0.0]])
