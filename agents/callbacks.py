@@ -228,6 +228,27 @@ class Recorder(BaseCallback):
         return figures
 
 
+class EntropyFall(BaseCallback):
+    """Lets the weight of the entropy fall with the learning rate, as Stable-Baselines3 does not."""
+
+    def __init__(self, schedule: Callable[[float], float], *, total_steps: int) -> None:
+        """Prepare.
+
+        Args:
+            schedule: the weight, given the share of the run that is left.
+            total_steps: of the run.
+        """
+        super().__init__()
+        self._schedule, self._total_steps = schedule, total_steps
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        left = 1 - self.num_timesteps / self._total_steps
+        self.model.ent_coef = self._schedule(max(left, 0.0))  # type: ignore[attr-defined]
+
+
 class Evaluator(BaseCallback):
     """Evaluates the agent every so many environment steps, outside its training environments."""
 

@@ -21,7 +21,7 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from ocrl.agents import replay_store, spaces
-from ocrl.agents.callbacks import Score
+from ocrl.agents.callbacks import EntropyFall, Score
 from ocrl.agents.policy import Algorithm, Network, PolicyAgent, check_actions, find_algorithm
 from ocrl.agents.run import AgentRun, AgentTraining, Evaluate, MakePart, check_from_one
 from ocrl.agents.vector import StableBaselinesVecEnv, StateVecEnv
@@ -70,7 +70,8 @@ class ModelFree:
             policy: of its policy, likewise.
             pooling: describes what sets go through, a `Pooling`.
             vision: describes what frames go through, a `Vision`.
-            final_fraction: of the learning rate, which falls in a line, at the end of the run.
+            final_fraction: of the learning rate and of the entropy's weight, which fall in a line,
+                at the end of the run.
             total_steps: environment steps of the whole run, over all environments.
             num_envs: E.
             processes: one process per environment; worth it where a step takes long.
@@ -259,8 +260,13 @@ class _Training(AgentTraining[PolicyAgent]):
         self.agent.measure(observations)
 
     def learn(self, callbacks: list[BaseCallback]) -> None:
+        fraction, total_steps = self.settings.final_fraction, self.settings.total_steps
+        weight = self.settings.arguments.get("ent_coef", 0.0)
+        if fraction < 1 and weight > 0:
+            schedule = LinearSchedule(weight, weight * fraction, 1.0)
+            callbacks = [EntropyFall(schedule, total_steps=total_steps), *callbacks]
         self.model.learn(
-            self.settings.total_steps - self.step,
+            total_steps - self.step,
             callback=callbacks,
             log_interval=None,  # type: ignore[arg-type]
             reset_num_timesteps=False,

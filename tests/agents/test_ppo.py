@@ -7,6 +7,7 @@ import signal
 import numpy as np
 import pytest
 import torch
+from stable_baselines3 import PPO
 
 from ocrl.agents import saving
 from ocrl.agents.ppo import ModelFree
@@ -98,6 +99,24 @@ def test_the_learning_rate_falls_in_a_line(tmp_path, make_toy, small_settings):
     start = settings["arguments"]["learning_rate"]
     found = [model.lr_schedule(left) for left in (1.0, 0.5, 0.0)]
     np.testing.assert_allclose(found, [start, 0.6 * start, 0.2 * start])
+
+
+def test_the_weight_of_the_entropy_falls_with_it(tmp_path, make_toy, small_settings, monkeypatch):
+    settings = small_settings("ppo") | {"final_fraction": 0.2}
+    settings["arguments"] = settings["arguments"] | {"ent_coef": 0.1}
+    found = []
+    update = PPO.train
+
+    def note(self):
+        found.append((self.num_timesteps, self.ent_coef))
+        update(self)
+
+    monkeypatch.setattr(PPO, "train", note)
+    train(tmp_path, make_toy("objects"), settings)
+    steps, entropies = np.array(found).T
+    assert len(steps) > 3 and steps[-1] >= settings["total_steps"]
+    expected = 0.1 * (1 - 0.8 * np.minimum(steps / settings["total_steps"], 1))
+    np.testing.assert_allclose(entropies, expected)
 
 
 def test_a_learning_rate_that_can_not_fall_is_refused(small_settings):
