@@ -10,8 +10,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ocrl.backbones.with_pixels import NUM_COLOURS, WithPixels
 from ocrl.encoders.gaussian_slots import GaussianSlots, check_placed
+from ocrl.encoders.with_pixels import NUM_COLOURS, WithPixels
 from ocrl.interfaces import Backbone, Initializer, State
 from ocrl.nn.attention import EpsPlacement
 from ocrl.nn.location import (

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from ocrl.backbones.cnn import CNN
-from ocrl.backbones.with_pixels import WithPixels
+from ocrl.encoders.with_pixels import WithPixels
 
 
 def make(image_size=(16, 24)) -> WithPixels:
