@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ocrl.encoders.gaussian_slots import GaussianSlots, check_placed
 from ocrl.encoders.with_pixels import NUM_COLOURS, WithPixels
@@ -49,8 +49,9 @@ class LocatedSlots(GaussianSlots):
         mlp_dim: see `GaussianSlots`.
         eps_placement: see `Corrector`.
         modulation: see `Corrector`.
-        glimpse_size: S; a slot is also given what an MLP makes of the S x S pixels around its
-            place, for the mean over what it won forgets what was where: its shape. 0 for none.
+        glimpse_size: S; a slot is also given what convolutions make of the S x S pixels around
+            its place, and of its attention there, which says what of them is its own: the mean
+            over what it won forgets what was where, its shape. 0 for none.
 
     Raises:
         ValueError: if not at least one slot has a place, `num_prior_tokens` or `min_scale` is not
@@ -106,10 +107,7 @@ class LocatedSlots(GaussianSlots):
         self.min_scale = min_scale
         self.glimpse_size = glimpse_size
         if glimpse_size:
-            num_pixels = glimpse_size**2
-            self.look_closely = MLP(
-                NUM_COLOURS * num_pixels, hidden_dims=[4 * slot_dim, slot_dim], out_dim=slot_dim
-            )
+            self.look_closely = _glimpse_network(glimpse_size, out_dim=slot_dim)
             offsets = torch.arange(glimpse_size) - (glimpse_size - 1) / 2
             self.register_buffer("offsets", offsets, persistent=False)
         self.register_buffer("coordinates", cell_centres(backbone.grid), persistent=False)
@@ -157,15 +155,34 @@ class LocatedSlots(GaussianSlots):
             )
         output, new = super().bind(tokens, state, is_first, action=action, condition=condition)
         if self.glimpse_size:
-            slots = output.slots + self._closely(tokens, new)[:, None]
-            output = replace(output, slots=slots)
+            closely = self._closely(tokens, output.attn[:, 0], new)
+            output = replace(output, slots=output.slots + closely[:, None])
         return output, new
 
-    def _closely(self, tokens: Tensor, state: State) -> Tensor:
+    def _closely(self, tokens: Tensor, attn: Tensor, state: State) -> Tensor:
         """What is seen around the places of slots (B,K,D), nothing for the grounds."""
         assert isinstance(self.backbone, WithPixels)
         frames = self.backbone.frames(tokens[..., -self.num_position_features :])
+        maps = attn.unflatten(2, self.backbone.grid).flatten(0, 1)[:, None]
+        cell = self.backbone.cell
         with torch.autocast(tokens.device.type, enabled=False):
             places = state["places"]
-            glimpses = cut_around(frames.to(places.dtype), places, self.offsets)
-        return state["is_placed"] * self.look_closely(glimpses.flatten(2).to(tokens.dtype))
+            colours = cut_around(frames.to(places.dtype), places, self.offsets)
+            single = places.flatten(0, 1)[:, None]
+            shares = cut_around(maps.to(places.dtype), single, self.offsets, cell=cell)
+            glimpses = torch.cat([colours.flatten(0, 1), shares[:, 0]], dim=1)
+        seen = self.look_closely(glimpses.to(tokens.dtype))
+        return state["is_placed"] * seen.view(*places.shape[:2], -1)
+
+
+def _glimpse_network(size: int, *, out_dim: int) -> nn.Sequential:
+    """From (...,4,S,S), colours and a share of attention, to (...,out_dim)."""
+    cells = -(-size // 4)
+    return nn.Sequential(
+        nn.Conv2d(NUM_COLOURS + 1, 32, 3, stride=2, padding=1),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(32, out_dim, 3, stride=2, padding=1),
+        nn.ReLU(inplace=True),
+        nn.Flatten(),
+        MLP(out_dim * cells**2, hidden_dims=[2 * out_dim], out_dim=out_dim),
+    )

@@ -83,7 +83,9 @@ def follow(
     return torch.lerp(places, mean, share), torch.lerp(prior_scales.square(), variance, share)
 
 
-def cut_around(frames: Tensor, places: Tensor, offsets: Tensor) -> Tensor:
+def cut_around(
+    frames: Tensor, places: Tensor, offsets: Tensor, *, cell: tuple[int, int] = (1, 1)
+) -> Tensor:
     """Squares of frames around places, bilinear between pixels and zero beyond the frame.
 
     Shifts do not rotate, so that two small matrix products read a whole square.
@@ -92,11 +94,14 @@ def cut_around(frames: Tensor, places: Tensor, offsets: Tensor) -> Tensor:
         frames: (B,C,H,W).
         places: (B,K,2), as (y, x) in [0,1].
         offsets: (S,) along either axis, in pixels.
+        cell: rows and columns of pixels that one cell of `frames` stands for.
 
     Returns:
         (B,K,C,S,S).
     """
-    rows, columns = (_tents(places[..., axis], offsets, frames.shape[2 + axis]) for axis in (0, 1))
+    rows, columns = (
+        _tents(places[..., axis], offsets / cell[axis], frames.shape[2 + axis]) for axis in (0, 1)
+    )
     batch, num_channels, height, width = frames.shape
     # (B,K*S,C*W), and of each place all its rows and channels at once.
     across = rows.flatten(1, 2) @ frames.transpose(1, 2).reshape(batch, height, -1)

@@ -147,11 +147,15 @@ def test_a_slot_is_given_what_stands_around_its_place() -> None:
     tokens = torch.rand(1, 64, 8 + 3 * 4, requires_grad=True)
     state = close._start(torch.zeros(1, 4, 8))
     state["places"] = torch.tensor([[[0.5, 0.5], [0.19, 0.19], [0.8, 0.8], [0.5, 0.1]]])
-    close._closely(tokens, state)[0, 1].sum().backward()
+    attn = torch.rand(1, 4, 64, requires_grad=True)
+    close._closely(tokens, attn, state)[0, 1].sum().backward()
     # Around pixel (3, 3), in cells of two pixels.
     reached = tokens.grad[..., -12:].abs().sum(-1).view(8, 8) > 0
     assert reached[:3, :3].all() and not reached[4:].any() and not reached[:, 4:].any()
     assert not tokens.grad[..., :8].any()
+    # Of the attention, its own and the same part.
+    own = attn.grad.abs().view(4, 8, 8) > 0
+    assert not own[[0, 2, 3]].any() and own[1, 1, 1] and not own[1, 4:].any()
 
 
 def test_grounds_own_half_of_any_picture_at_first() -> None:

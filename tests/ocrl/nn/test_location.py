@@ -100,4 +100,8 @@ def test_squares_around_a_place_are_bilinear_and_zero_outside() -> None:
     torch.testing.assert_close(read[0, 0], frames[0, :, :3])
     # Between the second and the third row, and half of it left of the picture.
     expected = torch.tensor([0.0, 9.0, 11.0], dtype=torch.float64)
+    # Of cells of two pixels, every half cell.
+    halves = cut_around(frames, places[:, :1], torch.tensor([-1.0, 0.0, 1.0]), cell=(2, 2))
+    middle = (frames[0, 0, 1, 1], frames[0, 0, 1, 1] + 1.0)
+    torch.testing.assert_close(halves[0, 0, 0, 1, 1:], torch.stack(middle))
     torch.testing.assert_close(read[0, 1, 0, 1], expected)
