@@ -74,6 +74,8 @@ def test_killed_and_resumed_equals_uninterrupted(
     if algorithm == "recurrent_ppo":
         pytest.importorskip("sb3_contrib")
     settings = small_settings(algorithm) | {"final_fraction": final_fraction}
+    if final_fraction < 1:
+        settings["arguments"] = settings["arguments"] | {"ent_coef": 0.1}
     whole = train(tmp_path / "whole", make_toy("objects"), settings)
     for at in (50, 100):  # before and after the first checkpoint
         with pytest.raises(Killed):
