@@ -112,11 +112,14 @@ class SlotEncoder(nn.Module, ABC):
         num_slots: K.
         slot_dim: D.
         backbone: frames to tokens; `backbone.grid` shapes `attn` for drawing.
+        num_axes: numbers of a slot's place, with which it ends (`ocrl.nn.location.join_placed`): 2
+            on the picture, 3 in the world; 0 of slots that do not tell.
     """
 
     num_slots: int
     slot_dim: int
     backbone: Backbone
+    num_axes: int = 0
 
     @abstractmethod
     def initial_state(self, batch_size: int) -> State:
@@ -429,11 +432,13 @@ class Decoder(nn.Module, ABC):
         space: what it reconstructs.
         needs_target: it makes nothing without the frames.
         needs_attn: it draws only where the encoder saw a slot, so no slots that are imagined.
+        num_axes: numbers of the place that it expects at the end of a slot; 0 if none is read.
     """
 
     space: Space
     needs_target: bool = False
     needs_attn: bool = False
+    num_axes: int = 0
 
     @abstractmethod
     def forward(

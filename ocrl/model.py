@@ -46,7 +46,8 @@ class SlotModel(nn.Module):
     views of a clip; the encoder then sees the views that it chooses.
 
     Raises:
-        ValueError: if there is no objective, or if `weights` names others than `objectives`.
+        ValueError: if there is no objective, `weights` names others than `objectives`, or the
+            decoder reads places that the encoder's slots do not tell.
     """
 
     def __init__(
@@ -65,6 +66,13 @@ class SlotModel(nn.Module):
             raise ValueError(
                 f"weights must have the names of the objectives: expected {sorted(objectives)}, "
                 f"got {sorted(weights)}"
+            )
+        if decoder.num_axes not in (0, encoder.num_axes):
+            raise ValueError(
+                f"a {type(decoder).__name__} that reads places expected slots that end with one of "
+                f"{decoder.num_axes} numbers, got a {type(encoder).__name__} that tells "
+                f"{encoder.num_axes or 'none'}; LocatedSlots tells 2 with encoder.has_places=true, "
+                "PlacedSlots 3"
             )
         self.encoder = encoder
         self.decoder = decoder

@@ -176,7 +176,10 @@ def test_every_encoder_builds_in_the_main_job(name, small_vit):
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "decoder").glob("*.yaml")), ids=name_of)
 def test_every_decoder_builds_in_the_main_job(path, small_vit):
-    model = built_model(small(f"decoder={path.stem}", f"vit={small_vit}"))
+    options = (f"decoder={path.stem}", f"vit={small_vit}")
+    decoder = checkpoint.build(checkpoint.plain(small(*options).decoder))
+    tells_places = {0: (), 2: ("encoder=located_placed",), 3: ("encoder=placed",)}
+    model = built_model(small(*options, *tells_places[decoder.num_axes]))
     assert isinstance(model.decoder, Decoder)
 
 

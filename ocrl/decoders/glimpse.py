@@ -1,4 +1,4 @@
-"""Glimpse decoder: every slot is a small shape, drawn at the centre of what the slot saw.
+"""Glimpse decoder: every slot is a small shape, drawn where the slot is.
 
 B batch, T frames, K slots, D slot size, C H W image, N tokens, S cells of a glimpse's side,
 M = B * T frames.
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ocrl.interfaces import Decoder, Space
-from ocrl.nn.location import cell_centres, moments
+from ocrl.nn.location import NUM_AXES, cell_centres, moments, split_placed
 from ocrl.nn.mlp import MLP
 from ocrl.nn.position import grid_like
 from ocrl.types import DecoderOutput
@@ -48,7 +48,8 @@ class GlimpseDecoder(Decoder):
     shifts do not rotate, drawing is two small matrix products per slot, and colours meet masks and
     frames in one, so that no (K,3,H,W) pictures exist.
 
-    It can not draw imagined slots, of which no attention is known.
+    Of imagined slots no attention is known. With `reads_places` slots say themselves where they
+    are and which are the ground, and it draws those as well.
 
     Args:
         slot_dim: D.
@@ -59,14 +60,15 @@ class GlimpseDecoder(Decoder):
         deviation: standard deviation of a pixel's colour, which is in [0,1].
         max_shift: pixels that a slot may move its glimpse along either axis; 0 for none.
         max_zoom: times that a slot may stretch or shrink its glimpse; 1 for neither.
+        reads_places: slots end with their place, as those of `LocatedSlots` with `has_places`; the
+            attention is not read.
 
     Raises:
         ValueError: if a glimpse is larger than the image, `deviation` is not positive, `max_shift`
-            is negative or `max_zoom` below 1.
+            is negative or `max_zoom` below 1, or slots are too small to hold a place.
     """
 
     space: Space = "pixels"
-    needs_attn = True
     offsets: Tensor
 
     def __init__(
@@ -80,6 +82,7 @@ class GlimpseDecoder(Decoder):
         deviation: float,
         max_shift: float = 0.0,
         max_zoom: float = 1.0,
+        reads_places: bool = False,
     ) -> None:
         super().__init__()
         height, width = image_size
@@ -99,6 +102,10 @@ class GlimpseDecoder(Decoder):
         self.num_cells = num_cells
         self.cell_size = glimpse_size / num_cells
         self.deviation = deviation
+        self.needs_attn = not reads_places
+        self.num_axes = NUM_AXES if reads_places else 0
+        if reads_places:
+            slot_dim = split_placed(torch.empty(1, slot_dim), num_axes=NUM_AXES)[0].shape[-1]
         self.draw = MLP(slot_dim, hidden_dims=hidden_dims, out_dim=num_cells**2, norm_first=True)
         self.colour = MLP(slot_dim, hidden_dims=[], out_dim=NUM_COLOURS, norm_first=True)
         last = self.draw.layers[-1]
@@ -137,18 +144,24 @@ class GlimpseDecoder(Decoder):
         inside = (pixels - centres[..., None]) / zooms
         return (1 - (inside[..., None] - self.offsets).abs() / self.cell_size).clamp_min(0.0)
 
-    def _prior(self, glimpses: Tensor, attn: Tensor, shifts: Tensor, zooms: Tensor) -> Tensor:
-        """Logarithm of the prior shares (M,K,H*W) of glimpses (M,K,S,S) under attn (M,K,N)."""
+    def _seen(self, attn: Tensor) -> tuple[Tensor, Tensor]:
+        """Where attn (M,K,N) puts slots (M,K,2), in [0,1], and which is the ground (M,)."""
         tokens = grid_like(attn.shape[-1], shape=self.grid, what="a frame")
         centres, _ = moments(attn, cell_centres(tokens).to(attn))
-        centres = centres * centres.new_tensor(self.grid) + shifts
+        return centres, attn.sum(dim=-1).argmax(dim=-1)
+
+    def _prior(
+        self, glimpses: Tensor, places: Tensor, ground: Tensor, shifts: Tensor, zooms: Tensor
+    ) -> Tensor:
+        """Logarithm of the prior shares (M,K,H*W) of glimpses (M,K,S,S) at places (M,K,2)."""
+        centres = places * places.new_tensor(self.grid) + shifts
         rows, columns = (
             self._weights(centres[..., axis], zooms, self.grid[axis]) for axis in (0, 1)
         )
         logits = rows @ (glimpses - OUTSIDE) @ columns.mT + OUTSIDE
-        ground = attn.sum(dim=-1).argmax(dim=-1)[:, None, None, None]
-        index = torch.arange(attn.shape[1], device=attn.device)[:, None, None]
-        return logits.masked_fill(index == ground, 0.0).flatten(2).log_softmax(dim=1)
+        index = torch.arange(places.shape[1], device=places.device)
+        is_ground = (index == ground[:, None])[..., None, None]
+        return logits.masked_fill(is_ground, 0.0).flatten(2).log_softmax(dim=1)
 
     def _joint(self, prior: Tensor, colours: Tensor, frames: Tensor) -> Tensor:
         """Log density (M,K,H*W) of slot and colour of every pixel of frames (M,3,H*W)."""
@@ -163,26 +176,35 @@ class GlimpseDecoder(Decoder):
         """Draw (B,T,3,H,W); masks are at full resolution, and prior shares without `target`.
 
         Raises:
-            ValueError: if there is no `attn`, or its tokens are on no grid like the frame's.
+            ValueError: if `attn` is read and there is none, or its tokens are on no grid like the
+                frame's.
         """
-        if attn is None:
+        lead = slots.shape[:2]
+        if self.num_axes:
+            slots, places, is_placed = split_placed(slots, num_axes=NUM_AXES)
+            dtype = torch.promote_types(slots.dtype, torch.float32)
+            centres = 0.5 * (places.to(dtype).flatten(0, 1) + 1)
+            ground = is_placed[..., 0].flatten(0, 1).argmin(dim=-1)
+        elif attn is None:
             raise ValueError(
                 "a glimpse decoder expected the encoder's attention, got none: it draws a slot "
-                "where the encoder saw it"
+                "where the encoder saw it, unless slots end with their places (has_places of the "
+                "encoder, reads_places of the decoder)"
             )
-        lead = slots.shape[:2]
-        attn = attn.to(torch.promote_types(attn.dtype, torch.float32)).flatten(0, 1)
+        else:
+            dtype = torch.promote_types(attn.dtype, torch.float32)
+            centres, ground = self._seen(attn.to(dtype).flatten(0, 1))
         cells = (slots.shape[2], self.num_cells, self.num_cells)
-        glimpses = self.draw(slots).to(attn.dtype).reshape(-1, *cells)
-        colours = self.colour(slots).to(attn.dtype).sigmoid().flatten(0, 1)
-        poses = [pose.to(attn.dtype) for pose in self._poses(slots)]
+        glimpses = self.draw(slots).to(dtype).reshape(-1, *cells)
+        colours = self.colour(slots).to(dtype).sigmoid().flatten(0, 1)
+        shifts, zooms = (pose.to(dtype) for pose in self._poses(slots))
         aux = {}
         with torch.autocast(slots.device.type, enabled=False):
-            prior = self._prior(glimpses, attn, *poses)
+            prior = self._prior(glimpses, centres, ground, shifts, zooms)
             shares = prior.exp()
             recon = (colours.mT @ shares).view(*lead, NUM_COLOURS, *self.grid)
             if target is not None:
-                frames = target.to(attn.dtype).flatten(0, 1).flatten(2)
+                frames = target.to(dtype).flatten(0, 1).flatten(2)
                 joint = self._joint(prior, colours, frames)
                 aux["log_prob"] = joint.logsumexp(dim=1).view(*lead, *self.grid)
                 shares = joint.softmax(dim=1)

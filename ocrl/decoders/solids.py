@@ -14,15 +14,15 @@ from torch import Tensor, nn
 
 from ocrl.interfaces import RayDecoder
 from ocrl.nn.few_keys import PairMLP
+from ocrl.nn.location import split_placed
 from ocrl.nn.mlp import MLP
 from ocrl.nn.octaves import RayEncoding
-from ocrl.nn.triangulation import split_placed
+from ocrl.nn.triangulation import NUM_AXES
 from ocrl.types import DecoderOutput
 
 NUM_COLOURS = 3
 _SHAPE = (1, 3, 3)
 """How opaque, three half axes, how they are sheared."""
-_AXES = 3
 _HIDDEN = -20.0
 """The logit of a solid behind the camera."""
 _EPS = 1e-4
@@ -71,6 +71,8 @@ class SolidsDecoder(RayDecoder):
         ValueError: unless 0 < `min_radius` < `max_radius` and `sharpness` is positive.
     """
 
+    num_axes = NUM_AXES
+
     def __init__(
         self,
         slot_dim: int,
@@ -91,9 +93,9 @@ class SolidsDecoder(RayDecoder):
         if sharpness <= 0:
             raise ValueError(f"sharpness must be positive, got {sharpness}")
         self.min_radius, self.max_radius, self.sharpness = min_radius, max_radius, sharpness
-        size = split_placed(torch.empty(1, slot_dim))[0].shape[-1]
+        size = split_placed(torch.empty(1, slot_dim), num_axes=NUM_AXES)[0].shape[-1]
         self.shape = MLP(size, hidden_dims=hidden_dims, out_dim=sum(_SHAPE), norm_first=True)
-        self.look = MLP(size, hidden_dims=[], out_dim=NUM_COLOURS * (1 + _AXES), norm_first=True)
+        self.look = MLP(size, hidden_dims=[], out_dim=NUM_COLOURS * (1 + NUM_AXES), norm_first=True)
         self.encoding = RayEncoding(num_octaves, first_octave=first_octave)
         self.norm_ground = nn.LayerNorm(size)
         self.ground = PairMLP(
@@ -112,7 +114,7 @@ class SolidsDecoder(RayDecoder):
 
     def render(self, slots: Tensor, rays: Tensor) -> DecoderOutput:
         """Paint rays, see `RayDecoder.render`; parts are (B,T,K,3,h,w)."""
-        features, places, is_placed = split_placed(slots)
+        features, places, is_placed = split_placed(slots, num_axes=NUM_AXES)
         is_ground = is_placed < 0.5
         shape, look = self.shape(features).float(), self.look(features).float()
         ground = self._ground(features, is_ground, rays)
@@ -152,7 +154,7 @@ class SolidsDecoder(RayDecoder):
     def _inverses(self, axes: Tensor, shear: Tensor) -> Tensor:
         """From the world to where the solids are unit spheres: triangles (B,T,K,3,3)."""
         radius = self.min_radius + (self.max_radius - self.min_radius) * axes.sigmoid()
-        below = torch.tril_indices(_AXES, _AXES, offset=-1, device=axes.device)
+        below = torch.tril_indices(NUM_AXES, NUM_AXES, offset=-1, device=axes.device)
         inverse = torch.diag_embed(1 / radius)
         inverse[..., below[0], below[1]] = shear.tanh() / self.max_radius
         return inverse
@@ -166,8 +168,8 @@ class SolidsDecoder(RayDecoder):
     @staticmethod
     def _shaded(look: Tensor, normal: Tensor) -> Tensor:
         """Logits of colours (B,T,P,K,3) of looks (B,T,K,12) at normals (B,T,P,K,3)."""
-        base, slope = look.split([NUM_COLOURS, NUM_COLOURS * _AXES], dim=-1)
-        slope = slope.unflatten(-1, (NUM_COLOURS, _AXES))
+        base, slope = look.split([NUM_COLOURS, NUM_COLOURS * NUM_AXES], dim=-1)
+        slope = slope.unflatten(-1, (NUM_COLOURS, NUM_AXES))
         return base[:, :, None] + torch.einsum("btkci,btpki->btpkc", slope, normal.clamp(-1, 1))
 
 

@@ -15,10 +15,13 @@ from ocrl.encoders.with_pixels import NUM_COLOURS, WithPixels
 from ocrl.interfaces import Backbone, Initializer, State
 from ocrl.nn.attention import EpsPlacement
 from ocrl.nn.location import (
+    NUM_AXES,
     cell_centres,
     cut_around,
     follow,
+    join_placed,
     log_density,
+    split_placed,
     spread_offsets,
 )
 from ocrl.nn.mlp import MLP
@@ -52,10 +55,14 @@ class LocatedSlots(GaussianSlots):
         glimpse_size: S; a slot is also given what convolutions make of the S x S pixels around
             its place, and of its attention there, which says what of them is its own: the mean
             over what it won forgets what was where, its shape. 0 for none.
+        has_places: a slot ends with its place, (y, x) from -1 to 1, and with 1, or with 0 if it is
+            a ground; so dynamics and policies know where it is, and a decoder that reads places
+            draws it, imagined or not.
 
     Raises:
         ValueError: if not at least one slot has a place, `num_prior_tokens` or `min_scale` is not
-            positive, or `glimpse_size` is negative or larger than the frame.
+            positive, `glimpse_size` is negative or larger than the frame, or slots are too small
+            to hold a place.
     """
 
     coordinates: Tensor
@@ -77,6 +84,7 @@ class LocatedSlots(GaussianSlots):
         eps_placement: EpsPlacement,
         modulation: float = 0.0,
         glimpse_size: int = 0,
+        has_places: bool = False,
     ) -> None:
         check_placed(num_slots, num_grounds=num_grounds, min_scale=min_scale)
         if not 0 <= glimpse_size <= min(backbone.image_size):
@@ -86,12 +94,15 @@ class LocatedSlots(GaussianSlots):
             )
         num_places = num_slots - num_grounds
         seen = WithPixels(backbone) if glimpse_size else None
+        look_dim = slot_dim
+        if has_places:
+            look_dim = split_placed(torch.empty(1, slot_dim), num_axes=NUM_AXES)[0].shape[-1]
         super().__init__(
             seen or backbone,
             initializer=initializer,
             num_slots=num_slots,
             slot_dim=slot_dim,
-            look_dim=slot_dim,
+            look_dim=look_dim,
             num_position_features=seen.num_pixel_features if seen else 0,
             num_grounds=num_grounds,
             num_iterations_first=num_iterations_first,
@@ -106,8 +117,9 @@ class LocatedSlots(GaussianSlots):
         )
         self.min_scale = min_scale
         self.glimpse_size = glimpse_size
+        self.num_axes = NUM_AXES if has_places else 0
         if glimpse_size:
-            self.look_closely = _glimpse_network(glimpse_size, out_dim=slot_dim)
+            self.look_closely = _glimpse_network(glimpse_size, out_dim=look_dim)
             offsets = torch.arange(glimpse_size) - (glimpse_size - 1) / 2
             self.register_buffer("offsets", offsets, persistent=False)
         self.register_buffer("coordinates", cell_centres(backbone.grid), persistent=False)
@@ -132,7 +144,9 @@ class LocatedSlots(GaussianSlots):
     def output(self, state: State) -> tuple[Tensor, dict[str, Tensor]]:
         """Slots; beside them their places (B,K,2) and scales (B,K,1)."""
         told = {"places": state["places"], "scales": state["log_scales"].exp()}
-        return state["slots"], told
+        if not self.num_axes:
+            return state["slots"], told
+        return join_placed(state["slots"], 2 * state["places"] - 1, state["is_placed"]), told
 
     def bind(
         self,
@@ -156,7 +170,9 @@ class LocatedSlots(GaussianSlots):
         output, new = super().bind(tokens, state, is_first, action=action, condition=condition)
         if self.glimpse_size:
             closely = self._closely(tokens, output.attn[:, 0], new)
-            output = replace(output, slots=output.slots + closely[:, None])
+            slots = output.slots.clone()
+            slots[..., : self.look_dim] += closely[:, None]
+            output = replace(output, slots=slots)
         return output, new
 
     def _closely(self, tokens: Tensor, attn: Tensor, state: State) -> Tensor:

@@ -14,14 +14,13 @@ from torch import Tensor, nn
 from ocrl.encoders.gaussian_slots import GaussianSlots, check_placed
 from ocrl.interfaces import Backbone, Initializer, State
 from ocrl.nn.attention import EpsPlacement
-from ocrl.nn.location import spread_offsets
+from ocrl.nn.location import join_placed, split_placed, spread_offsets
 from ocrl.nn.triangulation import (
+    NUM_AXES,
     NUM_RAY,
     distances,
-    join_placed,
     log_density,
     meeting_points,
-    split_placed,
 )
 
 
@@ -59,6 +58,8 @@ class PlacedSlots(GaussianSlots):
             tokens have no rays, or slots are too small to hold a place.
     """
 
+    num_axes = NUM_AXES
+
     def __init__(
         self,
         backbone: Backbone,
@@ -84,7 +85,7 @@ class PlacedSlots(GaussianSlots):
                 "backbone@encoder.backbone=scene_rays, a SceneBackbone with has_rays, got "
                 f"{type(backbone).__name__} without them"
             )
-        looks, _, _ = split_placed(torch.empty(1, slot_dim))
+        looks, _, _ = split_placed(torch.empty(1, slot_dim), num_axes=NUM_AXES)
         num_places = num_slots - num_grounds
         middle = torch.tensor([float(number) for number in center])
         super().__init__(

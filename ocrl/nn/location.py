@@ -11,6 +11,8 @@ import math
 import torch
 from torch import Tensor
 
+NUM_AXES = 2
+"""Numbers of a place on a picture."""
 NUM_GEOMETRY = 7
 """Columns of `mask_geometry`."""
 
@@ -114,6 +116,35 @@ def _tents(centres: Tensor, offsets: Tensor, num_cells: int) -> Tensor:
     cells = torch.arange(num_cells, device=centres.device) + 0.5
     points = centres[..., None] * num_cells + offsets
     return (1 - (points[..., None] - cells).abs()).clamp_min(0.0)
+
+
+def split_placed(slots: Tensor, *, num_axes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Slots (...,D) that end with where they are: features, places and whether they have one.
+
+    Args:
+        slots: what `join_placed` joined.
+        num_axes: A, numbers of a place.
+
+    Returns:
+        Features (...,D-A-1), places (...,A), and (...,1): 1 for a slot with a place, 0 for one of
+        the ground.
+
+    Raises:
+        ValueError: if there is no room for features.
+    """
+    size = slots.shape[-1] - num_axes - 1
+    if size < 1:
+        raise ValueError(
+            f"expected slot_dim above {num_axes + 1}, for slots that end with a place, got "
+            f"{slots.shape[-1]}"
+        )
+    features, places, is_placed = slots.split([size, num_axes, 1], dim=-1)
+    return features, places, is_placed
+
+
+def join_placed(features: Tensor, places: Tensor, is_placed: Tensor) -> Tensor:
+    """The slots (...,D) that `split_placed` takes apart."""
+    return torch.cat([features, places, is_placed], dim=-1)
 
 
 def spread_offsets(num_places: int, *, radius: float) -> Tensor:

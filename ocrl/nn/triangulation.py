@@ -16,33 +16,9 @@ from ocrl.nn.rays import rays_through
 NUM_RAY = 7
 """Numbers of a token's ray: its origin, its unit direction, and the area of the whole picture at a
 distance of one unit."""
-_NUM_PLACE = 4
+NUM_AXES = 3
+"""Numbers of a place in the world."""
 _EPS = 1e-6
-
-
-def split_placed(slots: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Slots (...,D) that end with where they are: features, places and whether they have one.
-
-    Returns:
-        Features (...,D-4), places (...,3) in the world, and (...,1): 1 for a slot with a place, 0
-        for one of the ground.
-
-    Raises:
-        ValueError: if there is no room for features.
-    """
-    size = slots.shape[-1] - _NUM_PLACE
-    if size < 1:
-        raise ValueError(
-            f"expected slot_dim above {_NUM_PLACE}, for slots that end with a place, got "
-            f"{slots.shape[-1]}"
-        )
-    features, places, is_placed = slots.split([size, 3, 1], dim=-1)
-    return features, places, is_placed
-
-
-def join_placed(features: Tensor, places: Tensor, is_placed: Tensor) -> Tensor:
-    """The slots (...,D) that `split_placed` takes apart."""
-    return torch.cat([features, places, is_placed], dim=-1)
 
 
 def token_rays(

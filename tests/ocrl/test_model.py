@@ -116,6 +116,21 @@ def test_a_model_without_objectives_is_refused():
         model_of(objectives={}, weights={})
 
 
+def test_a_decoder_of_places_needs_slots_that_tell_them():
+    encoder, decoder = Encoder(), Flat()
+    arguments = dict(decoder=decoder, objectives={"one": Constant(1.0)}, weights={"one": 1.0})
+    encoder.num_axes = 2
+    SlotModel(encoder, **arguments, is_conditioned=False)
+    decoder.num_axes = 2
+    SlotModel(encoder, **arguments, is_conditioned=False)
+    decoder.num_axes = 3
+    with pytest.raises(ValueError, match="a Flat that reads places expected .* 3 numbers, got .* 2"):
+        SlotModel(encoder, **arguments, is_conditioned=False)
+    encoder.num_axes = 0
+    with pytest.raises(ValueError, match="got a Encoder that tells none; .*has_places=true"):
+        SlotModel(encoder, **arguments, is_conditioned=False)
+
+
 def test_boxes_of_the_first_frame_come_first_and_are_padded_to_the_slots():
     boxes = torch.full((2, 3, 5, 4), -1.0)
     boxes[0, 0, 1] = torch.tensor([0.1, 0.2, 0.3, 0.4])

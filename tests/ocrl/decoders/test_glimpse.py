@@ -4,14 +4,15 @@ from torch import nn
 from torch.nn import functional
 
 from ocrl.decoders.glimpse import OUTSIDE, GlimpseDecoder
+from ocrl.nn.location import join_placed
 
 
-def make(**changes) -> GlimpseDecoder:
+def make(*, slot_dim: int = 10, **changes) -> GlimpseDecoder:
     torch.manual_seed(0)
     arguments = dict(
         image_size=[16, 24], glimpse_size=8, num_cells=4, hidden_dims=[12], deviation=0.2
     )
-    return GlimpseDecoder(10, **(arguments | changes))
+    return GlimpseDecoder(slot_dim, **(arguments | changes))
 
 
 def attention(*cells: int, num_tokens: int = 24) -> torch.Tensor:
@@ -67,6 +68,28 @@ def test_equal_to_pictures_drawn_one_by_one(poses: dict[str, float]) -> None:
         log_prob = output.aux["log_prob"][b, 0]
         torch.testing.assert_close(log_prob, joint.sum(0).log(), atol=1e-6, rtol=1e-6)
         torch.testing.assert_close(output.masks[b, 0], joint / joint.sum(0), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("poses", [{}, {"max_shift": 3.0, "max_zoom": 1.5}])
+def test_slots_that_know_their_places_are_drawn_as_where_they_are_seen(poses) -> None:
+    decoder = make(**poses).double()
+    reading = make(slot_dim=13, reads_places=True, **poses).double()
+    reading.load_state_dict(decoder.state_dict())
+    features = torch.randn(2, 3, 3, 10, dtype=torch.float64)
+    cells = torch.tensor([0, 8, 21])  # of 4 x 6
+    attn = functional.one_hot(cells, 24).double().expand(2, 3, 3, 24).clone()
+    attn[:, :, 2] += 0.5  # the ground, and its centre moves
+    centres = torch.tensor([[0.5, 0.5], [1.5, 2.5], [2.0, 3.0]]).double() / torch.tensor([4, 6])
+    places = (2 * centres - 1).expand(2, 3, 3, 2)
+    is_placed = torch.tensor([[0.9], [1.1], [0.2]]).double().expand(2, 3, 3, 1)
+    frames = torch.rand(2, 3, 3, 16, 24, dtype=torch.float64)
+    assert decoder.needs_attn and not reading.needs_attn
+    slots = join_placed(features, places, is_placed)
+    expected, found = decoder(features, frames, attn=attn), reading(slots, frames)
+    torch.testing.assert_close(found.recon, expected.recon)
+    torch.testing.assert_close(found.masks, expected.masks, atol=1e-6, rtol=1e-5)
+    moved = join_placed(features, places.flip(-1), is_placed)
+    assert not torch.allclose(reading(moved).recon, found.recon, atol=1e-3)
 
 
 def test_a_slot_is_seen_in_its_glimpse_only() -> None:
@@ -138,5 +161,7 @@ def test_bad_input_is_named() -> None:
         make(max_zoom=0.5)
     with pytest.raises(ValueError, match="expected the encoder's attention, got none"):
         make()(torch.randn(1, 1, 2, 10))
+    with pytest.raises(ValueError, match="expected slot_dim above 3"):
+        make(slot_dim=3, reads_places=True)
     with pytest.raises(ValueError, match="proportions of a frame of 16 x 24, got 25 tokens"):
         make()(torch.randn(1, 1, 2, 10), attn=torch.ones(1, 1, 2, 25))

@@ -5,7 +5,7 @@ import torch
 
 from ocrl.check import check_decoder
 from ocrl.decoders.solids import SolidsDecoder
-from ocrl.nn.triangulation import join_placed
+from ocrl.nn.location import join_placed
 
 
 def make(**changes):

@@ -8,7 +8,7 @@ from ocrl.backbones.cnn import CNN
 from ocrl.check import check_slot_encoder
 from ocrl.encoders.located import LocatedSlots
 from ocrl.initializers import GaussianInitializer, Initializer, LearnedInitializer
-from ocrl.nn.location import cell_centres, follow, log_density
+from ocrl.nn.location import cell_centres, follow, log_density, split_placed
 
 
 def make(*, initializer: Initializer | None = None, **changes) -> LocatedSlots:
@@ -39,6 +39,8 @@ def make(*, initializer: Initializer | None = None, **changes) -> LocatedSlots:
         {"num_grounds": 2, "mlp_dim": None},
         {"eps_placement": "sum"},
         {"glimpse_size": 6},
+        {"has_places": True},
+        {"has_places": True, "glimpse_size": 6},
     ],
 )
 def test_contract_of_the_variants(changes) -> None:
@@ -156,6 +158,21 @@ def test_a_slot_is_given_what_stands_around_its_place() -> None:
     # Of the attention, its own and the same part.
     own = attn.grad.abs().view(4, 8, 8) > 0
     assert not own[[0, 2, 3]].any() and own[1, 1, 1] and not own[1, 4:].any()
+
+
+@pytest.mark.parametrize("glimpse_size", [0, 6])
+def test_slots_end_with_their_places(glimpse_size: int) -> None:
+    plain = make(glimpse_size=glimpse_size)
+    told = make(glimpse_size=glimpse_size, has_places=True, slot_dim=11)
+    told.load_state_dict(plain.state_dict())
+    assert (plain.num_axes, told.num_axes) == (0, 2)
+    video, is_first = torch.rand(2, 3, 3, 16, 16), torch.eye(3)[0].expand(2, 3)
+    first, second = plain(video, is_first), told(video, is_first)
+    assert torch.equal(first.attn, second.attn)
+    features, places, is_placed = split_placed(second.slots, num_axes=2)
+    torch.testing.assert_close(features, first.slots)
+    torch.testing.assert_close((places + 1) / 2, second.aux["places"])
+    assert (is_placed[:, :, 0] == 0).all() and (is_placed[:, :, 1:] == 1).all()
 
 
 def test_grounds_own_half_of_any_picture_at_first() -> None:

@@ -11,7 +11,8 @@ from ocrl.encoders.placed import PlacedSlots
 from ocrl.initializers import LearnedInitializer
 from ocrl.interfaces import Backbone
 from ocrl.nn.attention import standardize
-from ocrl.nn.triangulation import distances, log_density, meeting_points, split_placed, token_rays
+from ocrl.nn.location import split_placed
+from ocrl.nn.triangulation import NUM_AXES, distances, log_density, meeting_points, token_rays
 from ocrl.types import Camera
 
 WORLD = runpy.run_path(str(Path(__file__).parents[1] / "posed_world.py"))
@@ -93,7 +94,7 @@ def test_two_rounds_written_out():
         log_scales = 0.5 * ((squares + 0.3 * prior**2) / (total + 0.3) + 0.1**2).log()
     output = encoder(clip.video.double(), clip.is_first, camera=camera)
     torch.testing.assert_close(output.attn[:, 0], attn)
-    found = split_placed(output.slots[:, 0])
+    found = split_placed(output.slots[:, 0], num_axes=NUM_AXES)
     torch.testing.assert_close(found[0], slots)
     torch.testing.assert_close(found[1], places)
     assert found[2][..., 0].tolist() == [[0, 1, 1, 1]] * 2
@@ -130,7 +131,7 @@ def test_slots_are_triangulated_and_follow_things_of_one_look():
     clip = posed_clip(num_views=4).to_float()
     slots = encoder(clip.video, clip.is_first, camera=clip.camera).slots
     for t in range(3):
-        _, places, _ = split_placed(slots[:, t])
+        _, places, _ = split_placed(slots[:, t], num_axes=NUM_AXES)
         apart = (places[:, 1:] - CENTERS * (1 + 0.05 * t)).norm(dim=-1)
         # Surfaces are seen and not centres, and a pixel is 0.35 units there.
         assert apart.max() < 0.2
@@ -146,15 +147,15 @@ def test_places_are_exact_under_autocast():
         plain = encoder(clip.video, clip.is_first, camera=camera).slots
         with torch.autocast("cpu", dtype=torch.bfloat16):
             mixed = encoder(clip.video, clip.is_first, camera=camera).slots
-    _, expected, _ = split_placed(plain)
-    _, places, _ = split_placed(mixed)
+    _, expected, _ = split_placed(plain, num_axes=NUM_AXES)
+    _, places, _ = split_placed(mixed, num_axes=NUM_AXES)
     torch.testing.assert_close(places, expected, atol=0.2, rtol=0.0)
 
 
 def test_grounds_come_first_and_have_no_place():
     encoder, clip = make(num_grounds=2), posed_clip().to_float()
     output = encoder(clip.video, clip.is_first, camera=clip.camera)
-    _, _, is_placed = split_placed(output.slots)
+    _, _, is_placed = split_placed(output.slots, num_axes=NUM_AXES)
     assert is_placed[..., 0].tolist() == [[[0, 0, 1, 1]] * 3] * 2
 
 

@@ -7,9 +7,11 @@ from ocrl.nn.location import (
     cell_centres,
     cut_around,
     follow,
+    join_placed,
     log_density,
     mask_geometry,
     moments,
+    split_placed,
     spread_offsets,
 )
 
@@ -105,3 +107,14 @@ def test_squares_around_a_place_are_bilinear_and_zero_outside() -> None:
     middle = (frames[0, 0, 1, 1], frames[0, 0, 1, 1] + 1.0)
     torch.testing.assert_close(halves[0, 0, 0, 1, 1:], torch.stack(middle))
     torch.testing.assert_close(read[0, 1, 0, 1], expected)
+
+
+@pytest.mark.parametrize("num_axes", [2, 3])
+def test_placed_slots_come_apart_and_together(num_axes: int) -> None:
+    slots = torch.rand(2, 3, 4, 6 + num_axes)
+    features, places, is_placed = split_placed(slots, num_axes=num_axes)
+    assert features.shape[-1] == 5 and places.shape[-1] == num_axes and is_placed.shape[-1] == 1
+    assert torch.equal(join_placed(features, places, is_placed), slots)
+    smallest = slots[..., : num_axes + 1]
+    with pytest.raises(ValueError, match=f"expected slot_dim above {num_axes + 1}, .* got"):
+        split_placed(smallest, num_axes=num_axes)

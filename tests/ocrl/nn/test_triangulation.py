@@ -6,10 +6,8 @@ import torch
 from ocrl.nn.rays import project
 from ocrl.nn.triangulation import (
     distances,
-    join_placed,
     log_density,
     meeting_points,
-    split_placed,
     token_rays,
 )
 
@@ -108,12 +106,3 @@ def test_nobody_is_seen_behind_a_camera():
     assert (along < 0).all()
     scales = torch.zeros(1, 1, 1).double()
     assert (log_density(squares, along, scales, rays) < -10).all()
-
-
-def test_placed_slots_come_apart_and_together():
-    slots = torch.rand(2, 3, 4, 9)
-    features, places, is_placed = split_placed(slots)
-    assert features.shape[-1] == 5 and places.shape[-1] == 3 and is_placed.shape[-1] == 1
-    assert torch.equal(join_placed(features, places, is_placed), slots)
-    with pytest.raises(ValueError, match=r"expected slot_dim above 4, .* got 4"):
-        split_placed(slots[..., :4])
