@@ -179,7 +179,7 @@ def write_small(run: Run, directory: Path, *, num_points: int = 40) -> Path:
         writer.writerow("" if np.isnan(value) else _number(value) for value in row)
     (folder / PROGRESS).write_text(text.getvalue())
     (folder / EVALUATION).write_text(
-        json.dumps(_rounded(_without_episodes(run.evaluation)), allow_nan=False) + "\n"
+        json.dumps(rounded(_without_episodes(run.evaluation)), allow_nan=False) + "\n"
     )
     return folder
 
@@ -190,11 +190,12 @@ def _without_episodes(node: Any) -> Any:
     return node
 
 
-def _rounded(node: Any) -> Any:
+def rounded(node: Any) -> Any:
+    """Plain values with four digits after the point."""
     if isinstance(node, Mapping):
-        return {key: _rounded(value) for key, value in node.items()}
+        return {key: rounded(value) for key, value in node.items()}
     if isinstance(node, Sequence) and not isinstance(node, str):
-        return [_rounded(value) for value in node]
+        return [rounded(value) for value in node]
     return round(node, 4) if isinstance(node, float) else node
 
 

@@ -21,6 +21,8 @@ import yaml
 from ocrl.envs.interface import ObjectEnv
 
 _TARGET = "_target_"
+_NOT_THE_TASK = (_TARGET, "size", "world_cache", "render_mode")
+"""Arguments that change how an environment is seen or stored, not what it asks."""
 
 
 def names() -> tuple[str, ...]:
@@ -77,6 +79,17 @@ def settings(name: str) -> dict[str, Any]:
         ValueError: if there is no such environment.
     """
     return copy.deepcopy(_read(short_name(name)))
+
+
+def label(env: str, arguments: Mapping[str, Any]) -> str:
+    """The name of an environment, with the arguments that make it another task than its file's."""
+    own = settings(env)
+    different = {
+        name: arguments[name]
+        for name, value in own.items()
+        if name not in _NOT_THE_TASK and arguments.get(name, value) != value
+    }
+    return " ".join([env, *(f"{name}={value}" for name, value in different.items())])
 
 
 @functools.cache

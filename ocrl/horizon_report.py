@@ -16,7 +16,7 @@ from ocrl.horizon import METHODS, PREDICTION, HorizonResult, Rollout
 from ocrl.page import hint, meanings, movie, number, page, table, write_record
 from ocrl.visualize import captioned, enlarge, overlay, strip, to_uint8, write_mp4
 
-_METRICS = {
+METRICS = {
     "slot_error": (
         "slot error",
         "mean squared error after matching; lower is better",
@@ -33,6 +33,7 @@ _METRICS = {
     "hits@5": ("hits@5", "the same, among the five nearest"),
     "mrr": ("MRR", "mean reciprocal rank of that"),
 }
+"""Short names of the figures and what they mean, in the order of a table."""
 _SMALLEST_PICTURE = 192
 
 
@@ -83,7 +84,7 @@ def summary(result: HorizonResult) -> list[str]:
         for method in METHODS:
             if method in methods:
                 cells = "".join(f"{_number(value):>9}" for value in methods[method])
-                lines.append(f"{_METRICS[metric][0]:>16} {method:>10}{cells}")
+                lines.append(f"{METRICS[metric][0]:>16} {method:>10}{cells}")
     return lines + result.warnings
 
 
@@ -108,7 +109,7 @@ def _number(value: float) -> str:
 def _table(result: HorizonResult) -> Iterator[str]:
     rows: list[list[str]] = []
     for metric, methods in result.table.items():
-        name, meaning = _METRICS[metric]
+        name, meaning = METRICS[metric]
         rows.append([hint(name, meaning)])
         for method in METHODS:
             if method in methods:
@@ -135,5 +136,5 @@ def _explanation(result: HorizonResult) -> Iterator[str]:
         "context stays: its true frame, its slots, the mean reward. <b>encoder</b> sees every "
         "frame, so that its slots, what the decoder makes of them, and the outcomes read from "
         "them are what a perfect dynamics would reach.</p>"
-        f"{meanings(_METRICS[metric] for metric in result.table)}</div>"
+        f"{meanings(METRICS[metric] for metric in result.table)}</div>"
     )

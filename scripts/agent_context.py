@@ -20,27 +20,13 @@ from ocrl.discovery import MODEL
 from ocrl.envs import registry
 from ocrl.envs.crafter import crafter_score
 
-_NOT_THE_TASK = ("_target_", "size", "world_cache", "render_mode")
-"""Arguments that change how an environment is seen or stored, not what it asks."""
-
-
-def label(env: str, arguments: Mapping[str, Any]) -> str:
-    """The name of an environment, with the arguments that make it another task than its file's."""
-    own = registry.settings(env)
-    different = {
-        name: arguments[name]
-        for name, value in own.items()
-        if name not in _NOT_THE_TASK and arguments.get(name, value) != value
-    }
-    return " ".join([env, *(f"{name}={value}" for name, value in different.items())])
-
 
 def identity(
     run: Path | str, *, meta: Mapping[str, Any], config: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What `evaluation.json` says of whose it is: environment, observation, agent, seed, step."""
     return {
-        "env": label(meta["env"], meta["env_arguments"]),
+        "env": registry.label(meta["env"], meta["env_arguments"]),
         "obs": _observation(run, meta=meta, config=config),
         "agent": _agent(meta=meta, config=config),
         "seed": config["training"]["seed"],

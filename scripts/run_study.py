@@ -1,13 +1,14 @@
-"""Train the agents of a study over seeds, with the encoders they need, and set them side by side.
+"""Train the runs of a study over seeds, with the encoders they need, and set them side by side.
 
     python scripts/run_study.py results/sprites.yaml --seeds 0 1 2 --jobs 2
     python scripts/run_study.py results/minigrid.yaml --only 'doorkey-*' --write
 
-A study is a YAML file: `encoders`, a list of options of pretrain_slots.py for each, and `agents`,
-of train_agent.py, both by name; `shared` are options of all agents. {NAME} in an option is the run
-of the encoder NAME. `--only` chooses agents by name. Runs that are finished are not repeated,
-others go on. What stands after `--` goes to all agents. `--write` keeps the agents in the folder
-that is named like the file, beside it. Each run says what it has to say in its log.txt.
+A study is a YAML file: `encoders`, a list of options of pretrain_slots.py for each, and either
+`agents`, of train_agent.py, or `worlds`, of train_world_model.py, all by name; `shared` are options
+of all agents or worlds. {NAME} in an option is the run of the encoder NAME. `--only` chooses agents
+or worlds by name. Runs that are finished are not repeated, others go on. What stands after `--`
+goes to all of them. `--write` keeps them in the folder that is named like the file, beside it. Each
+run says what it has to say in its log.txt.
 """
 
 from __future__ import annotations
@@ -24,11 +25,37 @@ from pathlib import Path
 import yaml
 from compare import write_comparison
 from comparison import run
-from kept_results import FRACTION
+from kept_results import FRACTION, keep_world, worlds_table
 from launch import num_cores, resumable, unknown
 
+from ocrl.agents.results import EVALUATION
+from ocrl.horizon_table import RECORD
+from ocrl.page import write_text
+
 _NAMED = re.compile(r"(?<!\$)\{(\w+)\}")
-_PARTS = ("encoders", "shared", "agents")
+_PARTS = ("encoders", "shared", "agents", "worlds")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a study trains.
+
+    Attributes:
+        part: of the file.
+        script: that trains one.
+        seed: the option that takes its seed.
+        done: what the script leaves at its end.
+    """
+
+    part: str
+    script: str
+    seed: str
+    done: str
+
+
+ENCODERS = Kind("encoders", "pretrain_slots", "trainer.seed", "metrics.json")
+AGENTS = Kind("agents", "train_agent", "agent.seed", EVALUATION)
+WORLDS = Kind("worlds", "train_world_model", "trainer.seed", RECORD)
 
 
 @dataclass(frozen=True)
@@ -36,16 +63,18 @@ class Study:
     """What is to be trained.
 
     Attributes:
-        encoders: options of pretrain_slots.py by name; one names only those before it.
-        agents: options of train_agent.py by name.
+        encoders: options by name; one names only those before it.
+        runs: options by name.
+        kind: of the runs.
     """
 
     encoders: Mapping[str, Sequence[str]]
-    agents: Mapping[str, Sequence[str]]
+    runs: Mapping[str, Sequence[str]]
+    kind: Kind
 
     def needed(self) -> list[str]:
-        """The encoders that agents name, and those that these name, in the order of the file."""
-        open_ones = [name for options in self.agents.values() for name in named(options)]
+        """The encoders that runs name, and those that these name, in the order of the file."""
+        open_ones = [name for options in self.runs.values() for name in named(options)]
         found: set[str] = set()
         while open_ones:
             name = open_ones.pop()
@@ -85,6 +114,9 @@ def main() -> None:
             overrides=overrides,
         )
         kept = arguments.study.with_suffix("") if arguments.write else None
+        if study.kind == WORLDS:
+            write_worlds(runs, output=output, kept=kept)
+            return
         title = f"{arguments.study.stem}: agents side by side"
         options = {"fraction": FRACTION, "output": output, "title": title, "write": kept}
         write_comparison(argparse.Namespace(runs=runs, **options))
@@ -92,13 +124,23 @@ def main() -> None:
         parser.error(str(error))
 
 
+def write_worlds(runs: Sequence[Path], *, output: Path, kept: Path | None) -> None:
+    """Set world models side by side in table.md, and keep them if asked to."""
+    text = worlds_table(runs)
+    write_text(output / "table.md", text)
+    sys.stdout.write(text)
+    if kept is not None:
+        for directory in runs:
+            keep_world(directory, kept)
+
+
 def read_study(path: Path, *, only: Sequence[str] = ("*",)) -> Study:
-    """Read a file, and choose the agents whose names match one of the patterns.
+    """Read a file, and choose the runs whose names match one of the patterns.
 
     Raises:
         FileNotFoundError: if there is no such file, in words.
         ValueError: if it is no study, an option names an encoder that there is not or that comes
-            after it, or no agent is chosen.
+            after it, or no run is chosen.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no study at {path}, such as results/sprites.yaml is")
@@ -106,24 +148,30 @@ def read_study(path: Path, *, only: Sequence[str] = ("*",)) -> Study:
         content = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict) or "agents" not in content or set(content) - set(_PARTS):
-        raise ValueError(f"{path}: expected a study with {', '.join(_PARTS)}, got {content!r:.60}")
-    encoders, agents = content.get("encoders") or {}, content["agents"] or {}
+    kinds = [
+        kind for kind in (AGENTS, WORLDS) if isinstance(content, dict) and kind.part in content
+    ]
+    if len(kinds) != 1 or set(content) - set(_PARTS):
+        raise ValueError(
+            f"{path}: expected a study with {', '.join(_PARTS[:-1])} or {_PARTS[-1]}, got "
+            f"{content!r:.60}"
+        )
+    encoders, runs = content.get("encoders") or {}, content[kinds[0].part] or {}
     shared = content.get("shared") or []
-    for name, options in {"shared": shared, **encoders, **agents}.items():
+    for name, options in {"shared": shared, **encoders, **runs}.items():
         if not isinstance(options, list) or not all(isinstance(o, str) for o in options):
             raise ValueError(f"{path}: expected a list of options for {name}, got {options!r:.60}")
     known: list[str] = []
-    for name, options in [*encoders.items(), *agents.items()]:
+    for name, options in [*encoders.items(), *runs.items()]:
         for other in named(options):
             if other not in known:
                 raise ValueError(f"{path}: {name}: {unknown('encoder before it', other, known)}")
         if name in encoders:
             known.append(name)
-    chosen = [name for name in agents if any(fnmatch.fnmatch(name, o) for o in only)]
+    chosen = [name for name in runs if any(fnmatch.fnmatch(name, o) for o in only)]
     if not chosen:
-        raise ValueError(f"{path}: {unknown('agent', ' '.join(only), agents)}")
-    return Study(encoders, {name: [*agents[name], *shared] for name in chosen})
+        raise ValueError(f"{path}: {unknown(kinds[0].part[:-1], ' '.join(only), runs)}")
+    return Study(encoders, {name: [*runs[name], *shared] for name in chosen}, kinds[0])
 
 
 def named(options: Sequence[str]) -> list[str]:
@@ -137,7 +185,7 @@ def train(
     """Train what is not finished, several runs at a time.
 
     Returns:
-        The directories of the agents.
+        The directories of the agents or worlds.
 
     Raises:
         SystemExit: with the code of a run that fails, once those beside it are through.
@@ -145,35 +193,31 @@ def train(
     where = {name: output / "encoders" / name for name in study.encoders}
     threads = max(1, num_cores() // jobs)
     begun: dict[str, Future[None]] = {}
-    agents: dict[Path, Future[None]] = {}
+    runs: dict[Path, Future[None]] = {}
 
-    def work(job: str, directory: Path, options: Sequence[str], more: list[str], done: str) -> None:
+    def work(kind: Kind, directory: Path, options: Sequence[str], more: list[str]) -> None:
         # What is waited for was begun before, so somebody works on it.
         for name in named(options):
             begun[name].result()
         told = [_NAMED.sub(lambda match: where[match[1]].as_posix(), o) for o in options]
-        run(job, directory, [*told, *more], done=done, log="log.txt", threads=threads)
+        words = [*told, *more]
+        run(kind.script, directory, words, done=kind.done, log="log.txt", threads=threads)
 
     with ThreadPoolExecutor(jobs) as pool:
         for name in study.needed():
-            options = study.encoders[name]
-            begun[name] = pool.submit(
-                work, "pretrain_slots", where[name], options, [], "metrics.json"
-            )
+            begun[name] = pool.submit(work, ENCODERS, where[name], study.encoders[name], [])
         for seed in seeds:
-            for name, options in study.agents.items():
-                directory = output / "agents" / f"{name}-{seed}"
-                more = [f"agent.seed={seed}", *overrides]
-                agents[directory] = pool.submit(
-                    work, "train_agent", directory, options, more, "evaluation.json"
-                )
+            for name, options in study.runs.items():
+                directory = output / study.kind.part / f"{name}-{seed}"
+                more = [f"{study.kind.seed}={seed}", *overrides]
+                runs[directory] = pool.submit(work, study.kind, directory, options, more)
         try:
-            for future in [*begun.values(), *agents.values()]:
+            for future in [*begun.values(), *runs.values()]:
                 future.result()
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    return list(agents)
+    return list(runs)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import ocrl
 from ocrl import checkpoint
 from ocrl.data.clips import ClipLoader, Prefetcher
 from ocrl.distributed import join_world
+from ocrl.envs.registry import label
 from ocrl.horizon import HorizonMonitor, evaluate_horizons
 from ocrl.horizon_report import summary, write_results
 from ocrl.train import Run, Trainer
@@ -83,7 +84,11 @@ def main(config: DictConfig) -> None:
             share = {"split": "holdout", "holdout": config.data.holdout, "num_clips": number}
             ends = ending_clips(trained, store, **share)
             result = evaluate_horizons(trained, held_out(number), ends=ends, **measured)
-            details = {"dynamics": choice("dynamics"), "slots": str(source)}
+            details = {
+                "environment": label(env, checkpoint.plain(config.env)),
+                "dynamics": choice("dynamics"),
+                "slots": str(source),
+            }
             write_results(directory, result, title=f"World model of {env}", details=details)
             for sentence in [*summary(result), f"report.html, checkpoint: {directory}"]:
                 console.print(sentence, soft_wrap=True, highlight=False)

@@ -88,6 +88,13 @@ def test_a_name_like_no_other_gets_no_guess():
         ocrl.envs.make("zzzz")
 
 
+def test_a_label_has_what_makes_it_another_task():
+    label, settings = registry.label, registry.settings
+    assert label("crafter", {**settings("crafter"), "size": 72}) == "crafter"
+    changed = {**settings("minigrid"), "id": "A-v0", "size": 32, "view": "partial"}
+    assert label("minigrid", changed) == "minigrid id=A-v0 view=partial"
+
+
 def test_an_unknown_argument_is_answered_with_those_that_exist():
     with pytest.raises(ValueError, match=r"'sise' \(did you mean 'size'\?\): expected one of"):
         ocrl.envs.make("sprites", sise=48)

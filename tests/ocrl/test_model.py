@@ -124,10 +124,12 @@ def test_a_decoder_of_places_needs_slots_that_tell_them():
     decoder.num_axes = 2
     SlotModel(encoder, **arguments, is_conditioned=False)
     decoder.num_axes = 3
-    with pytest.raises(ValueError, match="a Flat that reads places expected .* 3 numbers, got .* 2"):
+    with pytest.raises(
+        ValueError, match=r"a Flat that reads places expected .* 3 numbers, got .* 2"
+    ):
         SlotModel(encoder, **arguments, is_conditioned=False)
     encoder.num_axes = 0
-    with pytest.raises(ValueError, match="got a Encoder that tells none; .*has_places=true"):
+    with pytest.raises(ValueError, match=r"got a Encoder that tells none; .*has_places=true"):
         SlotModel(encoder, **arguments, is_conditioned=False)
 
 

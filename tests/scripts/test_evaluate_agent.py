@@ -171,13 +171,6 @@ def test_a_ceiling_is_of_the_same_environment(scripts, save_run, tmp_path):
     assert scripts["agent_context"].find_ceiling(None, "sprites", {}) is None
 
 
-def test_names_of_environments(scripts):
-    label = scripts["agent_context"].label
-    assert label("crafter", {**registry.settings("crafter"), "size": 72}) == "crafter"
-    changed = {**registry.settings("minigrid"), "id": "A-v0", "size": 32, "view": "partial"}
-    assert label("minigrid", changed) == "minigrid id=A-v0 view=partial"
-
-
 @pytest.mark.parametrize("task", TASKS)
 def test_held_out_worlds_are_of_the_task_and_new(scripts, task):
     own = registry.settings(task)

@@ -1,5 +1,6 @@
 """Studies: what is trained, in which order, and what a wrong file says."""
 
+import json
 import re
 import subprocess
 import sys
@@ -25,6 +26,20 @@ STUDY = {
         "goal-slots": ["obs=slots", "encoder.path={first}"],
     },
 }
+WORLDS = {
+    "encoders": {"first": ["env=sprites"]},
+    "shared": ["env=sprites-reach"],
+    "worlds": {
+        "reach-graph": ["dynamics=graph", "checkpoint={first}"],
+        "reach-window-2": ["dynamics.window=2", "checkpoint={first}"],
+    },
+}
+MEASURED = {
+    "details": {"environment": "sprites-reach", "slots": "encoders/first"},
+    "horizons": [1],
+    "num_clips": 2,
+    "table": {"psnr": {name: [0.123456] for name in ("prediction", "copy", "encoder")}},
+}
 
 
 class Recorder:
@@ -47,7 +62,10 @@ class Recorder:
             stdout.write("training\nthe disk is full\n")
             return subprocess.CompletedProcess(command, 3)
         is_agent = Path(command[1]).stem == "train_agent"
-        (run / ("evaluation.json" if is_agent else "metrics.json")).write_text("{}")
+        text = "{}" if is_agent else json.dumps(MEASURED)
+        (run / ("evaluation.json" if is_agent else "metrics.json")).write_text(text)
+        (run / ".hydra").mkdir()
+        (run / ".hydra/overrides.yaml").write_text(yaml.safe_dump(command[2:-1]))
         return subprocess.CompletedProcess(command, 0)
 
 
@@ -68,7 +86,7 @@ def study(load_script, monkeypatch, tmp_path):
         monkeypatch.setattr(sys, "argv", ["run_study.py", str(file), *output, *arguments])
         compared.clear()
         module.main()
-        return recorder.commands, compared[0]
+        return recorder.commands, compared[0] if compared else None
 
     return start
 
@@ -114,6 +132,29 @@ def test_ctrl_c_ends_it_with_a_sentence(study, capsys):
     assert "the same command goes on" in capsys.readouterr().err
 
 
+def test_world_models_are_trained_and_set_side_by_side(study, tmp_path, capsys):
+    commands, compared = study("--seeds", "1", "2", "--write", content=yaml.safe_dump(WORLDS))
+    assert compared is None
+    assert [(job, name) for job, name, _ in commands] == [
+        ("pretrain_slots", "first"),
+        *(
+            ("train_world_model", f"{name}-{seed}")
+            for seed in (1, 2)
+            for name in ("reach-graph", "reach-window-2")
+        ),
+    ]
+    told = commands[-1][2]
+    assert told["checkpoint"] == (tmp_path / "out/encoders/first").as_posix()
+    assert told["trainer.seed"] == "2" and told["env"] == "sprites-reach"
+    text = (tmp_path / "out/table.md").read_text()
+    assert capsys.readouterr().out == text
+    assert "| reach-graph | 2 | 0.1 (+- 0.0) |" in text and "| reach-window-2 | 2 |" in text
+    kept = tmp_path / "reach/reach-window-2-1"
+    assert json.loads((kept / "metrics.json").read_text())["table"]["psnr"]["copy"] == [0.1235]
+    command = (kept / "command.txt").read_text()
+    assert command.startswith("python scripts/train_world_model.py dynamics.window=2 checkpoint=")
+
+
 @pytest.mark.parametrize(
     ("content", "arguments", "said"),
     [
@@ -121,7 +162,9 @@ def test_ctrl_c_ends_it_with_a_sentence(study, capsys):
         ("encoders: {a: ['x={b}'], b: [y=1]}\nagents: {}", [], "no encoder before it 'b'"),
         ("agents: {a: x=1}", [], "expected a list of options for a, got 'x=1'"),
         ("agents: {a: [1]}", [], "expected a list of options for a"),
-        ("[1, 2]", [], r"expected a study with encoders, shared, agents, got \[1, 2\]"),
+        ("[1, 2]", [], r"a study with encoders, shared, agents or worlds, got \[1, 2\]"),
+        ("agents: {a: []}\nworlds: {a: []}", [], "expected a study with"),
+        ("worlds: {a: []}", ["--only", "b"], "there is no world 'b'"),
         ("agents: {a: []}\nseeds: [1]", [], "expected a study with"),
         ("a: [", [], "is no YAML"),
         (None, ["--only", "goal"], "there is no agent 'goal'.*Did you mean 'goal-slots'"),
@@ -147,12 +190,14 @@ def test_a_missing_file_is_explained(study, tmp_path, capsys):
 def test_the_studies_of_results_have_options_that_there_are(load_script, path):
     module = load_script("run_study")
     found = module.read_study(path)
-    scripts = [("pretrain", found.encoders), ("agent", found.agents)]
+    runs_of = {module.AGENTS: "agent", module.WORLDS: "world_model"}[found.kind]
+    scripts = [("pretrain", found.encoders), (runs_of, found.runs)]
     with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "configs")):
         for config, runs in scripts:
             for options in runs.values():
                 own = [option.split("=")[1] for option in options if option.startswith("env=")]
                 family = own[0].split("-")[0]
-                beside = [f"task={family}"] if config == "agent" else [f"experiment={family}"]
+                group = {"agent": "task", "pretrain": "experiment"}.get(config)
+                beside = [] if group is None else [f"{group}={family}"]
                 plain = [re.sub(r"\{\w+\}", "run", option) for option in options]
                 compose(config, overrides=[*plain, *beside])
