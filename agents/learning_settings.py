@@ -14,6 +14,8 @@ class LearningSettings:
         pretrain_updates: before the first step that is not played at random.
         play_steps: of each environment, from one round of updates to the next.
         batch_size: windows of an update.
+        outcome_batch: steps, half of them events, that an update learns outcomes from besides, see
+            `OutcomeHead.balanced_loss`; 0 for none.
         learning_rate: of the world model, by Adam.
         clip_norm: largest norm of its gradient.
     """
@@ -22,6 +24,7 @@ class LearningSettings:
     pretrain_updates: int
     play_steps: int
     batch_size: int
+    outcome_batch: int
     learning_rate: float
     clip_norm: float
 
@@ -31,11 +34,11 @@ class LearningSettings:
                 raise ValueError(
                     f"expected agent.learning.{name} from 1 on, got {getattr(self, name)}"
                 )
-        if self.updates_per_step < 0 or self.pretrain_updates < 0:
-            raise ValueError(
-                "expected agent.learning.updates_per_step and pretrain_updates from 0 on, got "
-                f"{self.updates_per_step} and {self.pretrain_updates}"
-            )
+        for name in ("updates_per_step", "pretrain_updates", "outcome_batch"):
+            if getattr(self, name) < 0:
+                raise ValueError(
+                    f"expected agent.learning.{name} from 0 on, got {getattr(self, name)}"
+                )
 
 
 @dataclass(frozen=True)

@@ -108,10 +108,23 @@ class Memory:
         self.replay.version = version
 
     def window(self, number: int, *, batch_size: int, length: int) -> Window:
-        """The windows of a draw, see `EpisodeReplay.window`, in slots of the encoder as it is."""
-        places = self.replay.episodes_in(number, batch_size=batch_size, length=length)
+        """The windows of a draw, see `EpisodeReplay.windows`, in slots of the encoder as it is."""
+        frames = self.replay.windows(number, batch_size=batch_size, length=length)
+        places = np.unique(self.replay.episodes_of(frames)).tolist()
         self._encode_again(self.replay.outdated(places))
-        return self.replay.window(number, batch_size=batch_size, length=length)
+        return self.replay.cut(frames)
+
+    def steps(self, number: int, *, batch_size: int) -> Window | None:
+        """The steps of a draw, see `EpisodeReplay.steps`, as windows of two frames.
+
+        Without those whose slots an earlier encoder made: to make them anew would cost an episode
+        for each. None if that leaves none.
+        """
+        frames = self.replay.steps(number, batch_size=batch_size)
+        places = self.replay.episodes_of(frames[:, 0])
+        outdated = self.replay.outdated(np.unique(places).tolist())
+        frames = frames[~np.isin(places, outdated)]
+        return self.replay.cut(frames) if len(frames) else None
 
     def _encode_again(self, places: list[int]) -> None:
         self.num_encoded_again = len(places)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
+from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from ocrl.agents import spaces
@@ -25,7 +26,7 @@ from ocrl.agents.episode_encoder import EpisodeEncoder
 from ocrl.agents.given_world import GivenWorld
 from ocrl.agents.learning_settings import LearningSettings, ReplaySettings
 from ocrl.agents.memory import FRAME, Memory
-from ocrl.agents.replay import EpisodeReplay
+from ocrl.agents.replay import EpisodeReplay, Window
 from ocrl.agents.rollouts import add_rollouts
 from ocrl.agents.run import AgentRun, AgentTraining, Evaluate, MakePart, check_from_one
 from ocrl.agents.vector import StableBaselinesVecEnv
@@ -325,7 +326,7 @@ class _Training(AgentTraining[WorldAgent]):
         ).to(agent.device)
         agent.modules.train()
         rows = agent.rows(window.observation)
-        output = agent.world(rows, window)
+        output = agent.world(rows, window, self._steps())
         self.optimizer.zero_grad(set_to_none=True)
         output.total.backward()
         norm = clip_grad_norm_(agent.world.parameters(), settings.clip_norm)
@@ -353,6 +354,18 @@ class _Training(AgentTraining[WorldAgent]):
         logger.record("replay/steps", self.replay.num_steps)
         logger.record_mean("replay/episodes_encoded_again", self.memory.num_encoded_again)
         logger.record("replay/updates", self.num_updates)
+
+    def _steps(self) -> tuple[Tensor, Window] | None:
+        """Steps that outcomes are learned from besides, if any, half of them events."""
+        world, size = self.agent.world, self.settings.learning.outcome_batch
+        if not size or not world.learns_outcomes:
+            return None
+        world.outcome.tell_odds(self.replay.num_events, self.replay.num_steps)
+        window = self.memory.steps(self.num_updates, batch_size=size)
+        if window is None:
+            return None
+        window = window.to(self.agent.device)
+        return self.agent.rows(window.observation), window
 
     # --- saving and going on -------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ocrl.nn.attention import MultiHeadAttention
+from ocrl.nn.comparison import PairComparison, mean_of_present
 from ocrl.nn.mlp import MLP
 
 
@@ -132,7 +133,7 @@ class SetTransformer(Pooling):
     def _tokens(self, slots: Tensor, is_present: Tensor | None) -> tuple[Tensor, Tensor | None]:
         readout = self.readout.expand(len(slots), 1, -1)
         if self.is_relative:
-            center = rearrange(_mean(slots, is_present), "b f -> b 1 f")
+            center = rearrange(mean_of_present(slots, is_present), "b f -> b 1 f")
             slots = torch.cat([slots, slots - center], dim=-1)
         tokens = torch.cat([readout, self.to_tokens(slots)], dim=1)
         if is_present is None:
@@ -169,10 +170,7 @@ class SetTransformer(Pooling):
 class ComparingTransformer(SetTransformer):
     """A set transformer whose slots come with how they differ from each of the others.
 
-    An MLP makes a few normalised features of each slot, a layer reads the absolute differences of
-    each pair, and a slot is given the mean over its pairs: "alike in this, unlike in that" is
-    plain there, where attention has to make it from products. A relation network (Santoro et al.
-    2017, arXiv 1706.01427) inside, of distances instead of pairs, with one result for each slot.
+    See `PairComparison`. Slots that are not present are not compared with.
 
     Args:
         slot_dim: F.
@@ -207,17 +205,11 @@ class ComparingTransformer(SetTransformer):
             mlp_factor=mlp_factor,
             is_relative=False,
         )
-        self.to_compared = MLP(slot_dim, hidden_dims=[dim], out_dim=pair_dim)
-        self.norm_compared = nn.LayerNorm(pair_dim)
-        self.to_pairs = nn.Linear(pair_dim, dim)
-        self.from_pairs = nn.Linear(dim, dim)
+        self.comparison = PairComparison(slot_dim, pair_dim=pair_dim, dim=dim)
 
     def _tokens(self, slots: Tensor, is_present: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        compared = self.norm_compared(self.to_compared(slots))
-        first, second = (rearrange(compared, f"b k f -> {to}") for to in ("b k 1 f", "b 1 k f"))
-        pairs = self.to_pairs((first - second).abs()).relu()
-        mean = _mean(pairs, None if is_present is None else is_present[:, None])
-        return super()._tokens(torch.cat([slots, self.from_pairs(mean)], dim=-1), is_present)
+        compared = self.comparison(slots, is_present)
+        return super()._tokens(torch.cat([slots, compared], dim=-1), is_present)
 
 
 class MeanPooling(Pooling):
@@ -240,7 +232,7 @@ class MeanPooling(Pooling):
 
     def pool(self, slots: Tensor, is_present: Tensor | None) -> Tensor:
         """See `Pooling.pool`."""
-        return self.outer(_mean(self.inner(slots), is_present))
+        return self.outer(mean_of_present(self.inner(slots), is_present))
 
 
 class RelationNetwork(Pooling):
@@ -279,7 +271,7 @@ class RelationNetwork(Pooling):
         if is_present is not None:
             both = rearrange(is_present, "b i -> b i 1") & rearrange(is_present, "b j -> b 1 j")
             are_present = rearrange(both, "b i j -> b (i j)")
-        return self.outer(_mean(self.inner(pairs), are_present))
+        return self.outer(mean_of_present(self.inner(pairs), are_present))
 
 
 class Concatenation(Pooling):
@@ -320,11 +312,3 @@ def _packed(slots: Tensor, is_present: Tensor) -> tuple[Tensor, Tensor]:
         return slots, is_present
     order = is_present.byte().argsort(dim=1, descending=True, stable=True)[:, :largest]
     return slots.take_along_dim(order[..., None], dim=1), is_present.gather(1, order)
-
-
-def _mean(values: Tensor, is_present: Tensor | None) -> Tensor:
-    """Mean (...,D) of the present ones of (...,K,D); zero where there are none."""
-    if is_present is None:
-        return values.mean(dim=-2)
-    weight = is_present[..., None].to(values.dtype)
-    return (values * weight).sum(dim=-2) / weight.sum(dim=-2).clamp(min=1.0)

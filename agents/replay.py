@@ -63,9 +63,10 @@ class EpisodeReplay:
     """The last episodes, whole, as one row of frames from which windows are cut.
 
     A window begins at any frame with another one after it in its episode, all alike likely, and
-    goes on over the end of an episode into the next one, `is_first` there. What is drawn depends on
-    the content, the seed and the number of the draw alone, so a run that is resumed draws what it
-    would have drawn.
+    goes on over the end of an episode into the next one, `is_first` there. Single steps are drawn
+    with as many events as others: steps with a reward other than 0, or that ended an episode. What
+    is drawn depends on the content, the seed and the number of the draw alone, so a run that is
+    resumed draws what it would have drawn.
 
     Attributes:
         capacity: frames that are kept at least, as far as there are so many: the oldest episode
@@ -91,6 +92,7 @@ class EpisodeReplay:
         self._episodes: list[Arrays] = []
         self._versions: list[int] = []
         self._index: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
+        self._sorted: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
 
     def __len__(self) -> int:
         """Episodes that are held."""
@@ -100,6 +102,11 @@ class EpisodeReplay:
     def num_steps(self) -> int:
         """Steps that are held: frames without the first ones."""
         return self.num_frames - len(self)
+
+    @property
+    def num_events(self) -> int:
+        """Events among the steps that are held."""
+        return len(self._kinds()[0])
 
     def add(
         self,
@@ -138,10 +145,10 @@ class EpisodeReplay:
         while self.num_frames - len(self._episodes[0]["reward"]) >= self.capacity:
             self.num_frames -= len(self._episodes.pop(0)["reward"])
             del self._versions[0]
-        self._index = None
+        self._index = self._sorted = None
 
-    def window(self, number: int, *, batch_size: int, length: int) -> Window:
-        """The windows of a draw.
+    def windows(self, number: int, *, batch_size: int, length: int) -> NDArray[np.int64]:
+        """The numbers of the frames (B,T) of the windows of a draw.
 
         Args:
             number: of the draw.
@@ -151,12 +158,39 @@ class EpisodeReplay:
         Raises:
             ValueError: if fewer than T frames are held.
         """
-        return self._cut(self._drawn(number, batch_size=batch_size, length=length))
+        if self.num_frames < length or length < 2:
+            raise ValueError(
+                f"expected windows of 2 to {self.num_frames} frames, which are held, got {length}"
+            )
+        rng = np.random.default_rng((self._seed, number))
+        begins, steps = self._places()
+        starts = rng.integers(self.num_steps, size=batch_size)
+        episodes = np.searchsorted(steps, starts, side="right") - 1
+        first = begins[episodes] + starts - steps[episodes]
+        # A window that would run over the end of all goes on at the beginning.
+        return (first[:, None] + np.arange(length)) % self.num_frames
 
-    def episodes_in(self, number: int, *, batch_size: int, length: int) -> list[int]:
-        """The places of the episodes that the windows of a draw touch."""
-        frames = self._drawn(number, batch_size=batch_size, length=length)
-        return [int(place) for place in np.unique(self._episodes_of(frames))]
+    def steps(self, number: int, *, batch_size: int) -> NDArray[np.int64]:
+        """The numbers of the frames (B,2) before and after the steps of a draw.
+
+        Half of them are events, and half are none; all are of one kind where there is no other.
+
+        Args:
+            number: of the draw.
+            batch_size: B.
+        """
+        rng = np.random.default_rng((self._seed, number, 1))
+        kinds = [kind for kind in self._kinds() if len(kind)]
+        sizes = [len(part) for part in np.array_split(np.arange(batch_size), len(kinds))]
+        drawn = [
+            kind[rng.integers(len(kind), size=size)]
+            for kind, size in zip(kinds, sizes, strict=True)
+        ]
+        return np.concatenate(drawn)[:, None] + np.array([-1, 0])
+
+    def episodes_of(self, frames: NDArray[np.int64]) -> NDArray[np.intp]:
+        """The places (...) of the episodes that frames (...) are of."""
+        return np.searchsorted(self._places()[0], frames, side="right") - 1
 
     def outdated(self, places: Sequence[int]) -> list[int]:
         """Those of the episodes whose observations were made by another version."""
@@ -182,34 +216,33 @@ class EpisodeReplay:
         for episode in self._episodes:
             yield episode[f"{_PREFIX}{part}"]
 
-    def _drawn(self, number: int, *, batch_size: int, length: int) -> NDArray[np.int64]:
-        """The numbers of the frames (B,T) of a draw."""
-        if self.num_frames < length or length < 2:
-            raise ValueError(
-                f"expected windows of 2 to {self.num_frames} frames, which are held, got {length}"
-            )
-        rng = np.random.default_rng((self._seed, number))
-        begins, steps = self._places()
-        starts = rng.integers(self.num_steps, size=batch_size)
-        episodes = np.searchsorted(steps, starts, side="right") - 1
-        first = begins[episodes] + starts - steps[episodes]
-        # A window that would run over the end of all goes on at the beginning.
-        return (first[:, None] + np.arange(length)) % self.num_frames
-
-    def _episodes_of(self, frames: NDArray[np.int64]) -> NDArray[np.intp]:
-        return np.searchsorted(self._places()[0], frames, side="right") - 1
-
     def _places(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Where each episode begins, counted in frames and in steps."""
         if self._index is None:
-            lengths = np.array([len(episode["reward"]) for episode in self._episodes])
+            lengths = np.array([len(episode["reward"]) for episode in self._episodes], np.int64)
             begins = np.concatenate([[0], np.cumsum(lengths)[:-1]])
             self._index = begins, begins - np.arange(len(lengths))
         return self._index
 
-    def _cut(self, frames: NDArray[np.int64]) -> Window:
-        """The windows (B,T) of frames by their numbers."""
-        where = self._episodes_of(frames)
+    def _kinds(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The numbers of the frames that events led to, and of those that other steps led to."""
+        if self._sorted is None:
+            frames = np.arange(self.num_frames)
+            is_event = np.zeros(self.num_frames, bool)
+            if self._episodes:
+                reward, ends = (
+                    np.concatenate([episode[name] for episode in self._episodes])
+                    for name in ("reward", "terminated")
+                )
+                is_event = (reward != 0) | ends
+            is_step = np.ones(self.num_frames, bool)
+            is_step[self._places()[0]] = False
+            self._sorted = frames[is_step & is_event], frames[is_step & ~is_event]
+        return self._sorted
+
+    def cut(self, frames: NDArray[np.int64]) -> Window:
+        """What was played in the frames (B,T) of a draw."""
+        where = self.episodes_of(frames)
         within = frames - self._places()[0][where]
 
         def gathered(name: str) -> Tensor:
@@ -262,7 +295,7 @@ class EpisodeReplay:
             for length, end in zip(lengths.tolist(), ends.tolist(), strict=True)
         ]
         self._versions, self.version = versions[:-1].tolist(), int(versions[-1])
-        self.num_frames, self._index = int(lengths.sum()), None
+        self.num_frames, self._index, self._sorted = int(lengths.sum()), None, None
 
     def _names(self) -> list[str]:
         return list(self._episodes[0]) if self._episodes else []

@@ -82,8 +82,22 @@ class SetWorld(SlotWorld):
         """Frames of the windows that it is trained on: C + H."""
         return self.num_context + self.horizon
 
-    def forward(self, rows: Tensor, window: Window) -> WorldModelOutput:
-        """Roll out over windows (B,T,R,F), T >= C + 1, and compare with what came."""
+    @property
+    def learns_outcomes(self) -> bool:
+        """Whether both rewards and terminations are learned."""
+        return bool(self.weights["reward"] and self.weights["continue"])
+
+    def forward(
+        self, rows: Tensor, window: Window, steps: tuple[Tensor, Window] | None = None
+    ) -> WorldModelOutput:
+        """Roll out over windows (B,T,R,F), T >= C + 1, and compare with what came.
+
+        Args:
+            rows: (B,T,R,F).
+            window: what was played.
+            steps: rows (M,2,R,F) and windows of M steps, half of them events, that outcomes are
+                learned from besides, see `OutcomeHead.balanced_loss`.
+        """
         prediction = self._foretell(rows, window.action, window.is_first)
         losses = self.compare(
             rows,
@@ -93,7 +107,14 @@ class SetWorld(SlotWorld):
             terminated=window.terminated,
             is_counted=~window.is_first[:, 1:],
         )
+        if steps is not None:
+            losses["balanced"] = self._balanced(*steps)
         return WorldModelOutput(losses, self.weighted(losses), prediction)
+
+    def _balanced(self, rows: Tensor, window: Window) -> Tensor:
+        outcome = self.outcome(rows[:, :1], window.action[:, :1], rows[:, 1:])
+        taught = self.taught(window.reward[:, 1:], window.terminated[:, 1:])
+        return self.outcome.balanced_loss(outcome, **taught)
 
     def starts(self, rows: Tensor, window: Window) -> Starts:
         """Every frame of windows (B,T,R,F) that has its context, with C - 1 frames read before it.

@@ -58,7 +58,8 @@ class SlotWorld(nn.Module, ABC):
     Attributes:
         dynamics: of the slots.
         outcome: tells rewards and terminations.
-        weights: a factor for each loss; `reward` and `continue` with 0 are not computed.
+        weights: a factor for each loss; `reward` and `continue` with 0 are not computed, and
+            `event` is if one of them is.
         horizon: H, steps of a rollout in training.
     """
 
@@ -72,7 +73,7 @@ class SlotWorld(nn.Module, ABC):
     ) -> tuple[Tensor, Tensor]:
         """Expected rewards and probabilities to go on (B,T) of steps, see `OutcomeHead`."""
         outcome = self.outcome(before, action, after)
-        return self.outcome.reward(outcome), outcome.goes_on.float().sigmoid()
+        return self.outcome.reward(outcome), self.outcome.goes_on(outcome)
 
     def imagine(
         self,
@@ -119,8 +120,9 @@ class SlotWorld(nn.Module, ABC):
     ) -> dict[str, Tensor]:
         """The losses of a prediction, by name and before weighting.
 
-        `slots`, the mean squared error of slots; `reward` and `continue`, cross-entropies in nats
-        of what is read from slots that were foretold; and what the dynamics itself asks for.
+        `slots`, the mean squared error of slots; `event`, `reward` and `continue`, cross-entropies
+        in nats of what is read from slots that were foretold, see `OutcomeHead.losses`; and what
+        the dynamics itself asks for.
 
         Args:
             slots: (B,T,K,D) that came true.
@@ -140,18 +142,21 @@ class SlotWorld(nn.Module, ABC):
         before = torch.cat([slots[:, :1], prediction.slots[:, :-1]], dim=1)
         done = None if action is None else action[:, :-1]
         outcome = self.outcome(before, done, prediction.slots)
-        if self.weights["reward"]:
-            assert reward is not None
-            loss = self.outcome.reward_loss(outcome, reward[:, 1:])
-            losses["reward"] = mean_of_counted(loss, is_counted)
-        if self.weights["continue"]:
-            assert terminated is not None
-            loss = self.outcome.goes_on_loss(outcome, terminated[:, 1:])
-            losses["continue"] = mean_of_counted(loss, is_counted)
-        return losses
+        taught = self.taught(reward, terminated)
+        costs = self.outcome.losses(
+            outcome, **{name: None if v is None else v[:, 1:] for name, v in taught.items()}
+        )
+        return losses | {name: mean_of_counted(cost, is_counted) for name, cost in costs.items()}
+
+    def taught(self, reward: Tensor | None, terminated: Tensor | None) -> dict[str, Tensor | None]:
+        """The rewards and terminations, by name, that are learned; None for those that are not."""
+        return {
+            "reward": reward if self.weights["reward"] else None,
+            "terminated": terminated if self.weights["continue"] else None,
+        }
 
     def weighted(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """The sum of losses by their weights; 1 for what the dynamics itself asks for."""
+        """The sum of losses by their weights; 1 for those that have none."""
         return torch.stack([self.weights.get(name, 1.0) * v for name, v in losses.items()]).sum()
 
 

@@ -31,9 +31,9 @@ class WorldModel(SlotWorld):
     the rest, on foretold slots. `ocrl.train.Trainer` trains it.
 
     The losses are `slots`, the mean squared error of slots; `image`, that of the decoded frames;
-    `reward` and `continue`, cross-entropies in nats; `model`, the slot model's own; and, with the
-    weight 1, what the dynamics itself asks for (`SlotDynamics.costs`). Frames from where another
-    episode begins are left out.
+    `event`, `reward` and `continue`, cross-entropies in nats; `model`, the slot model's own; and,
+    with the weight 1, what the dynamics itself asks for (`SlotDynamics.costs`). Frames from where
+    another episode begins are left out.
 
     Slots of encoders that see each frame by itself are put into the order of the frame before.
 

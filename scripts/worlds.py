@@ -41,6 +41,20 @@ def action_sizes(store: EpisodeStore) -> dict[str, int]:
     return {"num_actions": int(number[1]), "action_dim": 0}
 
 
+def count_events(store: EpisodeStore) -> tuple[int, int]:
+    """The steps of episodes with a reward other than 0 or a termination, and all steps.
+
+    None of either where rewards or terminations are not stored.
+    """
+    if not {"reward", "terminated"} <= set(store.arrays):
+        return 0, 0
+    number = 0
+    for index in range(len(store)):
+        episode = store.episode(index)
+        number += int(((episode["reward"] != 0) | episode["terminated"])[1:].sum())
+    return number, int(store.lengths.sum()) - len(store)
+
+
 def build_world(
     config: DictConfig, model: SlotModel, *, source: Path, store: EpisodeStore
 ) -> tuple[WorldModel, dict[str, Any]]:
@@ -67,6 +81,8 @@ def build_world(
     built = {name: checkpoint.build(part) for name, part in parts.items()}
     world_model = WorldModel(model, **built, **own)
     world_model.take_codes()
+    if own["weights"]["reward"] and own["weights"]["continue"]:
+        world_model.outcome.tell_odds(*count_events(store))
     target = {"_target_": "ocrl.world_model.WorldModel", "model": checkpoint.read_config(source)}
     return world_model, target | parts | own
 

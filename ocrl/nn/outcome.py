@@ -5,6 +5,7 @@ B batch, T steps, K slots, D slot size, A action size, E size of the head, M bin
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ocrl.nn.action import ActionEmbedding, check_action
+from ocrl.nn.comparison import PairComparison
 from ocrl.nn.transformer import TransformerBlock
 from ocrl.nn.two_hot import TwoHot
 
@@ -20,10 +22,12 @@ class Outcome(NamedTuple):
     """What an `OutcomeHead` says of each step.
 
     Attributes:
-        reward: logits (B,T,M) over the bins of the reward.
-        goes_on: logit (B,T) that the episode does not terminate there.
+        event: logit (B,T) that there is a reward other than 0 or the episode terminates.
+        reward: logits (B,T,M) over the bins of the reward of an event.
+        goes_on: logit (B,T) that the episode goes on after an event.
     """
 
+    event: Tensor
     reward: Tensor
     goes_on: Tensor
 
@@ -33,14 +37,23 @@ class OutcomeHead(nn.Module):
 
     Reward and termination are read from a set by a token that attends to it, as in OC-STORM (Zhang
     et al. 2025, arXiv 2501.16443) and SOLD (Mosbach et al. 2025, arXiv 2410.08822); the reward as
-    a distribution over bins, as DreamerV3's (arXiv 2301.04104). Differs in that the slots before
-    the step are read beside those after it: many rewards are of a change. The order of slots does
-    not matter; the same index is the same object before and after.
+    a distribution over bins, as DreamerV3's (arXiv 2301.04104). The order of slots does not matter;
+    the same index is the same object before and after. Differs in that
+
+    - the slots before the step are read beside those after it: many rewards are of a change;
+    - a slot may come with how it differs from the others (`pair_dim`): many rewards are of a
+      relation;
+    - it tells first whether anything comes of the step, an event, and then what, as a hurdle model
+      (Cragg 1971). Where rewards are rare, a balanced batch, half of it events, can thus teach all
+      three parts (`balanced_loss`) without a bias: what comes of an event is not asked elsewhere,
+      and the logit of an event is shifted by the true odds (`tell_odds`). In steps as they come,
+      relations that decide a reward drown in those of which nothing comes.
 
     Args:
         slot_dim: D.
         num_actions: of a discrete action space, 0 for none.
         action_dim: A of a continuous action space, 0 for none.
+        pair_dim: features of slots that are compared, see `PairComparison`; 0 for none.
         dim: E.
         num_layers: of the transformer.
         num_heads: of its attention.
@@ -50,12 +63,15 @@ class OutcomeHead(nn.Module):
         high: the last bin, in symlog.
     """
 
+    log_odds: Tensor
+
     def __init__(
         self,
         slot_dim: int,
         *,
         num_actions: int,
         action_dim: int,
+        pair_dim: int,
         dim: int,
         num_layers: int,
         num_heads: int,
@@ -66,7 +82,10 @@ class OutcomeHead(nn.Module):
     ) -> None:
         super().__init__()
         self.num_actions, self.action_dim = num_actions, action_dim
-        self.embed_slots = nn.Linear(2 * slot_dim, dim)
+        self.comparison: PairComparison | None = None
+        if pair_dim:
+            self.comparison = PairComparison(slot_dim, pair_dim=pair_dim, dim=dim)
+        self.embed_slots = nn.Linear(2 * slot_dim + (dim if pair_dim else 0), dim)
         self.embed_action: ActionEmbedding | None = None
         if num_actions or action_dim:
             self.embed_action = ActionEmbedding(dim, num_actions=num_actions, action_dim=action_dim)
@@ -77,11 +96,13 @@ class OutcomeHead(nn.Module):
         )
         self.norm_outputs = nn.LayerNorm(dim)
         self.two_hot = TwoHot(num_bins, low=low, high=high)
+        self.to_event = nn.Linear(dim, 1)
         self.to_reward = nn.Linear(dim, num_bins)
         self.to_goes_on = nn.Linear(dim, 1)
         # At first every reward is expected to be 0, the mean of the bins.
         nn.init.zeros_(self.to_reward.weight)
         nn.init.zeros_(self.to_reward.bias)
+        self.register_buffer("log_odds", torch.zeros(()))
 
     def forward(self, before: Tensor, action: Tensor | None, after: Tensor) -> Outcome:
         """Tell the outcome of steps.
@@ -95,7 +116,10 @@ class OutcomeHead(nn.Module):
             ValueError: if the action is of another space.
         """
         check_action(action, num_actions=self.num_actions, action_dim=self.action_dim)
-        tokens = self.embed_slots(torch.cat([before, after], dim=-1)).flatten(0, 1)
+        seen = [before, after]
+        if self.comparison is not None:
+            seen.append(self.comparison(before))
+        tokens = self.embed_slots(torch.cat(seen, dim=-1)).flatten(0, 1)
         reader = self.reader.to(tokens.dtype).expand(len(tokens), 1, -1)
         if self.embed_action is not None:
             reader = reader + self.embed_action(action).flatten(0, 1)[:, None]
@@ -103,19 +127,93 @@ class OutcomeHead(nn.Module):
         for layer in self.layers:
             tokens = layer(tokens)
         read = self.norm_outputs(tokens[:, 0]).unflatten(0, before.shape[:2])
-        return Outcome(self.to_reward(read), self.to_goes_on(read).squeeze(-1))
+        event = self.to_event(read).squeeze(-1).float() + self.log_odds
+        return Outcome(event, self.to_reward(read), self.to_goes_on(read).squeeze(-1).float())
 
     def reward(self, outcome: Outcome) -> Tensor:
         """The expected rewards (B,T)."""
-        return self.two_hot.mean(outcome.reward)
+        return outcome.event.sigmoid() * self.two_hot.mean(outcome.reward)
 
-    def reward_loss(self, outcome: Outcome, reward: Tensor) -> Tensor:
-        """The cross-entropy (B,T) with rewards (B,T), in nats."""
-        return self.two_hot.loss(outcome.reward, reward)
+    def goes_on(self, outcome: Outcome) -> Tensor:
+        """The probability (B,T) that the episode does not terminate with the step."""
+        return 1 - outcome.event.sigmoid() * (-outcome.goes_on).sigmoid()
 
-    def goes_on_loss(self, outcome: Outcome, terminated: Tensor) -> Tensor:
-        """The cross-entropy (B,T) with whether a step terminated (B,T), in nats."""
-        logit = outcome.goes_on.float()
-        return functional.binary_cross_entropy_with_logits(
-            logit, (~terminated.bool()).to(logit), reduction="none"
-        )
+    def losses(
+        self, outcome: Outcome, *, reward: Tensor | None, terminated: Tensor | None
+    ) -> dict[str, Tensor]:
+        """The parts of minus the log likelihood (B,T) of what came, in nats.
+
+        `event`, and of events `reward` and `continue`; without the two that are None. The reward of
+        an event is a two-hot target, so its part is a cross-entropy.
+
+        Args:
+            outcome: of the steps.
+            reward: (B,T).
+            terminated: (B,T) bool.
+
+        Raises:
+            ValueError: if both are None.
+        """
+        is_event = _events(reward, terminated)
+        target = is_event.to(outcome.event)
+        losses = {
+            "event": functional.binary_cross_entropy_with_logits(
+                outcome.event, target, reduction="none"
+            )
+        }
+        if reward is not None:
+            losses["reward"] = target * self.two_hot.loss(outcome.reward, reward)
+        if terminated is not None:
+            goes_on = (~terminated.bool()).to(outcome.goes_on)
+            losses["continue"] = target * functional.binary_cross_entropy_with_logits(
+                outcome.goes_on, goes_on, reduction="none"
+            )
+        return losses
+
+    def balanced_loss(
+        self, outcome: Outcome, *, reward: Tensor | None, terminated: Tensor | None
+    ) -> Tensor:
+        """The scalar by which steps teach of which half should be events, whatever their odds.
+
+        The means over events of what came of them, and the mean of the mean losses of events and of
+        other steps for whether they were events, before the logit is shifted by the odds.
+
+        Args:
+            outcome: of the steps.
+            reward: (B,T); None where it is not learned, as `terminated`.
+            terminated: (B,T) bool.
+
+        Raises:
+            ValueError: if both are None.
+        """
+        is_event = _events(reward, terminated)
+        unshifted = outcome._replace(event=outcome.event - self.log_odds)
+        losses = self.losses(unshifted, reward=reward, terminated=terminated)
+        weight = is_event.to(outcome.event)
+        number = weight.sum().clamp(min=1)
+        rest = (1 - weight) / (1 - weight).sum().clamp(min=1)
+        total = 0.5 * (losses.pop("event") * (weight / number + rest)).sum()
+        for loss in losses.values():
+            total = total + loss.sum() / number
+        return total
+
+    def tell_odds(self, num_events: int, num_steps: int) -> None:
+        """Tell how many of the steps that `balanced_loss` draws from are events.
+
+        Raises:
+            ValueError: unless 0 <= `num_events` <= `num_steps`.
+        """
+        if not 0 <= num_events <= num_steps:
+            raise ValueError(f"expected 0 to {num_steps} events, got {num_events}")
+        # One more of each, so that what has not been seen is not impossible.
+        self.log_odds.fill_(math.log((num_events + 1) / (num_steps - num_events + 1)))
+
+
+def _events(reward: Tensor | None, terminated: Tensor | None) -> Tensor:
+    """Where (B,T) there was a reward other than 0, or the episode terminated."""
+    if reward is None and terminated is None:
+        raise ValueError("expected rewards or terminations to learn from, got neither")
+    if reward is None:
+        assert terminated is not None
+        return terminated.bool()
+    return reward != 0 if terminated is None else (reward != 0) | terminated.bool()

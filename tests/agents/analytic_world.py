@@ -49,10 +49,14 @@ class Nearer(torch.nn.Module):
             return (rows[..., 0, :2] - rows[..., 1, :2]).norm(dim=-1)
 
         left = distance(after)
-        return Outcome(distance(before) - left, 50 * (left - NEAR))
+        sure = torch.full_like(left, torch.inf)
+        return Outcome(sure, distance(before) - left, 50 * (left - NEAR))
 
     def reward(self, outcome):
         return outcome.reward
+
+    def goes_on(self, outcome):
+        return outcome.goes_on.sigmoid()
 
 
 def make_world(*, is_discrete, horizon=8, weights=WEIGHTS):

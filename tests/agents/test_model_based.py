@@ -105,9 +105,8 @@ def test_killed_and_resumed_equals_uninterrupted(
     assert metas[0] == metas[1]
     # 18 steps of prefill; then a tenth of an update to a step, beside those before playing.
     assert metas[0]["training"]["num_updates"] == 2 + (metas[0]["step"] - 18) // 10
-    windows = [
-        replayed(tmp_path / name).window(5, batch_size=20, length=4) for name in ("whole", "killed")
-    ]
+    replays = [replayed(tmp_path / name) for name in ("whole", "killed")]
+    windows = [replay.cut(replay.windows(5, batch_size=20, length=4)) for replay in replays]
     for name, part in windows[0].observation.items():
         assert torch.equal(part, windows[1].observation[name])
     assert torch.equal(windows[0].action, windows[1].action)
@@ -285,7 +284,11 @@ def test_an_environment_whose_process_ends_costs_nothing(tmp_path, make_toy, sma
     ("group", "changes", "sentence"),
     [
         ("learning", {"batch_size": 0}, r"agent\.learning\.batch_size from 1 on, got 0"),
-        ("learning", {"updates_per_step": -1}, "updates_per_step and pretrain_updates from 0"),
+        (
+            "learning",
+            {"updates_per_step": -1},
+            r"agent.learning.updates_per_step from 0 on, got -1",
+        ),
         ("learning", {"batch": 1}, "agent.learning or agent.replay: .*'batch'"),
         ("replay", {"capacity": 1}, "capacity of at least 2 frames"),
         ("arguments", {"horizons": 3}, "agent.arguments: .*'horizons'"),

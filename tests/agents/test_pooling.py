@@ -107,9 +107,10 @@ def test_the_comparing_transformer_sees_how_slots_differ():
     # (The features that are compared are normalised otherwise, one alone would always be 0.)
     sizes = {"num_layers": 1, "num_heads": 1, "mlp_factor": 1}
     module = pooling.ComparingTransformer(1, num_slots=3, pair_dim=1, dim=2, **sizes)
-    module.to_compared = module.norm_compared = torch.nn.Identity()
+    comparison = module.comparison
+    comparison.to_compared = comparison.norm_compared = torch.nn.Identity()
     with torch.no_grad():
-        for layer in (module.to_pairs, module.from_pairs):
+        for layer in (comparison.to_pairs, comparison.from_pairs):
             torch.nn.init.eye_(layer.weight)
             layer.bias.zero_()
         module.to_tokens.weight.copy_(torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]))

@@ -37,9 +37,9 @@ def test_windows_are_pieces_of_episodes_one_after_the_other(lengths, length, num
     replay = filled(lengths)
     if replay.num_frames < length:
         with pytest.raises(ValueError, match=f"expected windows of 2 to {replay.num_frames}"):
-            replay.window(number, batch_size=8, length=length)
+            replay.windows(number, batch_size=8, length=length)
         return
-    window = replay.window(number, batch_size=8, length=length)
+    window = replay.cut(replay.windows(number, batch_size=8, length=length))
     assert window.shape == (8, length) and window.is_first[:, 0].all()
     names = window.observation["slots"][:, :, 0].long()
     for row in range(8):
@@ -75,7 +75,7 @@ def test_every_step_is_drawn_alike():
     replay = filled(lengths)
     counts = np.zeros((3, 9))
     for number in range(40):
-        window = replay.window(number, batch_size=100, length=2)
+        window = replay.cut(replay.windows(number, batch_size=100, length=2))
         which, place = window.observation["slots"][:, 0, 0].long().T.numpy()
         np.add.at(counts, (which, place), 1)
     expected = np.zeros((3, 9))
@@ -85,10 +85,43 @@ def test_every_step_is_drawn_alike():
     assert np.abs(counts - expected).max() < 5 * np.sqrt(4000 / 12)
 
 
+def test_half_of_the_steps_are_events_and_all_of_a_kind_are_drawn_alike():
+    replay = EpisodeReplay(capacity=100, seed=0)
+    for number, length in enumerate([5, 12]):
+        parts, outcomes = episode(number, length)
+        # The first terminates; the second is broken off, and has rewards twice.
+        outcomes["reward"] = np.zeros(length, np.float32)
+        outcomes["reward"][[3, 7] if number else []] = -1.0
+        replay.add(parts, outcomes)
+    assert (replay.num_events, replay.num_steps) == (3, 15)
+    counts = np.zeros(17)
+    for number in range(50):
+        frames = replay.steps(number, batch_size=60)
+        assert (frames[:, 1] - frames[:, 0] == 1).all()
+        window = replay.cut(frames)
+        is_event = (window.reward != 0) | window.terminated
+        assert is_event[:30, 1].all() and not is_event[30:, 1].any()
+        assert not window.is_first[:, 1].any()
+        np.add.at(counts, frames[:, 1], 1)
+    events = [4, 5 + 3, 5 + 7]
+    rest = [frame for frame in range(17) if frame not in (0, 5, *events)]
+    assert counts[[0, 5]].sum() == 0
+    assert np.abs(counts[events] - 500).max() < 5 * np.sqrt(500)
+    assert np.abs(counts[rest] - 125).max() < 5 * np.sqrt(125)
+
+
+def test_steps_of_one_kind_fill_a_draw():
+    replay = EpisodeReplay(capacity=100, seed=0)
+    parts, outcomes = episode(1, 4)
+    replay.add(parts, outcomes | {"reward": np.zeros(4, np.float32)})
+    assert replay.num_events == 0
+    assert set(replay.steps(0, batch_size=30)[:, 1].tolist()) == {1, 2, 3}
+
+
 def test_a_draw_follows_from_content_seed_and_number():
     def slots(seed, number):
-        drawn = filled([5, 5, 5], seed=seed).window(number, batch_size=20, length=3)
-        return drawn.observation["slots"]
+        replay = filled([5, 5, 5], seed=seed)
+        return replay.cut(replay.windows(number, batch_size=20, length=3)).observation["slots"]
 
     assert torch.equal(slots(0, 4), slots(0, 4))
     assert not torch.equal(slots(0, 4), slots(0, 5)) and not torch.equal(slots(0, 4), slots(1, 4))
@@ -103,7 +136,8 @@ def test_saved_and_loaded_it_draws_the_same(tmp_path):
     other.load(tmp_path)
     for one in (replay, other):
         one.add(*episode(4, 6))
-    windows = [one.window(3, batch_size=9, length=4) for one in (replay, other)]
+    windows = [one.cut(one.windows(3, batch_size=9, length=4)) for one in (replay, other)]
+    assert np.array_equal(replay.steps(3, batch_size=9), other.steps(3, batch_size=9))
     for name in ("action", "reward", "terminated", "truncated", "is_first"):
         assert torch.equal(getattr(windows[0], name), getattr(windows[1], name)), name
     assert torch.equal(windows[0].observation["slots"], windows[1].observation["slots"])
@@ -133,9 +167,9 @@ def test_episodes_of_an_earlier_version_are_found_and_replaced():
     replay.add(*episode(3, 4))
     replay.add(*episode(4, 4), version=0)
     assert replay.outdated(range(5)) == [0, 1, 2, 4]
-    touched = replay.episodes_in(7, batch_size=3, length=3)
-    window = replay.window(7, batch_size=3, length=3)
-    assert sorted(set(window.observation["slots"][:, :, 0, 0].flatten().tolist())) == touched
+    frames = replay.windows(7, batch_size=3, length=3)
+    touched = replay.cut(frames).observation["slots"][:, :, 0, 0]
+    assert torch.equal(touched.long(), torch.from_numpy(replay.episodes_of(frames)))
     parts, outcomes = replay.episode(1)
     assert outcomes["reward"].tolist() == [0, 1, 2, 3]
     replay.replace(1, "slots", parts["slots"] + 100)

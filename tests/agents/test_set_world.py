@@ -36,7 +36,9 @@ def world(kind="transformer", *, action_dim=0, num_context=2, horizon=4, **weigh
         for parameter in dynamics.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     outcome = OutcomeHead(
-        **sizes, dim=8, num_layers=1, num_heads=2, mlp_dim=8, num_bins=11, low=-2.0, high=2.0
+        **sizes,
+        **{"pair_dim": 4, "dim": 8, "num_layers": 1, "num_heads": 2, "mlp_dim": 8},
+        **{"num_bins": 11, "low": -2.0, "high": 2.0},
     )
     weights = {"slots": 1.0, "reward": 1.0, "continue": 1.0} | weights
     return SetWorld(
@@ -83,7 +85,7 @@ def test_what_leads_into_another_episode_does_not_count():
     model = world()
     rows, window = windows(starts=[(0, 3), (1, 2)])
     losses = model(rows, window).losses
-    assert set(losses) == {"slots", "reward", "continue"}
+    assert set(losses) == {"slots", "event", "reward", "continue"}
     changed = rows.clone()
     # The error of a prediction across the boundary would change, nothing else sees the row ...
     prediction = model(rows, window).prediction.slots
@@ -100,8 +102,25 @@ def test_the_total_is_weighted_and_what_has_no_weight_is_not_computed():
     rows, window = windows()
     model = world(reward=0.0, slots=2.0)
     output = model(rows, window)
-    assert set(output.losses) == {"slots", "continue"}
-    torch.testing.assert_close(output.total, 2 * output.losses["slots"] + output.losses["continue"])
+    losses = output.losses
+    assert set(losses) == {"slots", "event", "continue"} and not model.learns_outcomes
+    torch.testing.assert_close(
+        output.total, 2 * losses["slots"] + losses["event"] + losses["continue"]
+    )
+
+
+def test_steps_besides_teach_outcomes_from_true_rows():
+    model = world()
+    (rows, window), (more, steps) = windows(), windows(batch_size=5, length=2, starts=[(3, 1)])
+    steps = replace(steps, reward=steps.reward * (torch.arange(5) % 2)[:, None])
+    plain, output = model(rows, window), model(rows, window, (more, steps))
+    assert set(output.losses) - set(plain.losses) == {"balanced"}
+    outcome = model.outcome(more[:, :1], steps.action[:, :1], more[:, 1:])
+    expected = model.outcome.balanced_loss(
+        outcome, reward=steps.reward[:, 1:], terminated=steps.terminated[:, 1:]
+    )
+    torch.testing.assert_close(output.losses["balanced"], expected)
+    torch.testing.assert_close(output.total, plain.total + expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)

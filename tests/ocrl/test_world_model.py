@@ -66,10 +66,11 @@ def test_each_loss_is_of_the_frame_that_was_foretold():
     torch.testing.assert_close(output.losses["image"], image)
     before = torch.cat([world.encode(clip).slots[:, :1], said[:, :-1]], dim=1)
     outcome = world.outcome(before, clip.action[:, :-1], said)
-    reward = world.outcome.reward_loss(outcome, clip.reward[:, 1:]).mean()
-    torch.testing.assert_close(output.losses["reward"], reward)
-    goes_on = world.outcome.goes_on_loss(outcome, clip.terminated[:, 1:]).mean()
-    torch.testing.assert_close(output.losses["continue"], goes_on)
+    expected = world.outcome.losses(
+        outcome, reward=clip.reward[:, 1:], terminated=clip.terminated[:, 1:]
+    )
+    for name, loss in expected.items():
+        torch.testing.assert_close(output.losses[name], loss.mean())
 
 
 def test_longer_clips_are_cut():
@@ -81,8 +82,8 @@ def test_longer_clips_are_cut():
 def test_the_total_is_the_weighted_sum_and_a_weight_of_0_leaves_a_loss_out():
     weights = {"slots": 2.0, "image": 0.5, "reward": 3.0, "continue": 0.25, "model": 0.0}
     output = make(weights=weights)(draw())
-    assert set(output.losses) == {"slots", "image", "reward", "continue"}
-    expected = sum(weights[name] * loss for name, loss in output.losses.items())
+    assert set(output.losses) == {"slots", "image", "event", "reward", "continue"}
+    expected = sum(weights.get(name, 1.0) * loss for name, loss in output.losses.items())
     torch.testing.assert_close(output.total, expected)
     only = make(weights=dict.fromkeys(weights, 0.0) | {"slots": 1.0})
     assert set(only(draw()).losses) == {"slots"}
@@ -134,7 +135,7 @@ def test_any_dynamics_learns_and_its_own_costs_join(dynamics):
     world = make(dynamics=dynamics)
     output = world(draw())
     own = {"divergence", "reconstruction"} if "categorical" in dynamics else set()
-    assert set(output.losses) == {"slots", "image", "reward", "continue"} | own
+    assert set(output.losses) == {"slots", "image", "event", "reward", "continue"} | own
     assert output.total.isfinite()
 
 

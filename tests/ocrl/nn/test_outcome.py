@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -6,11 +8,11 @@ from ocrl.nn.outcome import OutcomeHead
 B, T, K, D = 2, 3, 4, 5
 
 
-def make(**actions):
+def make(*, pair_dim=4, **actions):
     torch.manual_seed(0)
     sizes = {"dim": 16, "num_layers": 1, "num_heads": 2, "mlp_dim": 32, "num_bins": 41}
     spaces = {"num_actions": 3, "action_dim": 0} | actions
-    return OutcomeHead(D, **sizes, **spaces, low=-4.0, high=4.0)
+    return OutcomeHead(D, pair_dim=pair_dim, **sizes, **spaces, low=-4.0, high=4.0)
 
 
 def draw(batch_size=B):
@@ -18,8 +20,9 @@ def draw(batch_size=B):
     return before, torch.randint(3, (batch_size, T)), after
 
 
-def test_the_order_of_slots_does_not_matter_but_who_is_who_does():
-    head = make()
+@pytest.mark.parametrize("pair_dim", [0, 4])
+def test_the_order_of_slots_does_not_matter_but_who_is_who_does(pair_dim):
+    head = make(pair_dim=pair_dim)
     torch.nn.init.normal_(head.to_reward.weight)
     before, action, after = draw()
     order = torch.tensor([2, 0, 3, 1])
@@ -46,7 +49,7 @@ def test_it_learns_rewards_of_a_change_and_of_an_action_and_ends():
         reward = moved * 2.0 + (action == 1)
         terminated = before[..., 1].amax(-1) > 1.0
         outcome = head(before, action, after)
-        loss = head.reward_loss(outcome, reward) + head.goes_on_loss(outcome, terminated)
+        loss = sum(head.losses(outcome, reward=reward, terminated=terminated).values())
         optimizer.zero_grad()
         loss.mean().backward()
         optimizer.step()
@@ -64,3 +67,87 @@ def test_actions_of_another_space_are_refused():
     with pytest.raises(ValueError, match=r"continuous actions \(B,T,2\)"):
         make(num_actions=0, action_dim=2)(before, action, after)
     assert make(num_actions=0)(before, None, after).goes_on.shape == (B, T)
+
+
+def chances(count):
+    """Steps of which few end, with a reward; a feature hints at that, and is often wrong."""
+    generator = torch.Generator().manual_seed(count)
+    before, after = torch.zeros(2, count, 1, K, D).unbind(0)
+    is_end = torch.rand(count, 1, generator=generator) < 0.05
+    hint = is_end ^ (torch.rand(count, 1, generator=generator) < 0.25)
+    after[..., 0, 0] = hint.float()
+    return before, torch.zeros(count, 1, dtype=torch.long), after, 3.0 * is_end, is_end
+
+
+def test_what_a_balanced_batch_teaches_has_the_odds_that_were_told():
+    head = make(pair_dim=0)
+    before, action, after, reward, is_end = chances(40_000)
+    events, rest = is_end[:, 0].nonzero().flatten(), (~is_end[:, 0]).nonzero().flatten()
+    head.tell_odds(len(events), len(is_end))
+    optimizer = torch.optim.Adam(head.parameters(), lr=5e-3)
+    for _ in range(250):
+        index = torch.cat([kind[torch.randint(len(kind), (64,))] for kind in (events, rest)])
+        outcome = head(before[index], action[index], after[index])
+        loss = head.balanced_loss(outcome, reward=reward[index], terminated=is_end[index])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        outcome = head(before, action, after)
+        ends, rewards = 1 - head.goes_on(outcome), head.reward(outcome)
+    for hint in (0.0, 1.0):
+        where = after[:, :, 0, 0] == hint
+        share = float(is_end[where].float().mean())
+        assert ends[where].mean() == pytest.approx(share, rel=0.3), (hint, share)
+        assert rewards[where].mean() == pytest.approx(3 * share, rel=0.3)
+
+
+def test_the_parts_are_those_of_a_hurdle():
+    head = make()
+    torch.nn.init.normal_(head.to_reward.weight)
+    head.tell_odds(1, 9)
+    assert float(head.log_odds) == pytest.approx(math.log(2 / 9))
+    outcome = head(*draw())
+    reward = torch.tensor([[0.0, 2.0, 0.0], [0.0, 0.0, -1.0]])
+    terminated = torch.tensor([[False, False, True], [False, False, True]])
+    is_event = (reward != 0) | terminated
+    losses = head.losses(outcome, reward=reward, terminated=terminated)
+    chance, ends = outcome.event.sigmoid(), (-outcome.goes_on).sigmoid()
+    torch.testing.assert_close(
+        losses["event"], -torch.where(is_event, chance, 1 - chance).log(), atol=1e-5, rtol=1e-5
+    )
+    told = head.two_hot.loss(outcome.reward, reward)
+    torch.testing.assert_close(losses["reward"], told * is_event)
+    came = -torch.where(terminated, ends, 1 - ends).log()
+    torch.testing.assert_close(losses["continue"], came * is_event)
+    torch.testing.assert_close(head.reward(outcome), chance * head.two_hot.mean(outcome.reward))
+    torch.testing.assert_close(head.goes_on(outcome), 1 - chance * ends)
+    # Of what is not learned nothing is asked, and it makes no events.
+    only = head.losses(outcome, reward=None, terminated=terminated)
+    assert set(only) == {"event", "continue"}
+    torch.testing.assert_close(
+        only["event"], -torch.where(terminated, chance, 1 - chance).log(), atol=1e-5, rtol=1e-5
+    )
+    assert set(head.losses(outcome, reward=reward, terminated=None)) == {"event", "reward"}
+    # Balanced: means over events and over the others, of the logit without the odds.
+    raw = (outcome.event - head.log_odds).sigmoid()
+    found = head.balanced_loss(outcome, reward=reward, terminated=terminated)
+    expected = 0.5 * -raw[is_event].log().mean() + 0.5 * -(1 - raw)[~is_event].log().mean()
+    expected = expected + told[is_event].mean() + came[is_event].mean()
+    torch.testing.assert_close(found, expected)
+
+
+def test_batches_of_one_kind_are_finite():
+    head = make()
+    outcome = head(*draw())
+    for reward in (torch.zeros(B, T), torch.ones(B, T)):
+        never = torch.zeros(B, T, dtype=torch.bool)
+        assert head.balanced_loss(outcome, reward=reward, terminated=never).isfinite()
+
+
+def test_odds_and_outcomes_that_are_none_are_refused():
+    head = make()
+    with pytest.raises(ValueError, match="expected 0 to 3 events, got 4"):
+        head.tell_odds(4, 3)
+    with pytest.raises(ValueError, match="rewards or terminations to learn from, got neither"):
+        head.losses(head(*draw()), reward=None, terminated=None)
