@@ -1,6 +1,7 @@
 """Learn a world model on a slot model, and measure it: two commands."""
 
 import json
+import math
 
 import av
 import numpy as np
@@ -38,6 +39,12 @@ def test_a_world_model_is_trained_saved_and_measured(workplace, trained):
     world = ocrl.load(output)
     assert isinstance(world, WorldModel)
     assert (world.dynamics.num_actions, world.num_context, world.horizon) == (4, 2, 3)
+    # No step of these episodes is an event.
+    store = EpisodeStore(workplace.folder / "episodes")
+    steps = store.num_frames - len(store)
+    assert float(world.outcome.log_odds) == pytest.approx(-math.log(steps + 1))
+    record = json.loads((output / "metrics.json").read_text())
+    assert record["details"]["environment"] == "sprites"
     meta = checkpoint.read_meta(output)
     assert meta["step"] == 4 and meta["env"] == "sprites"
     assert {"slot_error/prediction/3", "psnr/copy/1", "video_fg_ari/encoder/3"} <= set(
@@ -103,6 +110,21 @@ def test_the_actions_of_episodes_are_known(workplace, load_script, tmp_path):
         with EpisodeWriter(tmp_path / name, metadata={}) as writer:
             writer.append(rows | more)
         assert action_sizes(EpisodeStore(tmp_path / name)) == expected
+
+
+def test_events_are_rewards_and_terminations(load_script, tmp_path):
+    count_events = load_script("worlds").count_events
+    frames = np.zeros((5, 8, 8, 3), np.uint8)
+    reward = np.array([7, 0, -1, 0, 0], np.float32)  # the first came before the episode
+    ends = np.array([False, False, False, False, True])
+    with EpisodeWriter(tmp_path / "told", metadata={}) as writer:
+        for terminated in (ends, np.zeros(5, bool)):
+            outcomes = {"reward": reward, "terminated": terminated, "truncated": np.zeros(5, bool)}
+            writer.append({"frames": frames, **outcomes})
+    assert count_events(EpisodeStore(tmp_path / "told")) == (3, 8)
+    with EpisodeWriter(tmp_path / "bare", metadata={}) as writer:
+        writer.append({"frames": frames})
+    assert count_events(EpisodeStore(tmp_path / "bare")) == (0, 0)
 
 
 @pytest.mark.slow
