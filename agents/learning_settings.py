@@ -14,8 +14,8 @@ class LearningSettings:
         pretrain_updates: before the first step that is not played at random.
         play_steps: of each environment, from one round of updates to the next.
         batch_size: windows of an update.
-        outcome_batch: steps, half of them events, that an update learns outcomes from besides, see
-            `OutcomeHead.balanced_loss`; 0 for none.
+        outcome_batch: steps, at least half of them events, that an update learns outcomes from
+            besides, see `OutcomeHead.balanced_loss`; 0 for none.
         learning_rate: of the world model, by Adam.
         clip_norm: largest norm of its gradient.
     """

@@ -307,6 +307,7 @@ class _Training(AgentTraining[WorldAgent]):
             self.begun_at = self.step
             if self.world is None:
                 self.agent.rows.measure(self.replay.frames_of(self.agent.rows.name))
+                self.agent.world.outcome.expect(self.replay.num_events, self.replay.num_steps)
         since = self.step - self.begun_at
         due = settings.pretrain_updates + int(since * settings.updates_per_step)
         number, begun = due - self.num_updates, time.perf_counter()
@@ -356,7 +357,7 @@ class _Training(AgentTraining[WorldAgent]):
         logger.record("replay/updates", self.num_updates)
 
     def _steps(self) -> tuple[Tensor, Window] | None:
-        """Steps that outcomes are learned from besides, if any, half of them events."""
+        """Steps that outcomes are learned from besides, if any, at least half of them events."""
         world, size = self.agent.world, self.settings.learning.outcome_batch
         if not size or not world.learns_outcomes:
             return None

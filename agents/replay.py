@@ -64,7 +64,7 @@ class EpisodeReplay:
 
     A window begins at any frame with another one after it in its episode, all alike likely, and
     goes on over the end of an episode into the next one, `is_first` there. Single steps are drawn
-    with as many events as others: steps with a reward other than 0, or that ended an episode. What
+    with at least as many events as others: steps with a reward other than 0, or that terminated. What
     is drawn depends on the content, the seed and the number of the draw alone, so a run that is
     resumed draws what it would have drawn.
 
@@ -173,18 +173,21 @@ class EpisodeReplay:
     def steps(self, number: int, *, batch_size: int) -> NDArray[np.int64]:
         """The numbers of the frames (B,2) before and after the steps of a draw.
 
-        Half of them are events, and half are none; all are of one kind where there is no other.
+        Half of them are events, or as many as among all steps where those are more; none where
+        there is none.
 
         Args:
             number: of the draw.
             batch_size: B.
         """
         rng = np.random.default_rng((self._seed, number, 1))
-        kinds = [kind for kind in self._kinds() if len(kind)]
-        sizes = [len(part) for part in np.array_split(np.arange(batch_size), len(kinds))]
+        events, others = self._kinds()
+        share = max(0.5, len(events) / self.num_steps) if len(events) else 0.0
+        num_events = round(share * batch_size)
         drawn = [
-            kind[rng.integers(len(kind), size=size)]
-            for kind, size in zip(kinds, sizes, strict=True)
+            kind[rng.integers(max(len(kind), 1), size=size)]
+            for kind, size in ((events, num_events), (others, batch_size - num_events))
+            if size
         ]
         return np.concatenate(drawn)[:, None] + np.array([-1, 0])
 

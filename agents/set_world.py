@@ -95,7 +95,7 @@ class SetWorld(SlotWorld):
         Args:
             rows: (B,T,R,F).
             window: what was played.
-            steps: rows (M,2,R,F) and windows of M steps, half of them events, that outcomes are
+            steps: rows (M,2,R,F) and windows of M steps, many of them events, that outcomes are
                 learned from besides, see `OutcomeHead.balanced_loss`.
         """
         prediction = self._foretell(rows, window.action, window.is_first)

@@ -82,7 +82,7 @@ def build_world(
     world_model = WorldModel(model, **built, **own)
     world_model.take_codes()
     if own["weights"]["reward"] and own["weights"]["continue"]:
-        world_model.outcome.tell_odds(*count_events(store))
+        world_model.outcome.expect(*count_events(store))
     target = {"_target_": "ocrl.world_model.WorldModel", "model": checkpoint.read_config(source)}
     return world_model, target | parts | own
 

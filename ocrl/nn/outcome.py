@@ -47,7 +47,8 @@ class OutcomeHead(nn.Module):
       (Cragg 1971). Where rewards are rare, a balanced batch, half of it events, can thus teach all
       three parts (`balanced_loss`) without a bias: what comes of an event is not asked elsewhere,
       and the logit of an event is shifted by the true odds (`tell_odds`). In steps as they come,
-      relations that decide a reward drown in those of which nothing comes.
+      relations that decide a reward drown in those of which nothing comes. Where events are
+      common (`expect`), each step counts as one: there is no hurdle.
 
     Args:
         slot_dim: D.
@@ -64,6 +65,7 @@ class OutcomeHead(nn.Module):
     """
 
     log_odds: Tensor
+    is_rare: Tensor
 
     def __init__(
         self,
@@ -103,6 +105,7 @@ class OutcomeHead(nn.Module):
         nn.init.zeros_(self.to_reward.weight)
         nn.init.zeros_(self.to_reward.bias)
         self.register_buffer("log_odds", torch.zeros(()))
+        self.register_buffer("is_rare", torch.ones((), dtype=torch.bool))
 
     def forward(self, before: Tensor, action: Tensor | None, after: Tensor) -> Outcome:
         """Tell the outcome of steps.
@@ -128,6 +131,7 @@ class OutcomeHead(nn.Module):
             tokens = layer(tokens)
         read = self.norm_outputs(tokens[:, 0]).unflatten(0, before.shape[:2])
         event = self.to_event(read).squeeze(-1).float() + self.log_odds
+        event = torch.where(self.is_rare, event, torch.inf)
         return Outcome(event, self.to_reward(read), self.to_goes_on(read).squeeze(-1).float())
 
     def reward(self, outcome: Outcome) -> Tensor:
@@ -143,8 +147,8 @@ class OutcomeHead(nn.Module):
     ) -> dict[str, Tensor]:
         """The parts of minus the log likelihood (B,T) of what came, in nats.
 
-        `event`, and of events `reward` and `continue`; without the two that are None. The reward of
-        an event is a two-hot target, so its part is a cross-entropy.
+        `event`, unless they are common, and of events `reward` and `continue`; without the two that
+        are None. The reward of an event is a two-hot target, so its part is a cross-entropy.
 
         Args:
             outcome: of the steps.
@@ -154,13 +158,12 @@ class OutcomeHead(nn.Module):
         Raises:
             ValueError: if both are None.
         """
-        is_event = _events(reward, terminated)
-        target = is_event.to(outcome.event)
-        losses = {
-            "event": functional.binary_cross_entropy_with_logits(
+        target = self._events(reward, terminated).to(outcome.event)
+        losses = {}
+        if self.is_rare:
+            losses["event"] = functional.binary_cross_entropy_with_logits(
                 outcome.event, target, reduction="none"
             )
-        }
         if reward is not None:
             losses["reward"] = target * self.two_hot.loss(outcome.reward, reward)
         if terminated is not None:
@@ -186,16 +189,26 @@ class OutcomeHead(nn.Module):
         Raises:
             ValueError: if both are None.
         """
-        is_event = _events(reward, terminated)
         unshifted = outcome._replace(event=outcome.event - self.log_odds)
         losses = self.losses(unshifted, reward=reward, terminated=terminated)
-        weight = is_event.to(outcome.event)
+        weight = self._events(reward, terminated).to(outcome.event)
         number = weight.sum().clamp(min=1)
-        rest = (1 - weight) / (1 - weight).sum().clamp(min=1)
-        total = 0.5 * (losses.pop("event") * (weight / number + rest)).sum()
+        total = outcome.goes_on.new_zeros(())
+        if "event" in losses:
+            rest = (1 - weight) / (1 - weight).sum().clamp(min=1)
+            total = 0.5 * (losses.pop("event") * (weight / number + rest)).sum()
         for loss in losses.values():
             total = total + loss.sum() / number
         return total
+
+    def expect(self, num_events: int, num_steps: int) -> None:
+        """Decide, before anything is learned, whether events are rare: at most half of the steps.
+
+        Raises:
+            ValueError: as `tell_odds`.
+        """
+        self.tell_odds(num_events, num_steps)
+        self.is_rare.fill_(2 * num_events <= num_steps)
 
     def tell_odds(self, num_events: int, num_steps: int) -> None:
         """Tell how many of the steps that `balanced_loss` draws from are events.
@@ -208,12 +221,11 @@ class OutcomeHead(nn.Module):
         # One more of each, so that what has not been seen is not impossible.
         self.log_odds.fill_(math.log((num_events + 1) / (num_steps - num_events + 1)))
 
-
-def _events(reward: Tensor | None, terminated: Tensor | None) -> Tensor:
-    """Where (B,T) there was a reward other than 0, or the episode terminated."""
-    if reward is None and terminated is None:
-        raise ValueError("expected rewards or terminations to learn from, got neither")
-    if reward is None:
-        assert terminated is not None
-        return terminated.bool()
-    return reward != 0 if terminated is None else (reward != 0) | terminated.bool()
+    def _events(self, reward: Tensor | None, terminated: Tensor | None) -> Tensor:
+        """Where (B,T) there was a reward other than 0 or an end; everywhere if that is common."""
+        known = [value for value in (reward, terminated) if value is not None]
+        if not known:
+            raise ValueError("expected rewards or terminations to learn from, got neither")
+        if not self.is_rare:
+            return torch.ones_like(known[0], dtype=torch.bool)
+        return torch.stack([value != 0 for value in known]).any(0)

@@ -110,6 +110,19 @@ def test_half_of_the_steps_are_events_and_all_of_a_kind_are_drawn_alike():
     assert np.abs(counts[rest] - 125).max() < 5 * np.sqrt(125)
 
 
+def test_events_that_are_common_are_drawn_as_often_as_they_come():
+    replay = EpisodeReplay(capacity=100, seed=0)
+    parts, outcomes = episode(1, 11)
+    reward = np.ones(11, np.float32)
+    reward[[4, 9]] = 0.0
+    replay.add(parts, outcomes | {"reward": reward})
+    frames = replay.steps(0, batch_size=50)[:, 1]
+    assert np.isin(frames, [4, 9]).sum() == 10
+    parts, outcomes = episode(1, 11)
+    replay.add(parts, outcomes | {"reward": reward + 1})
+    assert set(np.unique(replay.steps(1, batch_size=2000)[:, 1])) == set(range(1, 22)) - {11}
+
+
 def test_steps_of_one_kind_fill_a_draw():
     replay = EpisodeReplay(capacity=100, seed=0)
     parts, outcomes = episode(1, 4)

@@ -137,6 +137,33 @@ def test_the_parts_are_those_of_a_hurdle():
     torch.testing.assert_close(found, expected)
 
 
+def test_where_events_are_common_every_step_is_one():
+    head = make()
+    torch.nn.init.normal_(head.to_reward.weight)
+    head.expect(2, 4)
+    assert head.is_rare
+    head.expect(3, 4)
+    assert not head.is_rare
+    outcome = head(*draw())
+    reward = torch.tensor([[0.0, 2.0, 0.0], [0.0, 0.0, -1.0]])
+    terminated = torch.tensor([[False, False, True], [False, False, True]])
+    losses = head.losses(outcome, reward=reward, terminated=terminated)
+    assert set(losses) == {"reward", "continue"}
+    torch.testing.assert_close(losses["reward"], head.two_hot.loss(outcome.reward, reward))
+    torch.testing.assert_close(head.reward(outcome), head.two_hot.mean(outcome.reward))
+    goes_on = outcome.goes_on.sigmoid()
+    torch.testing.assert_close(head.goes_on(outcome), goes_on)
+    came = -torch.where(terminated, 1 - goes_on, goes_on).log()
+    torch.testing.assert_close(losses["continue"], came)
+    found = head.balanced_loss(outcome, reward=reward, terminated=terminated)
+    torch.testing.assert_close(found, losses["reward"].mean() + came.mean())
+    found.backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in head.parameters())
+    other = make()
+    other.load_state_dict(head.state_dict())
+    assert not other.is_rare
+
+
 def test_batches_of_one_kind_are_finite():
     head = make()
     outcome = head(*draw())
