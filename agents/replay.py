@@ -64,9 +64,9 @@ class EpisodeReplay:
 
     A window begins at any frame with another one after it in its episode, all alike likely, and
     goes on over the end of an episode into the next one, `is_first` there. Single steps are drawn
-    with at least as many events as others: steps with a reward other than 0, or that terminated. What
-    is drawn depends on the content, the seed and the number of the draw alone, so a run that is
-    resumed draws what it would have drawn.
+    with at least as many events as others: steps with a reward other than 0, or that terminated.
+    What is drawn depends on the content, the seed and the number of the draw alone, so a run that
+    is resumed draws what it would have drawn.
 
     Attributes:
         capacity: frames that are kept at least, as far as there are so many: the oldest episode
