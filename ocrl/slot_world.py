@@ -122,7 +122,8 @@ class SlotWorld(nn.Module, ABC):
 
         `slots`, the mean squared error of slots; `event`, `reward` and `continue`, cross-entropies
         in nats of what is read from slots that were foretold, see `OutcomeHead.losses`; and what
-        the dynamics itself asks for.
+        the dynamics itself asks for. Outcomes teach the head alone: a dynamics that may bend slots
+        so that rewards can be read from them foretells slots worse, and rewards in the end, too.
 
         Args:
             slots: (B,T,K,D) that came true.
@@ -139,9 +140,10 @@ class SlotWorld(nn.Module, ABC):
             losses[name] = mean_of_counted(cost.mean(-1), is_counted)
         if not self.weights["reward"] and not self.weights["continue"]:
             return losses
-        before = torch.cat([slots[:, :1], prediction.slots[:, :-1]], dim=1)
+        said = prediction.slots.detach()
+        before = torch.cat([slots[:, :1].detach(), said[:, :-1]], dim=1)
         done = None if action is None else action[:, :-1]
-        outcome = self.outcome(before, done, prediction.slots)
+        outcome = self.outcome(before, done, said)
         taught = self.taught(reward, terminated)
         costs = self.outcome.losses(
             outcome, **{name: None if v is None else v[:, 1:] for name, v in taught.items()}

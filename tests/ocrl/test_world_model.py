@@ -73,6 +73,19 @@ def test_each_loss_is_of_the_frame_that_was_foretold():
         torch.testing.assert_close(output.losses[name], loss.mean())
 
 
+def test_outcomes_teach_the_head_alone():
+    world, clip = make(), draw()
+    torch.nn.init.normal_(world.dynamics.output.to_slots.weight, std=0.3)
+    torch.nn.init.normal_(world.outcome.to_reward.weight)
+    losses = world(clip).losses
+    (losses["event"] + losses["reward"] + losses["continue"]).backward()
+    assert not any(parameter.grad is not None for parameter in world.dynamics.parameters())
+    assert world.outcome.embed_slots.weight.grad.abs().sum() > 0
+    world.zero_grad()
+    world(clip).losses["slots"].backward()
+    assert any(parameter.grad is not None for parameter in world.dynamics.parameters())
+
+
 def test_longer_clips_are_cut():
     world, clip = make(horizon=T - 3).eval(), draw()
     assert world(clip).prediction.slots.shape[1] == T - 2
