@@ -13,8 +13,17 @@ import torch
 from torch import Tensor
 
 from ocrl.horizon import METHODS, PREDICTION, HorizonResult, Rollout
-from ocrl.page import hint, meanings, movie, number, page, table, write_record
-from ocrl.visualize import captioned, enlarge, overlay, strip, to_uint8, write_mp4
+from ocrl.page import hint, meanings, movie, number, page, table, write_bytes, write_record
+from ocrl.visualize import (
+    captioned,
+    enlarge,
+    grid,
+    overlay,
+    strip,
+    to_png,
+    to_uint8,
+    write_mp4,
+)
 
 METRICS = {
     "slot_error": (
@@ -45,7 +54,7 @@ def write_results(
     details: Mapping[str, str],
     frames_per_second: float = 8.0,
 ) -> list[Path]:
-    """Write `metrics.json`, `report.html`, and `rollout.mp4` if there are examples.
+    """Write `metrics.json`, `report.html`, and if there are examples `rollout.mp4`, `rollout.png`.
 
     Args:
         directory: where to; it is made if it is not there.
@@ -73,6 +82,8 @@ def write_results(
             [captioned(movie, names) for names, movie in map(rollout_movie, result.examples)]
         )
         write_mp4(written[-1], video, frames_per_second=frames_per_second)
+        written.append(Path(directory) / "rollout.png")
+        write_bytes(written[-1], to_png(rollout_picture(result)))
     return written
 
 
@@ -88,18 +99,32 @@ def summary(result: HorizonResult) -> list[str]:
     return lines + result.warnings
 
 
+def rollout_picture(result: HorizonResult) -> Tensor:
+    """Each example at the horizons (3,H',W'): what came, what was foretold, its masks."""
+    at = [horizon - 1 for horizon in result.horizons]
+    rows = [row[at] for example in result.examples for row in _rows(example).values()]
+    names = [f"+{horizon}" for horizon in result.horizons]
+    return captioned(grid(rows)[None], names)[0]
+
+
 def rollout_movie(example: Rollout) -> tuple[list[str], Tensor]:
     """A clip as it came beside what was foretold: names, and a video (H,3,...) of the columns."""
+    columns = _rows(example)
+    frames = zip(*columns.values(), strict=True)
+    return list(columns), torch.stack([strip(torch.stack(frame), gap=4) for frame in frames])
+
+
+def _rows(example: Rollout) -> dict[str, Tensor]:
+    """Videos (H,3,...) of what came, what was foretold, if it was drawn, and its masks."""
     scale = max(1, _SMALLEST_PICTURE // example.video.shape[-2])
     truth = to_uint8(example.video)
-    columns = {"truth": enlarge(truth, scale)}
+    rows = {"truth": enlarge(truth, scale)}
     foretold = truth
     if example.recon is not None:
         foretold = to_uint8(example.recon)
-        columns["prediction"] = enlarge(foretold, scale)
-    columns["its masks"] = overlay(foretold, example.ids, scale=scale)
-    frames = zip(*columns.values(), strict=True)
-    return list(columns), torch.stack([strip(torch.stack(frame), gap=4) for frame in frames])
+        rows["prediction"] = enlarge(foretold, scale)
+    rows["its masks"] = overlay(foretold, example.ids, scale=scale)
+    return rows
 
 
 def _number(value: float) -> str:

@@ -36,6 +36,7 @@ def test_a_world_model_is_trained_saved_and_measured(workplace, trained):
     output = workplace.output("train_world_model", "small")
     left = {path.name for path in output.iterdir()}
     assert {"checkpoint", "metrics.json", "report.html", "rollout.mp4", "tensorboard"} <= left
+    assert "rollout.png" in left
     world = ocrl.load(output)
     assert isinstance(world, WorldModel)
     assert (world.dynamics.num_actions, world.num_context, world.horizon) == (4, 2, 3)
