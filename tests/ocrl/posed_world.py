@@ -65,7 +65,7 @@ def posed_clip(batch_size=2, num_frames=3, num_views=3):
 class Told(nn.Module):
     """In place of an encoder: the slots of a frame are its number; it attends to the balls."""
 
-    num_slots, slot_dim = 4, 4
+    num_slots, slot_dim, num_axes = 4, 4, 0
 
     def __init__(self):
         super().__init__()
