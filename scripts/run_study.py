@@ -5,10 +5,11 @@
 
 A study is a YAML file: `encoders`, a list of options of pretrain_slots.py for each, and either
 `agents`, of train_agent.py, or `worlds`, of train_world_model.py, all by name; `shared` are options
-of all agents or worlds. {NAME} in an option is the run of the encoder NAME. `--only` chooses agents
-or worlds by name. Runs that are finished are not repeated, others go on. What stands after `--`
-goes to all of them. `--write` keeps them in the folder that is named like the file, beside it. Each
-run says what it has to say in its log.txt.
+of all agents or worlds. {NAME} in an option is the run of the encoder NAME; `encoders_of` lists
+studies beside the file whose encoders can be named, too, and are trained where those studies have
+them. `--only` chooses agents or worlds by name. Runs that are finished are not repeated, others go
+on. What stands after `--` goes to all of them. `--write` keeps them in the folder that is named
+like the file, beside it. Each run says what it has to say in its log.txt.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 from compare import write_comparison
@@ -33,7 +35,7 @@ from ocrl.horizon_table import RECORD
 from ocrl.page import write_text
 
 _NAMED = re.compile(r"(?<!\$)\{(\w+)\}")
-_PARTS = ("encoders", "shared", "agents", "worlds")
+_PARTS = ("encoders_of", "encoders", "shared", "agents", "worlds")
 
 
 @dataclass(frozen=True)
@@ -63,12 +65,16 @@ class Study:
     """What is to be trained.
 
     Attributes:
+        name: of the file.
         encoders: options by name; one names only those before it.
+        homes: the study that an encoder is of, by name.
         runs: options by name.
         kind: of the runs.
     """
 
+    name: str
     encoders: Mapping[str, Sequence[str]]
+    homes: Mapping[str, str]
     runs: Mapping[str, Sequence[str]]
     kind: Kind
 
@@ -142,25 +148,25 @@ def read_study(path: Path, *, only: Sequence[str] = ("*",)) -> Study:
         ValueError: if it is no study, an option names an encoder that there is not or that comes
             after it, or no run is chosen.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no study at {path}, such as results/sprites.yaml is")
-    try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
-    kinds = [
-        kind for kind in (AGENTS, WORLDS) if isinstance(content, dict) and kind.part in content
-    ]
-    if len(kinds) != 1 or set(content) - set(_PARTS):
+    content = _read(path)
+    kinds = [kind for kind in (AGENTS, WORLDS) if kind.part in content]
+    if len(kinds) != 1:
         raise ValueError(
-            f"{path}: expected a study with {', '.join(_PARTS[:-1])} or {_PARTS[-1]}, got "
-            f"{content!r:.60}"
+            f"{path}: expected a study with either agents or worlds, got {content!r:.60}"
         )
-    encoders, runs = content.get("encoders") or {}, content[kinds[0].part] or {}
-    shared = content.get("shared") or []
-    for name, options in {"shared": shared, **encoders, **runs}.items():
-        if not isinstance(options, list) or not all(isinstance(o, str) for o in options):
-            raise ValueError(f"{path}: expected a list of options for {name}, got {options!r:.60}")
+    (kind,) = kinds
+    encoders: dict[str, list[str]] = {}
+    homes: dict[str, str] = {}
+    for file in (*(path.with_name(f"{name}.yaml") for name in content["encoders_of"]), path):
+        found = content["encoders"] if file == path else _read(file)["encoders"]
+        for name in found:
+            if name in homes:
+                raise ValueError(
+                    f"{path}: {homes[name]} and {file.stem} both have an encoder {name}"
+                )
+        encoders |= found
+        homes |= dict.fromkeys(found, file.stem)
+    runs, shared = content[kind.part], content["shared"]
     known: list[str] = []
     for name, options in [*encoders.items(), *runs.items()]:
         for other in named(options):
@@ -170,8 +176,36 @@ def read_study(path: Path, *, only: Sequence[str] = ("*",)) -> Study:
             known.append(name)
     chosen = [name for name in runs if any(fnmatch.fnmatch(name, o) for o in only)]
     if not chosen:
-        raise ValueError(f"{path}: {unknown(kinds[0].part[:-1], ' '.join(only), runs)}")
-    return Study(encoders, {name: [*runs[name], *shared] for name in chosen}, kinds[0])
+        raise ValueError(f"{path}: {unknown(kind.part[:-1], ' '.join(only), runs)}")
+    return Study(
+        path.stem, encoders, homes, {name: [*runs[name], *shared] for name in chosen}, kind
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The parts of a study's file, empty ones where it has none, but for agents and worlds.
+
+    Raises:
+        FileNotFoundError: if there is no such file, in words.
+        ValueError: if it is no study.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no study at {path}, such as results/sprites.yaml is")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict) or set(content) - set(_PARTS):
+        raise ValueError(f"{path}: expected a study with {', '.join(_PARTS)}, got {content!r:.60}")
+    parts: dict[str, Any] = {"encoders_of": [], "shared": [], "encoders": {}}
+    parts |= {name: part for name, part in content.items() if part is not None}
+    lists = {name: parts[name] for name in ("encoders_of", "shared")}
+    for name in ("encoders", "agents", "worlds"):
+        lists |= parts.get(name, {})
+    for name, options in lists.items():
+        if not isinstance(options, list) or not all(isinstance(o, str) for o in options):
+            raise ValueError(f"{path}: expected a list of options for {name}, got {options!r:.60}")
+    return parts
 
 
 def named(options: Sequence[str]) -> list[str]:
@@ -190,7 +224,10 @@ def train(
     Raises:
         SystemExit: with the code of a run that fails, once those beside it are through.
     """
-    where = {name: output / "encoders" / name for name in study.encoders}
+    where = {
+        name: (output if home == study.name else output.with_name(home)) / "encoders" / name
+        for name, home in study.homes.items()
+    }
     threads = max(1, num_cores() // jobs)
     begun: dict[str, Future[None]] = {}
     runs: dict[Path, Future[None]] = {}

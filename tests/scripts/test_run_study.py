@@ -155,6 +155,21 @@ def test_world_models_are_trained_and_set_side_by_side(study, tmp_path, capsys):
     assert command.startswith("python scripts/train_world_model.py dynamics.window=2 checkpoint=")
 
 
+def test_encoders_of_a_study_beside_it_are_trained_where_that_has_them(study, tmp_path):
+    other = {"encoders": STUDY["encoders"], "agents": {}}
+    (tmp_path / "toys.yaml").write_text(yaml.safe_dump(other))
+    borrowing = {
+        "encoders_of": ["toys"],
+        "encoders": {"own": ["start_from={second}"]},
+        "agents": {"goal": ["encoder.path={own}"]},
+    }
+    commands, _ = study("--seeds", "0", content=yaml.safe_dump(borrowing))
+    runs = [options["hydra.run.dir"] for _, _, options in commands]
+    folders = ["toys/encoders/first", "toys/encoders/second", "out/encoders/own"]
+    assert runs == [(tmp_path / folder).as_posix() for folder in (*folders, "out/agents/goal-0")]
+    assert commands[2][2]["start_from"] == runs[1] and commands[3][2]["encoder.path"] == runs[2]
+
+
 @pytest.mark.parametrize(
     ("content", "arguments", "said"),
     [
@@ -162,8 +177,16 @@ def test_world_models_are_trained_and_set_side_by_side(study, tmp_path, capsys):
         ("encoders: {a: ['x={b}'], b: [y=1]}\nagents: {}", [], "no encoder before it 'b'"),
         ("agents: {a: x=1}", [], "expected a list of options for a, got 'x=1'"),
         ("agents: {a: [1]}", [], "expected a list of options for a"),
-        ("[1, 2]", [], r"a study with encoders, shared, agents or worlds, got \[1, 2\]"),
-        ("agents: {a: []}\nworlds: {a: []}", [], "expected a study with"),
+        ("[1, 2]", [], r"a study with encoders_of, .*, worlds, got \[1, 2\]"),
+        ("agents: {a: []}\nworlds: {a: []}", [], "expected a study with either agents or worlds"),
+        ("shared: [x=1]", [], "expected a study with either agents or worlds"),
+        ("encoders_of: [nothing]\nagents: {a: []}", [], "no study at .*nothing.yaml"),
+        ("encoders_of: nothing\nagents: {a: []}", [], "expected a list of options for encoders_of"),
+        (
+            "encoders_of: [reach]\nencoders: {b: []}\nagents: {a: []}",
+            [],
+            "reach and reach both have an encoder b",
+        ),
         ("worlds: {a: []}", ["--only", "b"], "there is no world 'b'"),
         ("agents: {a: []}\nseeds: [1]", [], "expected a study with"),
         ("a: [", [], "is no YAML"),
