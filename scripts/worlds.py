@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from omegaconf import DictConfig
 
 from ocrl import checkpoint
@@ -44,15 +45,13 @@ def action_sizes(store: EpisodeStore) -> dict[str, int]:
 def count_events(store: EpisodeStore) -> tuple[int, int]:
     """The steps of episodes with a reward other than 0 or a termination, and all steps.
 
-    None of either where rewards or terminations are not stored.
+    What is not stored makes no events.
     """
-    if not {"reward", "terminated"} <= set(store.arrays):
-        return 0, 0
+    stored = [name for name in ("reward", "terminated") if name in store.arrays]
     number = 0
-    for index in range(len(store)):
-        episode = store.episode(index)
-        number += int(((episode["reward"] != 0) | episode["terminated"])[1:].sum())
-    return number, int(store.lengths.sum()) - len(store)
+    for episode in map(store.episode, range(len(store))) if stored else ():
+        number += int(np.any([episode[name][1:] != 0 for name in stored], axis=0).sum())
+    return number, store.num_frames - len(store)
 
 
 def build_world(
@@ -81,8 +80,7 @@ def build_world(
     built = {name: checkpoint.build(part) for name, part in parts.items()}
     world_model = WorldModel(model, **built, **own)
     world_model.take_codes()
-    if own["weights"]["reward"] and own["weights"]["continue"]:
-        world_model.outcome.expect(*count_events(store))
+    world_model.outcome.expect(*count_events(store))
     target = {"_target_": "ocrl.world_model.WorldModel", "model": checkpoint.read_config(source)}
     return world_model, target | parts | own
 

@@ -13,6 +13,7 @@ from ocrl.agents import load, saving
 from ocrl.agents.model_based import ModelBased
 from ocrl.agents.replay import EpisodeReplay
 from ocrl.agents.run import AgentRun
+from ocrl.agents.set_world import SetWorld
 from ocrl.envs.crafter import crafter_score
 from ocrl.train import InterruptedTraining, NonFiniteLossError
 
@@ -110,6 +111,42 @@ def test_killed_and_resumed_equals_uninterrupted(
     for name, part in windows[0].observation.items():
         assert torch.equal(part, windows[1].observation[name])
     assert torch.equal(windows[0].action, windows[1].action)
+
+
+@pytest.mark.parametrize(("reward", "is_rare"), [(0.0, True), (1.0, False)])
+def test_updates_have_steps_of_which_many_are_events(
+    tmp_path, make_toy, small_world_settings, monkeypatch, reward, is_rare
+):
+    whole, drawn = SetWorld.forward, []
+
+    def noted(self, rows, window, steps=None):
+        drawn.append(steps)
+        return whole(self, rows, window, steps)
+
+    monkeypatch.setattr(SetWorld, "forward", noted)
+    settings = small_world_settings()
+    settings["learning"]["outcome_batch"] = 20
+    env = make_toy("objects")
+    play = env.step
+
+    def paid(action):
+        observation, rewards, *rest = play(action)
+        return observation, np.full_like(rewards, reward), *rest
+
+    monkeypatch.setattr(env, "step", paid)
+    agent = train(tmp_path, env, settings)
+    for rows, steps in drawn:
+        assert len(rows) == 20 and steps.shape == (20, 2)
+        is_event = ((steps.reward != 0) | steps.terminated)[:, 1]
+        assert is_event.sum() == (10 if is_rare else 20)
+    outcome, replay = agent.world.outcome, replayed(tmp_path)
+    assert bool(outcome.is_rare) == is_rare
+    odds = (replay.num_events + 1) / (replay.num_steps - replay.num_events + 1)
+    assert abs(float(outcome.log_odds) - np.log(odds)) < 0.7
+    settings["learning"]["outcome_batch"] = 0
+    drawn.clear()
+    train(tmp_path / "none", make_toy("objects"), settings)
+    assert drawn and not any(drawn)
 
 
 def test_the_replay_holds_what_was_played(tmp_path, make_toy, small_world_settings):

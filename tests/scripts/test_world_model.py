@@ -123,9 +123,12 @@ def test_events_are_rewards_and_terminations(load_script, tmp_path):
             outcomes = {"reward": reward, "terminated": terminated, "truncated": np.zeros(5, bool)}
             writer.append({"frames": frames, **outcomes})
     assert count_events(EpisodeStore(tmp_path / "told")) == (3, 8)
+    with EpisodeWriter(tmp_path / "rewards", metadata={}) as writer:
+        writer.append({"frames": frames, "reward": reward})
+    assert count_events(EpisodeStore(tmp_path / "rewards")) == (1, 4)
     with EpisodeWriter(tmp_path / "bare", metadata={}) as writer:
         writer.append({"frames": frames})
-    assert count_events(EpisodeStore(tmp_path / "bare")) == (0, 0)
+    assert count_events(EpisodeStore(tmp_path / "bare")) == (0, 4)
 
 
 @pytest.mark.slow
