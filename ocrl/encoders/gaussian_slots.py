@@ -31,7 +31,10 @@ class GaussianSlots(RecurrentSlotEncoder):
     `num_grounds` slots have no place: for them all tokens are equally likely, so they hold the
     ground. A priori they own half of the tokens, and the others share the other half, and queries
     start at zero: else things and ground are told apart by chance. Frames after the first start
-    from the slots, places and scales of the last one; there is no predictor.
+    from the places and scales of the last one, and from what slots looked like or, if they keep no
+    looks, from the queries; there is no predictor. Looks that are kept change a little with every
+    frame, so over many more frames than training had they come to mean something else; those that
+    are read anew from every frame do not, and the places alone say which slot is which.
 
     What a place is, and what tokens say of it, is for subclasses, and in float32 whatever the
     autocast.
@@ -51,6 +54,7 @@ class GaussianSlots(RecurrentSlotEncoder):
         mlp_dim: hidden size of the residual MLP; no MLP if None.
         eps_placement: see `Corrector`.
         modulation: see `Corrector`.
+        keeps_looks: whether later frames start from the looks of the last one.
         places: (K - num_grounds,P) where slots are first.
         ground_place: (P,) that grounds have first.
         scale: standard deviation of the Gaussians at first.
@@ -75,6 +79,7 @@ class GaussianSlots(RecurrentSlotEncoder):
         mlp_dim: int | None,
         eps_placement: EpsPlacement,
         modulation: float,
+        keeps_looks: bool,
         places: Tensor,
         ground_place: Tensor,
         scale: float,
@@ -90,6 +95,7 @@ class GaussianSlots(RecurrentSlotEncoder):
         self.num_iterations_first = num_iterations_first
         self.num_iterations_rest = num_iterations_rest
         self.num_prior_tokens = num_prior_tokens
+        self.keeps_looks = keeps_looks
         self.backbone = backbone
         self.initializer = initializer
         self.corrector = Corrector(
@@ -189,12 +195,17 @@ class GaussianSlots(RecurrentSlotEncoder):
         start = resolve_start(is_first, state["is_fresh"])
         normal = standardize(features)
         first = rest = preheated = None
-        if start is not False:
+        looks = state["slots"]
+        if start is not False or not self.keeps_looks:
             queries, preheated = start_queries(self.initializer, features, condition=condition)
-            fresh = self._start(queries[..., : self.look_dim])
+            queries = queries[..., : self.look_dim]
+            looks = looks if self.keeps_looks else queries
+        if start is not False:
+            fresh = self._start(queries)
             first = self._settle(fresh, normal, seen, num_iterations=self.num_iterations_first)
         if start is not True:
-            rest = self._settle(state, normal, seen, num_iterations=self.num_iterations_rest)
+            ongoing = {**state, "slots": looks}
+            rest = self._settle(ongoing, normal, seen, num_iterations=self.num_iterations_rest)
         new = {
             name: select_start(start, first and first[0][name], rest and rest[0][name])
             for name in _STATE

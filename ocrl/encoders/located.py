@@ -52,6 +52,7 @@ class LocatedSlots(GaussianSlots):
         mlp_dim: see `GaussianSlots`.
         eps_placement: see `Corrector`.
         modulation: see `Corrector`.
+        keeps_looks: see `GaussianSlots`.
         glimpse_size: S; a slot is also given what convolutions make of the S x S pixels around
             its place, and of its attention there, which says what of them is its own: the mean
             over what it won forgets what was where, its shape. 0 for none.
@@ -83,6 +84,7 @@ class LocatedSlots(GaussianSlots):
         mlp_dim: int | None,
         eps_placement: EpsPlacement,
         modulation: float = 0.0,
+        keeps_looks: bool = True,
         glimpse_size: int = 0,
         has_places: bool = False,
     ) -> None:
@@ -111,6 +113,7 @@ class LocatedSlots(GaussianSlots):
             mlp_dim=mlp_dim,
             eps_placement=eps_placement,
             modulation=modulation,
+            keeps_looks=keeps_looks,
             places=0.5 + spread_offsets(num_places, radius=0.42),
             ground_place=torch.full((2,), 0.5),
             scale=(4 * num_places) ** -0.5,

@@ -52,6 +52,7 @@ class PlacedSlots(GaussianSlots):
         mlp_dim: see `GaussianSlots`.
         eps_placement: see `Corrector`.
         modulation: see `Corrector`.
+        keeps_looks: see `GaussianSlots`.
 
     Raises:
         ValueError: if not at least one slot has a place, a number is not positive, the backbone's
@@ -77,6 +78,7 @@ class PlacedSlots(GaussianSlots):
         mlp_dim: int | None,
         eps_placement: EpsPlacement,
         modulation: float = 0.0,
+        keeps_looks: bool = True,
     ) -> None:
         check_placed(num_slots, num_grounds=num_grounds, radius=radius, min_scale=min_scale)
         if not backbone.has_rays:
@@ -102,6 +104,7 @@ class PlacedSlots(GaussianSlots):
             mlp_dim=mlp_dim,
             eps_placement=eps_placement,
             modulation=modulation,
+            keeps_looks=keeps_looks,
             places=middle + nn.functional.pad(spread_offsets(num_places, radius=radius), (0, 1)),
             ground_place=middle,
             scale=radius / math.sqrt(2 * num_places),
