@@ -32,9 +32,9 @@ class GaussianSlots(RecurrentSlotEncoder):
     ground. A priori they own half of the tokens, and the others share the other half, and queries
     start at zero: else things and ground are told apart by chance. Frames after the first start
     from the places and scales of the last one, and from what slots looked like or, if they keep no
-    looks, from the queries; there is no predictor. Looks that are kept change a little with every
-    frame, so over many more frames than training had they come to mean something else; those that
-    are read anew from every frame do not, and the places alone say which slot is which.
+    looks, from the queries of the first frame; there is no predictor. Looks that are kept change a
+    little with every frame, and over many more frames than training had they come to mean something
+    else. Those that are read anew do not; then places alone say which slot is which.
 
     What a place is, and what tokens say of it, is for subclasses, and in float32 whatever the
     autocast.
@@ -138,7 +138,8 @@ class GaussianSlots(RecurrentSlotEncoder):
         """What the next frame starts from.
 
         Looks (B,K,D); places (B,K,P); log scales, the scales of the prior and the share of place in
-        their logits (B,K,1); and whether there was no frame yet (B,).
+        their logits (B,K,1); whether there was no frame yet (B,); and, if looks are not kept, the
+        queries of the first frame (B,K,D).
         """
         weight = self.corrector.norm_slots.weight
         sizes = (self.look_dim, self.places.shape[-1], 1, 1, 1)
@@ -147,7 +148,8 @@ class GaussianSlots(RecurrentSlotEncoder):
             for name, size in zip(_STATE, sizes, strict=True)
         }
         fresh = torch.ones(batch_size, dtype=torch.bool, device=weight.device)
-        return {**state, "is_fresh": fresh}
+        state["is_fresh"] = fresh
+        return state if self.keeps_looks else {**state, "queries": state["slots"].clone()}
 
     def _start(self, slots: Tensor) -> State:
         """The state before a first frame, with its queries (B,K,D)."""
@@ -195,21 +197,21 @@ class GaussianSlots(RecurrentSlotEncoder):
         start = resolve_start(is_first, state["is_fresh"])
         normal = standardize(features)
         first = rest = preheated = None
-        looks = state["slots"]
-        if start is not False or not self.keeps_looks:
-            queries, preheated = start_queries(self.initializer, features, condition=condition)
-            queries = queries[..., : self.look_dim]
-            looks = looks if self.keeps_looks else queries
+        fresh, ongoing = state, state
         if start is not False:
-            fresh = self._start(queries)
+            queries, preheated = start_queries(self.initializer, features, condition=condition)
+            fresh = self._start(queries[..., : self.look_dim])
             first = self._settle(fresh, normal, seen, num_iterations=self.num_iterations_first)
         if start is not True:
-            ongoing = {**state, "slots": looks}
+            if not self.keeps_looks:
+                ongoing = {**state, "slots": state["queries"]}
             rest = self._settle(ongoing, normal, seen, num_iterations=self.num_iterations_rest)
         new = {
             name: select_start(start, first and first[0][name], rest and rest[0][name])
             for name in _STATE
         }
+        if not self.keeps_looks:
+            new["queries"] = select_start(start, fresh["slots"], ongoing["slots"])
         attn = select_start(start, first and first[1], rest and rest[1])
         slots, told = self.output(new)
         aux = {

@@ -41,15 +41,19 @@ def make(*, initializer: Initializer | None = None, **changes) -> LocatedSlots:
         {"glimpse_size": 6},
         {"has_places": True},
         {"has_places": True, "glimpse_size": 6},
+        {"keeps_looks": False},
+        {"keeps_looks": False, "num_iterations_rest": 3, "glimpse_size": 6},
     ],
 )
 def test_contract_of_the_variants(changes) -> None:
     check_slot_encoder(make(**changes))
 
 
-def test_contract_with_noise() -> None:
+@pytest.mark.parametrize("keeps_looks", [True, False])
+def test_contract_with_noise(keeps_looks: bool) -> None:
     initializer = GaussianInitializer(4, slot_dim=8, is_learned=True)
-    check_slot_encoder(make(initializer=initializer), twin=make(initializer=initializer))
+    first, twin = (make(initializer=initializer, keeps_looks=keeps_looks) for _ in range(2))
+    check_slot_encoder(first, twin=twin)
 
 
 def test_two_rounds_written_out() -> None:
@@ -173,6 +177,28 @@ def test_slots_end_with_their_places(glimpse_size: int) -> None:
     torch.testing.assert_close(features, first.slots)
     torch.testing.assert_close((places + 1) / 2, second.aux["places"])
     assert (is_placed[:, :, 0] == 0).all() and (is_placed[:, :, 1:] == 1).all()
+
+
+def test_looks_that_are_not_kept_come_from_the_frame_and_the_last_places_alone() -> None:
+    keeping, anew = (make(keeps_looks=keeps_looks) for keeps_looks in (True, False))
+    nn.init.normal_(keeping.corrector.attention.to_q.weight)
+    anew.load_state_dict(keeping.state_dict())
+    tokens, is_first = torch.rand(2, 64, 8), torch.zeros(2, dtype=torch.bool)
+    state = anew._start(torch.randn(2, 4, 8)) | {"is_fresh": is_first}
+    state["queries"] = state["slots"]
+    looks = {name: {**state, "slots": torch.randn(2, 4, 8)} for name in ("one", "other")}
+    for encoder, is_same in ((keeping, False), (anew, True)):
+        one, other = (encoder.bind(tokens, looks[name], is_first)[0] for name in ("one", "other"))
+        assert torch.equal(one.slots, other.slots) == is_same
+        # Places are kept.
+        moved = {**state, "places": state["places"] + 0.2}
+        elsewhere = encoder.bind(tokens, moved, is_first)[0]
+        assert not torch.allclose(elsewhere.slots, encoder.bind(tokens, state, is_first)[0].slots)
+    # As a first frame at those places, from the queries of the first frame.
+    queries = torch.randn(2, 4, 8)
+    slots = anew.bind(tokens, {**state, "queries": queries}, is_first)[0].slots
+    expected, _ = keeping.bind(tokens, {**state, "slots": queries}, is_first)
+    torch.testing.assert_close(slots, expected.slots)
 
 
 def test_grounds_own_half_of_any_picture_at_first() -> None:
