@@ -166,9 +166,7 @@ def _variant_row(
 
 def markdown(comparison: Mapping[str, Any], published: Published) -> str:
     """The tables of a comparison, and where published figures come from."""
-    parts = [
-        markdown_table([score_head(comparison["fraction"]), *score_rows(comparison, published)])
-    ]
+    parts = [scores_markdown(comparison, published)]
     variants = variant_rows(comparison)
     if variants:
         parts.append("Worlds with what was held out of training (mean over seeds):")
@@ -177,6 +175,12 @@ def markdown(comparison: Mapping[str, Any], published: Published) -> str:
     if found:
         parts.append("Published figures: " + "; ".join(found) + ".")
     return "\n\n".join(parts) + "\n"
+
+
+def scores_markdown(comparison: Mapping[str, Any], published: Published) -> str:
+    """The first of these tables alone, without a last line break."""
+    rows = score_rows(comparison, published)
+    return markdown_table([score_head(comparison["fraction"]), *rows])
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:

@@ -3,14 +3,14 @@
     python scripts/compare.py outputs/train_agent/sprites-*
     python scripts/compare.py outputs/train_agent/sprites-* --write results/sprites
     python scripts/compare.py outputs/train_agent/*-planning-* --slots video_fg_ari
-    python scripts/compare.py --readme README.md
+    python scripts/compare.py --readme README.md results/README.md
 
 A run is a directory that scripts/train_agent.py left, or one kept in results/; a folder of runs
 stands for all of them. Runs are grouped by environment, observation and agent. The table goes to
 the terminal; table.md, comparison.json and report.html beside it. `--write` keeps what is needed to
 compare again, a few kilobytes a run. `--slots` sets success against how well the encoders find
-objects, in slots.html and slots.json, instead of comparing. `--readme` writes the tables of all
-that is kept in results/ between the two marker comments of a file.
+objects, in slots.html and slots.json, instead of comparing. `--readme` writes the tables of what
+is kept in results/ between the two marker comments of each file.
 """
 
 from __future__ import annotations
@@ -41,18 +41,19 @@ def main() -> None:
     parser.add_argument("--title", default="Agents side by side")
     parser.add_argument("--write", type=Path, help="keep the runs in this folder")
     parser.add_argument("--slots", help="a figure of discovery, such as video_fg_ari")
-    parser.add_argument("--readme", type=Path, help="write the tables of results/ into this file")
+    parser.add_argument(
+        "--readme", nargs="+", type=Path, help="write the tables of results/ into these files"
+    )
     arguments = parser.parse_args()
     if not arguments.runs and arguments.readme is None:
-        parser.error("expected directories of runs, or --readme FILE")
+        parser.error("expected directories of runs, or --readme FILES")
     try:
         if arguments.runs and arguments.slots is not None:
             write_relations(arguments)
         elif arguments.runs:
             write_comparison(arguments)
-        if arguments.readme is not None:
-            text = arguments.readme.read_text()
-            write_text(arguments.readme, with_tables(text, RESULTS))
+        for readme in arguments.readme or ():
+            write_text(readme, with_tables(readme.read_text(), RESULTS))
     except (ValueError, OSError) as error:
         parser.error(str(error))
 

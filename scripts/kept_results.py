@@ -10,14 +10,16 @@ from pathlib import Path
 import yaml
 
 from ocrl.agents.comparison import compare
-from ocrl.agents.comparison_table import Published, markdown
+from ocrl.agents.comparison_table import Published, markdown, scores_markdown
 from ocrl.agents.results import EVALUATION, PROGRESS, Run, read_run, rounded, write_small
 from ocrl.horizon_table import RECORD, Record, read_record
 from ocrl.horizon_table import markdown as world_tables
 from ocrl.page import write_text
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
-MARKERS = ("<!-- results: python scripts/compare.py --readme README.md -->", "<!-- /results -->")
+SCORES = "<!-- results: python scripts/compare.py --readme README.md -->"
+EVERYTHING = "<!-- all results: python scripts/compare.py --readme results/README.md -->"
+END = "<!-- /results -->"
 FRACTION = 0.9
 
 
@@ -64,22 +66,33 @@ def read_published() -> Published:
 
 
 def with_tables(text: str, results: Path) -> str:
-    """A text with the tables of everything kept between its markers; as it is without markers.
+    """A text with the tables of what is kept between its markers; as it is without markers.
+
+    Args:
+        text: with `SCORES` for the scores of agents, or `EVERYTHING` for their held-out worlds and
+            for world models besides, and `END`.
+        results: the folder of studies.
 
     Raises:
         ValueError: if there is one marker without the other.
     """
-    begin, end = (text.find(marker) for marker in MARKERS)
-    if begin == end == -1:
+    begin = next((marker for marker in (SCORES, EVERYTHING) if marker in text), None)
+    if begin is None and END not in text:
         return text
-    if not -1 < begin < end:
-        raise ValueError(f"expected both {MARKERS[0]!r} and, after it, {MARKERS[1]!r}")
+    if begin is None or END not in text.split(begin)[1]:
+        raise ValueError(f"expected {SCORES!r} or {EVERYTHING!r} and, after it, {END!r}")
     parts = []
-    for folder in sorted({path.parent.parent for path in results.glob(f"*/*/{EVALUATION}")}):
+    for folder in _studies(results, EVALUATION):
         runs = [read_run(path) for path in found_runs([folder])]
-        table = markdown(compare(runs, fraction=FRACTION), read_published())
-        parts.append(f"`results/{folder.name}`:\n\n{table}\n")
-    for folder in sorted({path.parent.parent for path in results.glob(f"*/*/{RECORD}")}):
-        table = worlds_table(sorted(path.parent for path in folder.glob(f"*/{RECORD}")))
-        parts.append(f"`results/{folder.name}`:\n\n{table}\n")
-    return text[: begin + len(MARKERS[0])] + "\n\n" + "".join(parts) + text[end:]
+        draw = markdown if begin == EVERYTHING else scores_markdown
+        parts.append((folder, draw(compare(runs, fraction=FRACTION), read_published())))
+    for folder in _studies(results, RECORD) if begin == EVERYTHING else ():
+        parts.append((folder, worlds_table(sorted(p.parent for p in folder.glob(f"*/{RECORD}")))))
+    tables = "".join(f"`results/{folder.name}`:\n\n{table.strip()}\n\n" for folder, table in parts)
+    head, _, rest = text.partition(begin)
+    return f"{head}{begin}\n\n{tables}{END}{rest.partition(END)[2]}"
+
+
+def _studies(results: Path, name: str) -> list[Path]:
+    """The folders whose runs left the file `name`."""
+    return sorted({path.parent.parent for path in results.glob(f"*/*/{name}")})

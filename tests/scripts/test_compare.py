@@ -25,6 +25,7 @@ def write_run(folder, obs, seed, rate):
         **{"env": "sprites-object_goal", "obs": obs, "agent": "ppo", "seed": seed, "step": 20_000},
         **{"mean": mean, "interval": {}, "score": None, "achievements": None},
         **{"episodes": {"return": [rate] * 50}, "floor": {"mean": {"success": 0.2}}},
+        "variants": {"shapes": {"mean": mean, "interval": {}, "num_episodes": 50}},
     }
     write_evaluation(folder, record)
 
@@ -78,23 +79,28 @@ def test_the_tables_stand_between_the_markers(compare, load_script, tmp_path, mo
     (tmp_path / "results").mkdir()
     (tmp_path / "results/published.yaml").write_text("{}\n")
     compare(tmp_path / "runs", "--write", tmp_path / "results/goal")
-    readme = tmp_path / "README.md"
-    readme.write_text(f"Before\n\n{module.MARKERS[0]}\nold\n{module.MARKERS[1]}\n\nAfter\n")
-    compare("--readme", readme)
-    text = readme.read_text()
-    assert text.startswith("Before\n") and text.endswith(f"{module.MARKERS[1]}\n\nAfter\n")
-    assert "old" not in text and "`results/goal`:" in text and "0.900 [0.800, 1.000]" in text
-    compare("--readme", readme)
-    assert readme.read_text() == text
+    scores, everything = tmp_path / "README.md", tmp_path / "results/README.md"
+    for readme, begin in ((scores, module.SCORES), (everything, module.EVERYTHING)):
+        readme.write_text(f"Before\n\n{begin}\nold\n{module.END}\n\nAfter\n")
+    compare("--readme", scores, everything)
+    texts = [readme.read_text() for readme in (scores, everything)]
+    for text in texts:
+        assert text.startswith("Before\n") and text.endswith(f"{module.END}\n\nAfter\n")
+        assert "old" not in text and "`results/goal`:" in text and "0.900 [0.800, 1.000]" in text
+    assert ["held out" in text for text in texts] == [False, True]
+    compare("--readme", scores, everything)
+    assert [readme.read_text() for readme in (scores, everything)] == texts
     assert module.with_tables("no markers", tmp_path / "results") == "no markers"
-    empty = module.with_tables(text, tmp_path / "nothing")
-    assert empty.split(module.MARKERS[0])[1].split(module.MARKERS[1])[0].strip() == ""
+    empty = module.with_tables(texts[0], tmp_path / "nothing")
+    assert empty == f"Before\n\n{module.SCORES}\n\n{module.END}\n\nAfter\n"
 
 
-def test_the_readme_is_up_to_date(load_script):
+@pytest.mark.parametrize("name", ["README.md", "results/README.md"])
+def test_the_readmes_are_up_to_date(load_script, name):
     module = load_script("kept_results")
-    text = (ROOT / "README.md").read_text()
-    assert module.with_tables(text, module.RESULTS) == text, "run compare.py --readme README.md"
+    text = (ROOT / name).read_text()
+    assert (module.SCORES if name == "README.md" else module.EVERYTHING) in text
+    assert module.with_tables(text, module.RESULTS) == text, f"run compare.py --readme {name}"
 
 
 def test_published_figures_are_of_environments_that_exist_and_name_their_source(load_script):
@@ -114,11 +120,11 @@ def test_published_figures_are_of_environments_that_exist_and_name_their_source(
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ((), "expected directories of runs, or --readme FILE"),
+        ((), "expected directories of runs, or --readme FILES"),
         (("nowhere",), "expected the directory of a training run, got nowhere"),
         (("runs", "--fraction", "90"), r"expected a fraction in (0,1], got 90"),
         (("runs", "runs"), "expected one run of pixels ppo on sprites-object_goal with seed 0"),
-        (("--readme", "broken.md"), "expected both '<!-- results"),
+        (("--readme", "broken.md"), "expected '<!-- results"),
     ],
 )
 def test_mistakes_end_in_one_sentence(compare, tmp_path, monkeypatch, capsys, arguments, sentence):
