@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from launch import CONFIGS, unknown
+from mistakes import CONFIGS, unknown
 
 from ocrl import checkpoint
 from ocrl.agents import saving

@@ -20,7 +20,8 @@ from typing import Any
 
 import yaml
 from comparison import MODEL, header, run, score_rows
-from launch import CONFIGS, num_cores, options_of, resumable, unknown
+from launch import num_cores, resumable
+from mistakes import CONFIGS, options_of, unknown
 
 _GROUP = "experiment/small"
 _METRICS = {

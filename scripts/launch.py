@@ -9,26 +9,19 @@ Import this before torch. Two environment variables change what it does:
 from __future__ import annotations
 
 import ctypes
-import difflib
-import errno
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra import compose, initialize_config_dir
 from hydra import main as hydra_main
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, InstantiationException, MissingConfigException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+from mistakes import CONFIGS, check_kinds, explain
+from omegaconf import DictConfig
 
 OF_ENVIRONMENTS = ("rollouts", "experiment", "task")
 """Groups with an option for each environment."""
@@ -68,6 +61,7 @@ def script(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], N
                 job = Path(main.__code__.co_filename).stem
                 added = [*choices_of_environment(name, sys.argv[1:]), f"hydra.job.name={job}"]
                 sys.argv[1:] = with_overrides(sys.argv[1:], added)
+                check_kinds(name, sys.argv[1:])
                 hydra_main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(task)()
                 if errors:
                     raise errors[0]
@@ -193,85 +187,3 @@ def choices_of_environment(name: str, arguments: list[str]) -> list[str]:
         stems = [s for s in (env, env.split("-")[0]) if (CONFIGS / group / f"{s}.yaml").is_file()]
         choices += [f"{group}={stem}" for stem in stems[:1]]
     return choices
-
-
-# --- mistakes in words -------------------------------------------------------------------------
-
-
-def explain(error: Exception, name: str, arguments: list[str]) -> str | None:
-    """Say a user's mistake in one sentence; None where it is not the user's."""
-    if isinstance(error, InstantiationException) and isinstance(error.__cause__, ValueError):
-        return _one_line(error.__cause__)
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, option = error.missing_cfg_file.removesuffix(".yaml").rpartition("/")
-        return unknown(group or "configuration", option, options_of(group) or error.options or [])
-    if isinstance(error, HydraException | OmegaConfBaseException):
-        return _explain_override(error, name, arguments)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return (
-            f"the disk is full ({error}); nothing whole was lost: free some space and run the "
-            "same command again"
-        )
-    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
-        return f"out of memory ({_one_line(error)}); lower data.batch_size or data.clip_length"
-    if isinstance(error, ValueError | OSError):
-        return _one_line(error)
-    return None
-
-
-def unknown(what: str, given: str, known: Iterable[str]) -> str:
-    """Say that a name does not exist, which ones do, and which of them is nearest."""
-    names = sorted(known)
-    nearest = difflib.get_close_matches(given, names, n=1, cutoff=0.4)
-    guess = f" Did you mean {nearest[0]!r}?" if nearest else ""
-    return f"there is no {what} {given!r}; there are {', '.join(names)}.{guess}"
-
-
-def options_of(group: str) -> list[str]:
-    """Names of the files in a configuration group."""
-    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def _explain_override(error: Exception, name: str, arguments: list[str]) -> str:
-    for argument in arguments:
-        key = argument.split("=", 1)[0].lstrip("+~")
-        if "=" not in argument and not argument.startswith(("-", "~")):
-            return f"expected options as name=value, got {argument!r}"
-        if "=" not in argument or argument.startswith(("-", "+", "~", "hydra.", "hydra/")):
-            continue
-        known = known_keys(name, arguments, without=argument)
-        if known and key not in known:
-            depth = key.count(".")
-            parent = key.rpartition(".")[0]
-            known = {k for k in known if not k.endswith("_target_")}
-            siblings = [
-                k for k in known if k.count(".") == depth and k.rpartition(".")[0] == parent
-            ]
-            return unknown("option", key, siblings or [k for k in known if "." not in k])
-    return _one_line(error)
-
-
-def known_keys(name: str, arguments: list[str], *, without: str) -> set[str]:
-    """Every dotted key, and every group, that the command line may set."""
-    groups = {path.name for path in CONFIGS.iterdir() if path.is_dir() and options_of(path.name)}
-    others = [argument for argument in arguments if argument != without and "=" in argument]
-    for overrides in (others, [a for a in others if a.split("=", 1)[0] in groups], []):
-        try:
-            OverridesParser.create().parse_overrides(overrides)
-            with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
-                config = compose(name, overrides=overrides)
-        except (HydraException, OmegaConfBaseException):
-            continue
-        return groups | set(_dotted(OmegaConf.to_container(config), ""))
-    return set()
-
-
-def _dotted(node: Any, prefix: str) -> Iterable[str]:
-    if isinstance(node, dict):
-        for key, value in node.items():
-            yield f"{prefix}{key}"
-            yield from _dotted(value, f"{prefix}{key}.")

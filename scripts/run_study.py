@@ -28,7 +28,8 @@ import yaml
 from compare import write_comparison
 from comparison import run
 from kept_results import FRACTION, keep_world, worlds_table
-from launch import num_cores, resumable, unknown
+from launch import num_cores, resumable
+from mistakes import unknown
 
 from ocrl.agents.results import EVALUATION
 from ocrl.horizon_table import RECORD

@@ -1,4 +1,4 @@
-import importlib.util
+import importlib
 import logging
 import os
 import subprocess
@@ -13,14 +13,8 @@ from hydra.core.singleton import Singleton
 ROOT = Path(__file__).parents[2]
 
 
-def load_launch():
-    spec = importlib.util.spec_from_file_location("launch", ROOT / "scripts" / "launch.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-launch = load_launch()
+sys.path.insert(0, str(ROOT / "scripts"))
+launch = importlib.import_module("launch")
 
 
 @pytest.fixture
@@ -78,6 +72,37 @@ def test_an_unknown_name_gives_those_that_exist_and_the_nearest(command, argumen
     assert f"Did you mean {nearest!r}?" in err and listed in err
     assert err.startswith("pretrain_slots: there is no ") and err.count("\n") == 1
     assert "Traceback" not in err and "_target_" not in err
+
+
+@pytest.mark.parametrize(
+    ("argument", "sentence"),
+    [
+        ("num_slots=seven", "num_slots to be a number, such as "),
+        ("trainer.max_steps=true", "trainer.max_steps to be a number, such as "),
+        ("encoder.num_iterations_first=[2]", ", got [2]"),
+        ("trainer.compile=perhaps", "trainer.compile to be true or false, got perhaps"),
+        ("trainer.compile=1", "trainer.compile to be true or false, got 1"),
+        ("image_size=64", "image_size to be a list, such as ["),
+        ("+weights.contrast=0.1 weights.coherence=big", "weights.coherence to be a number"),
+    ],
+)
+def test_a_value_of_another_kind_is_one_sentence(command, argument, sentence):
+    code, seen, err = command("env=crafter", *argument.split())
+    assert code == 1 and not seen
+    assert err.startswith("pretrain_slots: expected ") and sentence in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        *("trainer.max_steps=null", "trainer.precision=bf16-mixed", "trainer.precision=32"),
+        *("optimizer.lr=1", "num_slots=${slot_dim}", "encoder=located", "trainer.compile=true"),
+        *("+encoder.more=1", "data.path=somewhere", "image_size=[32,32]"),
+    ],
+)
+def test_a_value_of_the_same_kind_nothing_or_another_setting_passes(command, argument):
+    code, seen, err = command("env=crafter", argument)
+    assert code == 0 and len(seen) == 1 and err == ""
 
 
 def test_settings_of_hydra_are_not_taken_for_the_mistake(command):
@@ -222,10 +247,9 @@ def test_threads_that_the_user_set_are_kept(monkeypatch):
 
 
 FAULTS = """
-import importlib.util, resource, sys
-spec = importlib.util.spec_from_file_location("launch", sys.argv[1])
-launch = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(launch)
+import resource, sys
+sys.path.insert(0, sys.argv[1])
+import launch
 took = launch.keep_freed_memory()
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -246,7 +270,7 @@ def test_freed_memory_is_kept_unless_switched_off(extra, is_kept):
     clean = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     clean.pop("OCRL_KEEP_ALLOCATOR", None)
     done = subprocess.run(
-        [sys.executable, "-c", FAULTS, str(ROOT / "scripts" / "launch.py")],
+        [sys.executable, "-c", FAULTS, str(ROOT / "scripts")],
         env=clean | extra,
         capture_output=True,
         text=True,

@@ -1,0 +1,150 @@
+"""Mistakes of a command line in words: names that do not exist, values of another kind, errors."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+
+def explain(error: Exception, name: str, arguments: list[str]) -> str | None:
+    """Say a user's mistake in one sentence; None where it is not the user's."""
+    if isinstance(error, InstantiationException) and isinstance(error.__cause__, ValueError):
+        return _one_line(error.__cause__)
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, option = error.missing_cfg_file.removesuffix(".yaml").rpartition("/")
+        return unknown(group or "configuration", option, options_of(group) or error.options or [])
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return _explain_override(error, name, arguments)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"the disk is full ({error}); nothing whole was lost: free some space and run the "
+            "same command again"
+        )
+    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+        return f"out of memory ({_one_line(error)}); lower data.batch_size or data.clip_length"
+    if isinstance(error, ValueError | OSError):
+        return _one_line(error)
+    return None
+
+
+def unknown(what: str, given: str, known: Iterable[str]) -> str:
+    """Say that a name does not exist, which ones do, and which of them is nearest."""
+    names = sorted(known)
+    nearest = difflib.get_close_matches(given, names, n=1, cutoff=0.4)
+    guess = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    return f"there is no {what} {given!r}; there are {', '.join(names)}.{guess}"
+
+
+def options_of(group: str) -> list[str]:
+    """Names of the files in a configuration group."""
+    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _explain_override(error: Exception, name: str, arguments: list[str]) -> str:
+    for argument in arguments:
+        key = argument.split("=", 1)[0].lstrip("+~")
+        if "=" not in argument and not argument.startswith(("-", "~")):
+            return f"expected options as name=value, got {argument!r}"
+        if "=" not in argument or argument.startswith(("-", "+", "~", "hydra.", "hydra/")):
+            continue
+        known = known_keys(name, arguments, without=argument)
+        if known and key not in known:
+            depth = key.count(".")
+            parent = key.rpartition(".")[0]
+            known = {k for k in known if not k.endswith("_target_")}
+            siblings = [
+                k for k in known if k.count(".") == depth and k.rpartition(".")[0] == parent
+            ]
+            return unknown("option", key, siblings or [k for k in known if "." not in k])
+    return _one_line(error)
+
+
+def check_kinds(name: str, arguments: Sequence[str]) -> None:
+    """Compare the values on a command line with those that stand in the configuration without them.
+
+    Where a number or a list stands, another one is expected, or nothing (null); where true or false
+    stands, one of them or a choice of several.
+
+    Raises:
+        ValueError: naming the first option whose value is of another kind.
+    """
+    given = [a for a in arguments if "=" in a and not a.startswith(("-", "~", "hydra"))]
+    groups = _groups()
+    try:
+        parsed = OverridesParser.create().parse_overrides(given)
+        values = [o for o in parsed if "." in o.key_or_group or o.key_or_group not in groups]
+        chosen = [o.input_line for o in parsed if o not in values or o.is_add()]
+        with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
+            config = compose(name, overrides=[word for word in chosen if word is not None])
+    except (HydraException, OmegaConfBaseException):
+        return  # said better where the configuration is composed
+    for override in values:
+        value = override.value()
+        if override.is_sweep_override() or value is None or "${" in str(value):
+            continue
+        expected = _kind_beside(_standing(config, override.key_or_group), value)
+        if expected is not None:
+            shown = override.get_value_string()
+            raise ValueError(f"expected {override.key_or_group} to be {expected}, got {shown}")
+
+
+def _standing(config: DictConfig, key: str) -> Any:
+    """What a configuration has there; None too where only the running command knows."""
+    try:
+        return OmegaConf.select(config, key)
+    except OmegaConfBaseException:
+        return None
+
+
+def _kind_beside(stands: Any, value: Any) -> str | None:
+    """What a value had to be where `stands` stands; None if it is."""
+    if isinstance(stands, bool):
+        return None if isinstance(value, bool | list) else "true or false"
+    if isinstance(stands, int | float):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return None if is_number else f"a number, such as {stands:g}"
+    if isinstance(stands, ListConfig) and not isinstance(value, list):
+        words = ",".join(map(str, stands)) or "..."
+        return f"a list, such as [{words}]"
+    return None
+
+
+def known_keys(name: str, arguments: list[str], *, without: str) -> set[str]:
+    """Every dotted key, and every group, that the command line may set."""
+    groups = _groups()
+    others = [argument for argument in arguments if argument != without and "=" in argument]
+    for overrides in (others, [a for a in others if a.split("=", 1)[0] in groups], []):
+        try:
+            OverridesParser.create().parse_overrides(overrides)
+            with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
+                config = compose(name, overrides=overrides)
+        except (HydraException, OmegaConfBaseException):
+            continue
+        return groups | set(_dotted(OmegaConf.to_container(config), ""))
+    return set()
+
+
+def _groups() -> set[str]:
+    return {path.name for path in CONFIGS.iterdir() if path.is_dir() and options_of(path.name)}
+
+
+def _dotted(node: Any, prefix: str) -> Iterable[str]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield f"{prefix}{key}"
+            yield from _dotted(value, f"{prefix}{key}.")
