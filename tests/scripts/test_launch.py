@@ -189,6 +189,10 @@ def test_outputs_go_to_a_directory_that_only_the_command_determines(command, tmp
         assert command("env=sprites", "encoder=psb", "trainer.seed=4", main=main)[0] == 0
     expected = tmp_path / "outputs" / "test_launch" / "sprites-psb-4"
     assert found == [(expected, "sprites", "test_launch")] * 2
+    # Worlds that share a class are told apart.
+    world = ("env=minigrid", "env.id=MiniGrid-Fetch-5x5-N2-v0", "encoder=psb")
+    assert command(*world, main=main)[0] == 0
+    assert found[-1][0].name == "MiniGrid-Fetch-5x5-N2-v0-psb-0"
 
 
 # --- the recipe ---------------------------------------------------------------------------------
