@@ -117,6 +117,7 @@ class SlotWorld(nn.Module, ABC):
         reward: Tensor | None,
         terminated: Tensor | None,
         is_counted: Tensor,
+        is_given: Tensor,
     ) -> dict[str, Tensor]:
         """The losses of a prediction, by name and before weighting.
 
@@ -132,6 +133,8 @@ class SlotWorld(nn.Module, ABC):
             reward: (B,T) that came with each frame.
             terminated: (B,T) bool, whether the episode ended there.
             is_counted: (B,T-1) bool, the predictions that count.
+            is_given: (B,T-1) bool, the frames that the dynamics went on from as they came, and not
+                as it had foretold them: outcomes are read from these, as they are in acting.
         """
         target = slots[:, 1:].detach()
         error = (prediction.slots - target).float().square().mean((-2, -1))
@@ -141,7 +144,8 @@ class SlotWorld(nn.Module, ABC):
         if not self.weights["reward"] and not self.weights["continue"]:
             return losses
         said = prediction.slots.detach()
-        before = torch.cat([slots[:, :1].detach(), said[:, :-1]], dim=1)
+        foretold = torch.cat([slots[:, :1], said[:, :-1]], dim=1)
+        before = torch.where(is_given[..., None, None], slots[:, :-1], foretold).detach()
         done = None if action is None else action[:, :-1]
         outcome = self.outcome(before, done, said)
         taught = self.taught(reward, terminated)

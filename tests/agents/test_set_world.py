@@ -98,6 +98,20 @@ def test_what_leads_into_another_episode_does_not_count():
     assert torch.equal(model(changed, other).losses["reward"], losses["reward"])
 
 
+def test_outcomes_are_read_from_true_rows_where_the_dynamics_was_given_them():
+    model = world()
+    rows, window = windows(starts=[(0, 3)])
+    output = model(rows, window)
+    # Two frames are context; the first episode of the batch is followed by another.
+    is_given = torch.tensor([[1, 1, 0, 1, 0], [1, 1, 0, 0, 0]], dtype=torch.bool)[..., None, None]
+    said = output.prediction.slots
+    before = torch.where(is_given, rows[:, :-1], torch.cat([rows[:, :1], said[:, :-1]], dim=1))
+    outcome = model.outcome(before, window.action[:, :-1], said)
+    taught = {"reward": window.reward[:, 1:], "terminated": window.terminated[:, 1:]}
+    expected = model.outcome.losses(outcome, **taught)["event"][~window.is_first[:, 1:]].mean()
+    torch.testing.assert_close(output.losses["event"], expected)
+
+
 def test_the_total_is_weighted_and_what_has_no_weight_is_not_computed():
     rows, window = windows()
     model = world(reward=0.0, slots=2.0)

@@ -51,8 +51,10 @@ def test_with_teacher_forcing_every_frame_is_foretold_from_true_ones():
     torch.testing.assert_close(world(clip).prediction.slots, expected)
 
 
-def test_each_loss_is_of_the_frame_that_was_foretold():
-    world, clip = make(num_decoded=9).eval(), draw()
+@pytest.mark.parametrize("is_teacher_forced", [False, True])
+def test_each_loss_is_of_the_frame_that_was_foretold(is_teacher_forced):
+    world = make(num_decoded=9, is_teacher_forced=is_teacher_forced).eval()
+    clip = draw()
     torch.nn.init.normal_(world.dynamics.output.to_slots.weight, std=0.3)
     torch.nn.init.normal_(world.outcome.to_reward.weight)
     ends = clip.terminated.clone()
@@ -64,7 +66,9 @@ def test_each_loss_is_of_the_frame_that_was_foretold():
     recon = world.model.decoder(said[:, 1:]).recon
     image = (recon - clip.to_float().video[:, 2:]).square().mean()
     torch.testing.assert_close(output.losses["image"], image)
-    before = torch.cat([world.encode(clip).slots[:, :1], said[:, :-1]], dim=1)
+    # Outcomes are read from true slots as far as the dynamics was given them: here for two frames.
+    given = T - 1 if is_teacher_forced else 2
+    before = torch.cat([world.encode(clip).slots[:, :given], said[:, given - 1 : -1]], dim=1)
     outcome = world.outcome(before, clip.action[:, :-1], said)
     expected = world.outcome.losses(
         outcome, reward=clip.reward[:, 1:], terminated=clip.terminated[:, 1:]
