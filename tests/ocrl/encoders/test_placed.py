@@ -159,6 +159,18 @@ def test_grounds_come_first_and_have_no_place():
     assert is_placed[..., 0].tolist() == [[[0, 0, 1, 1]] * 3] * 2
 
 
+def test_looks_that_are_not_kept_come_from_the_views_and_the_last_places_alone():
+    encoder, clip = make(keeps_looks=False), posed_clip().to_float()
+    tokens = encoder.backbone(clip.video[:, 0], camera=clip.camera[:1])
+    goes_on = torch.zeros(2, dtype=torch.bool)
+    _, state = encoder.bind(tokens, encoder.initial_state(2), ~goes_on)
+    again = encoder.bind(tokens, state, goes_on)[0].slots
+    other = {**state, "slots": torch.randn_like(state["slots"])}
+    assert torch.equal(encoder.bind(tokens, other, goes_on)[0].slots, again)
+    moved = {**state, "places": state["places"] + 0.5}
+    assert not torch.allclose(encoder.bind(tokens, moved, goes_on)[0].slots, again)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
