@@ -191,6 +191,7 @@ def test_a_full_disk_and_a_killed_process(tmp_path):
                 writer.append(episode)
         except OSError as error:
             sys.stderr.write(f"{{error}}, {{os.path.getsize(sys.argv[1])}} bytes")
+            sys.stderr.flush()
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
         writer.append(episode)
         real = os.write
