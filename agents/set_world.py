@@ -106,7 +106,8 @@ class SetWorld(SlotWorld):
             reward=window.reward,
             terminated=window.terminated,
             is_counted=~window.is_first[:, 1:],
-            is_given=self._is_given(window.is_first),
+            is_first=window.is_first,
+            num_given=self.num_context,
         )
         if steps is not None:
             losses["balanced"] = self._balanced(*steps)
@@ -130,11 +131,6 @@ class SetWorld(SlotWorld):
         state = self.read(context, action.flatten(0, 1), is_first)
         ended = window.terminated[:, size - 1 :].flatten()
         return Starts(context[:, -1], state, is_first[:, -1], 1.0 - ended.float())
-
-    def _is_given(self, is_first: Tensor) -> Tensor:
-        """The frames (B,T-1) that `_foretell` goes on from as they came."""
-        is_context = torch.arange(is_first.shape[1] - 1, device=is_first.device) < self.num_context
-        return is_first[:, :-1].bool() | is_context
 
     def _foretell(self, rows: Tensor, action: Tensor, is_first: Tensor) -> SlotPrediction:
         """What is said of every frame after the first: from true rows, then from its own."""

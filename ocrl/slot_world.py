@@ -117,7 +117,8 @@ class SlotWorld(nn.Module, ABC):
         reward: Tensor | None,
         terminated: Tensor | None,
         is_counted: Tensor,
-        is_given: Tensor,
+        is_first: Tensor,
+        num_given: int,
     ) -> dict[str, Tensor]:
         """The losses of a prediction, by name and before weighting.
 
@@ -133,8 +134,10 @@ class SlotWorld(nn.Module, ABC):
             reward: (B,T) that came with each frame.
             terminated: (B,T) bool, whether the episode ended there.
             is_counted: (B,T-1) bool, the predictions that count.
-            is_given: (B,T-1) bool, the frames that the dynamics went on from as they came, and not
-                as it had foretold them: outcomes are read from these, as they are in acting.
+            is_first: (B,T) bool, where episodes begin.
+            num_given: the frames at the start that the dynamics went on from as they came, and not
+                as it had foretold them. From these, and from those where an episode begins,
+                outcomes are read, too, as they are in acting.
         """
         target = slots[:, 1:].detach()
         error = (prediction.slots - target).float().square().mean((-2, -1))
@@ -145,6 +148,8 @@ class SlotWorld(nn.Module, ABC):
             return losses
         said = prediction.slots.detach()
         foretold = torch.cat([slots[:, :1], said[:, :-1]], dim=1)
+        is_given = is_first[:, :-1].bool()
+        is_given = is_given | (torch.arange(is_given.shape[1], device=slots.device) < num_given)
         before = torch.where(is_given[..., None, None], slots[:, :-1], foretold).detach()
         done = None if action is None else action[:, :-1]
         outcome = self.outcome(before, done, said)

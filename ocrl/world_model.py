@@ -204,8 +204,8 @@ class WorldModel(SlotWorld):
             reward=clip.reward,
             terminated=clip.terminated,
             is_counted=is_same,
-            is_given=torch.arange(is_same.shape[1], device=slots.device).expand_as(is_same)
-            < (slots.shape[1] if self.is_teacher_forced else self.num_context),
+            is_first=clip.is_first,
+            num_given=slots.shape[1] if self.is_teacher_forced else self.num_context,
         )
         if self.weights["image"]:
             losses["image"] = self._image_loss(clip.video, prediction.slots, is_same)

@@ -81,11 +81,11 @@ def with_tables(text: str, results: Path) -> str:
         return text
     if begin is None or END not in text.split(begin)[1]:
         raise ValueError(f"expected {SCORES!r} or {EVERYTHING!r} and, after it, {END!r}")
-    parts = []
+    draw = markdown if begin == EVERYTHING else scores_markdown
+    parts, published = [], read_published()
     for folder in _studies(results, EVALUATION):
         runs = [read_run(path) for path in found_runs([folder])]
-        draw = markdown if begin == EVERYTHING else scores_markdown
-        parts.append((folder, draw(compare(runs, fraction=FRACTION), read_published())))
+        parts.append((folder, draw(compare(runs, fraction=FRACTION), published)))
     for folder in _studies(results, RECORD) if begin == EVERYTHING else ():
         parts.append((folder, worlds_table(sorted(p.parent for p in folder.glob(f"*/{RECORD}")))))
     tables = "".join(f"`results/{folder.name}`:\n\n{table.strip()}\n\n" for folder, table in parts)

@@ -89,8 +89,7 @@ def check_kinds(name: str, arguments: Sequence[str]) -> None:
         parsed = OverridesParser.create().parse_overrides(given)
         values = [o for o in parsed if "." in o.key_or_group or o.key_or_group not in groups]
         chosen = [o.input_line for o in parsed if o not in values or o.is_add()]
-        with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
-            config = compose(name, overrides=[word for word in chosen if word is not None])
+        config = _composed(name, [word for word in chosen if word is not None])
     except (HydraException, OmegaConfBaseException):
         return  # said better where the configuration is composed
     for override in values:
@@ -131,12 +130,16 @@ def known_keys(name: str, arguments: list[str], *, without: str) -> set[str]:
     for overrides in (others, [a for a in others if a.split("=", 1)[0] in groups], []):
         try:
             OverridesParser.create().parse_overrides(overrides)
-            with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
-                config = compose(name, overrides=overrides)
+            config = _composed(name, overrides)
         except (HydraException, OmegaConfBaseException):
             continue
         return groups | set(_dotted(OmegaConf.to_container(config), ""))
     return set()
+
+
+def _composed(name: str, overrides: list[str]) -> DictConfig:
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
+        return compose(name, overrides=overrides)
 
 
 def _groups() -> set[str]:

@@ -148,8 +148,9 @@ class GaussianSlots(RecurrentSlotEncoder):
             for name, size in zip(_STATE, sizes, strict=True)
         }
         fresh = torch.ones(batch_size, dtype=torch.bool, device=weight.device)
-        state["is_fresh"] = fresh
-        return state if self.keeps_looks else {**state, "queries": state["slots"].clone()}
+        if not self.keeps_looks:
+            state["queries"] = state["slots"].clone()
+        return {**state, "is_fresh": fresh}
 
     def _start(self, slots: Tensor) -> State:
         """The state before a first frame, with its queries (B,K,D)."""

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from ocrl.agents.encoder_state import find_state
 from ocrl.backbones.cnn import CNN
 from ocrl.check import check_slot_encoder
 from ocrl.encoders.located import LocatedSlots
@@ -199,6 +200,18 @@ def test_looks_that_are_not_kept_come_from_the_frame_and_the_last_places_alone()
     slots = anew.bind(tokens, {**state, "queries": queries}, is_first)[0].slots
     expected, _ = keeping.bind(tokens, {**state, "slots": queries}, is_first)
     torch.testing.assert_close(slots, expected.slots)
+
+
+@pytest.mark.parametrize("keeps_looks", [True, False])
+def test_the_state_has_one_form_before_and_after_a_frame(keeps_looks: bool) -> None:
+    encoder = make(keeps_looks=keeps_looks)
+    state = encoder.initial_state(2)
+    _, after = encoder.step(torch.rand(2, 3, 16, 16), state, torch.ones(2, dtype=torch.bool))
+    # In one order, too: policies that tune an encoder lay its state out in a row.
+    assert list(state) == list(after)
+    for name, value in state.items():
+        assert (after[name].shape, after[name].dtype) == (value.shape, value.dtype)
+    assert find_state(encoder, plain_key="frame") is not None
 
 
 def test_grounds_own_half_of_any_picture_at_first() -> None:
