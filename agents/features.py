@@ -1,6 +1,6 @@
 """From an observation of named parts to the vector that a policy's heads read.
 
-B batch, K slots or objects, F features of one, C H W image, W numbers of vectors.
+B batch, K slots or objects, F features of one, C H W image, W numbers of vectors, M products.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from ocrl.agents.encoder_state import STATE, find_state
 from ocrl.agents.pooling import Pooling
 from ocrl.agents.vision import Vision
 from ocrl.interfaces import SlotEncoder
+from ocrl.nn.multiplicative import MultiplicativeInteraction
 
 OBJECTS = "objects"
 """The set whose first column says whether a row is there."""
@@ -29,8 +30,9 @@ _EPS = 1e-3
 class Features(BaseFeaturesExtractor):
     """Sets through a pooling, frames through vision, vectors as they are, side by side.
 
-    Vectors stand beside each row of a set as well: what is asked for, or carried, decides which
-    rows matter.
+    Vectors stand beside each row of a set as well, and so do products of the row with them
+    (`match_dim`): what is asked for, or carried, decides which rows matter. What vision makes of a
+    frame meets the vectors in products, too.
 
     The features of a set are shifted and scaled, each by itself, to what `measure` found once,
     before learning: a small size in the corner of a large slot counts as much as any other.
@@ -50,6 +52,7 @@ class Features(BaseFeaturesExtractor):
         plain_key: str,
         pooling: Mapping[str, Any],
         vision: Mapping[str, Any],
+        match_dim: int,
         encoder: Mapping[str, Any] | None,
     ) -> None:
         """Build what the parts of an observation need.
@@ -59,6 +62,7 @@ class Features(BaseFeaturesExtractor):
             plain_key: name of the only part of an observation that is no `Dict`.
             pooling: describes a `Pooling` but for `slot_dim` and `num_slots`.
             vision: describes a `Vision` but for `frame_shape`.
+            match_dim: products of a row, or of a frame's features, with the vectors; 0 for none.
             encoder: describes a `SlotEncoder` that reads the frame; None for none.
 
         Raises:
@@ -82,27 +86,40 @@ class Features(BaseFeaturesExtractor):
             if spaces.kind(name, part) == spaces.VECTOR
         }
         self._vectors, beside = tuple(vectors), sum(vectors.values())
+        num_products = match_dim if beside else 0
+        met: dict[str, int] = {}
         for name, part in self._parts.items():
             kind = spaces.kind(name, part)
             if kind == spaces.FRAME and slot_encoder is None:
                 built[name] = checkpoint.build({**vision, "frame_shape": list(part.shape)})
+                met[name] = built[name].out_dim
             elif kind == spaces.FRAME and slot_encoder is not None:
                 _check_frame(slot_encoder, part.shape)
-                size = slot_encoder.slot_dim + beside
+                met[name] = slot_encoder.slot_dim
+                size = met[name] + beside + num_products
                 built[name] = _pooling(pooling, slot_encoder.num_slots, size)
             elif kind == spaces.SET:
-                size = _num_features(name, part.shape) + beside
+                met[name] = _num_features(name, part.shape)
+                size = met[name] + beside + num_products
                 built[name] = _pooling(pooling, part.shape[0], size)
-        sizes = [module.out_dim for module in built.values()]
-        super().__init__(observation_space, features_dim=sum(sizes) + beside)
+        is_vision = [isinstance(reader, Vision) for reader in built.values()]
+        sizes = [reader.out_dim for reader in built.values()]
+        super().__init__(
+            observation_space, features_dim=sum(sizes) + num_products * sum(is_vision) + beside
+        )
         self.readers = nn.ModuleDict(built)
         self.scales = nn.ModuleDict(
             {
-                name: Scale(_num_features(name, self._parts[name].shape))
+                name: Scale(met[name])
                 for name in built
                 if spaces.kind(name, self._parts[name]) == spaces.SET
             }
         )
+        self.products = nn.ModuleDict()
+        if num_products:
+            for name, size in met.items():
+                product = MultiplicativeInteraction(size, beside, out_dim=num_products)
+                self.products[name] = product
         self.encoder, self.states = slot_encoder, states
 
     def train(self, mode: bool = True) -> Features:
@@ -158,21 +175,34 @@ class Features(BaseFeaturesExtractor):
             return named[name]
         reader = self.readers[name]
         if isinstance(reader, Vision):
-            return reader(named[name])
+            seen = reader(named[name])
+            return torch.cat([seen, *self._products(name, seen, named)], dim=-1)
         return reader(*self._set(name, named))
 
     def _set(self, name: str, named: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-        """Rows (B,K,F+W) with all vectors beside them, and which of them are there."""
+        """Rows (B,K,F+W+M) with all vectors beside them, and which of them are there."""
         rows, is_present = named[name], None
         if name == OBJECTS:
             rows, is_present = rows[..., 1:], rows[..., 0] > 0.5
         if name in self.scales:
             rows = self.scales[name](rows)
-        beside = [
-            named[vector][:, None].expand(-1, rows.shape[1], -1).to(rows.dtype)
-            for vector in self._vectors
-        ]
-        return torch.cat([rows, *beside], dim=-1) if beside else rows, is_present
+        if not self._vectors:
+            return rows, is_present
+        beside = self._beside(named)[:, None]
+        products = self._products(name, rows, named)
+        repeated = beside.expand(-1, rows.shape[1], -1).to(rows.dtype)
+        return torch.cat([rows, repeated, *products], dim=-1), is_present
+
+    def _beside(self, named: Mapping[str, Tensor]) -> Tensor:
+        """All vectors (B,W) side by side."""
+        return torch.cat([named[vector] for vector in self._vectors], dim=-1)
+
+    def _products(self, name: str, seen: Tensor, named: Mapping[str, Tensor]) -> list[Tensor]:
+        """Products (...,M) of rows (B,K,F) or features (B,F) with the vectors, if there are any."""
+        if name not in self.products:
+            return []
+        beside = self._beside(named)
+        return [self.products[name](seen, beside[:, None] if seen.ndim == 3 else beside)]
 
     def measure(self, observations: Mapping[str, Tensor]) -> None:
         """Take mean and deviation of the features of sets from observations (B,K,F) by name.

@@ -85,6 +85,7 @@ class Network:
         plain_key: name of the only part of an observation that is no `Dict`.
         pooling: see `Features`.
         vision: see `Features`.
+        match_dim: see `Features`.
         encoder: see `Features`.
     """
 
@@ -93,6 +94,7 @@ class Network:
     plain_key: str
     pooling: Mapping[str, Any]
     vision: Mapping[str, Any]
+    match_dim: int
     encoder: Mapping[str, Any] | None
 
     def arguments(self) -> dict[str, Any]:
@@ -104,6 +106,7 @@ class Network:
                 "plain_key": self.plain_key,
                 "pooling": self.pooling,
                 "vision": self.vision,
+                "match_dim": self.match_dim,
                 "encoder": self.encoder,
             },
         }

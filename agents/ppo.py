@@ -52,6 +52,7 @@ class ModelFree:
         policy: Mapping[str, Any],
         pooling: Mapping[str, Any],
         vision: Mapping[str, Any],
+        match_dim: int,
         final_fraction: float,
         total_steps: int,
         num_envs: int,
@@ -70,6 +71,7 @@ class ModelFree:
             policy: of its policy, likewise.
             pooling: describes what sets go through, a `Pooling`.
             vision: describes what frames go through, a `Vision`.
+            match_dim: products of what is seen with the vectors beside it, see `Features`.
             final_fraction: of the learning rate and of the entropy's weight, which fall in a line,
                 at the end of the run.
             total_steps: environment steps of the whole run, over all environments.
@@ -101,7 +103,10 @@ class ModelFree:
             )
         self.algorithm, self.arguments, self.policy = algorithm, dict(arguments), dict(policy)
         self.final_fraction = final_fraction
+        if match_dim < 0:
+            raise ValueError(f"expected agent.match_dim of at least 0, got {match_dim}")
         self.pooling, self.vision = _described(pooling), _described(vision)
+        self.match_dim = match_dim
         self.total_steps, self.num_envs, self.processes = total_steps, num_envs, processes
         self.seed, self.device = seed, device
         self.log_every, self.checkpoint_every = log_every, checkpoint_every
@@ -122,7 +127,15 @@ class ModelFree:
                 "expected agent.policy.ortho_init=false for an encoder in the policy, got true: "
                 "it is made for layers that have not learned anything yet"
             )
-        return Network(self.algorithm, self.policy, plain_key, self.pooling, self.vision, encoder)
+        return Network(
+            self.algorithm,
+            self.policy,
+            plain_key,
+            self.pooling,
+            self.vision,
+            self.match_dim,
+            encoder,
+        )
 
     def build(self, env: StableBaselinesVecEnv, network: Network) -> BaseAlgorithm:
         """Build the algorithm with a fresh policy.

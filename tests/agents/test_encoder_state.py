@@ -272,7 +272,14 @@ def test_what_no_policy_can_carry_is_refused(monkeypatch):
     with pytest.raises(ValueError, match=r"expected one frame for an encoder with a memory, got"):
         states.space(Dict({"frame": frame, "second": frame}))
     with pytest.raises(ValueError, match=r"expected Box.* as 'encoder_state' beside the frame"):
-        Features(frame, plain_key="frame", pooling={}, vision={}, encoder=described())
+        Features(
+            frame,
+            plain_key="frame",
+            pooling={},
+            vision={},
+            match_dim=0,
+            encoder=described(),
+        )
 
 
 def test_an_encoder_without_a_memory_has_no_state_in_the_observation():

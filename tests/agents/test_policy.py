@@ -94,8 +94,9 @@ def test_what_is_asked_for_decides_which_rows_matter(tmp_path, make_toy, small_s
     named = {name: torch.from_numpy(part) for name, part in env.reset(seed=1)[0].items()}
     rows, is_present = features._set("objects", named)
     width = named["inventory"].shape[1]
-    assert rows.shape[-1] == named["objects"].shape[-1] - 1 + width
-    torch.testing.assert_close(rows[:, 1, -width:], named["inventory"])
+    begin = named["objects"].shape[-1] - 1
+    assert rows.shape[-1] == begin + width + small_settings("ppo")["match_dim"]
+    torch.testing.assert_close(rows[:, 1, begin : begin + width], named["inventory"])
     assert torch.equal(is_present, named["objects"][..., 0] > 0.5)
 
 

@@ -57,7 +57,7 @@ def save_run(scripts):
             num_envs=1,
             processes=False,
         )
-        network = Network("ppo", {}, main, pooling, VISION, None)
+        network = Network("ppo", {}, main, pooling, VISION, 0, None)
         _, policy = find_algorithm("ppo")
         seen, action = made.single_observation_space, made.single_action_space
         built = policy(spaces.channels_first(seen), action, lambda _: 0.0, **network.arguments())
