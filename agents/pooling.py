@@ -175,7 +175,6 @@ class ComparingTransformer(SetTransformer):
     Args:
         slot_dim: F.
         num_slots: K; not used, the set may have any size.
-        pair_dim: features that are compared.
         dim: see `SetTransformer`, as for all further arguments.
         num_layers: see there.
         num_heads: see there.
@@ -190,7 +189,6 @@ class ComparingTransformer(SetTransformer):
         slot_dim: int,
         *,
         num_slots: int,
-        pair_dim: int,
         dim: int,
         num_layers: int,
         num_heads: int,
@@ -205,7 +203,7 @@ class ComparingTransformer(SetTransformer):
             mlp_factor=mlp_factor,
             is_relative=False,
         )
-        self.comparison = PairComparison(slot_dim, pair_dim=pair_dim, dim=dim)
+        self.comparison = PairComparison(slot_dim, dim=dim)
 
     def _tokens(self, slots: Tensor, is_present: Tensor | None) -> tuple[Tensor, Tensor | None]:
         compared = self.comparison(slots, is_present)

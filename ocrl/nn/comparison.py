@@ -1,6 +1,6 @@
 """How each slot of a set differs from the others.
 
-K slots, F features of one, P features that are compared.
+K slots, F features of one.
 """
 
 from __future__ import annotations
@@ -9,28 +9,26 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ocrl.nn.mlp import MLP
-
 
 class PairComparison(nn.Module):
     """What comes of the differences between a slot and each of the others, for each slot.
 
-    An MLP makes a few normalised features of each slot, a layer reads the absolute differences of
-    each pair, and a slot is given the mean over its pairs: "alike in this, unlike in that" is plain
-    there, where attention has to make it from products. A relation network (Santoro et al. 2017,
-    arXiv 1706.01427) of distances instead of pairs, with one result for each slot. Ours.
+    A layer reads the absolute differences of each pair, feature by feature, and a slot is given the
+    mean over its pairs: "alike in this, unlike in that" is plain there, where attention has to make
+    it from products. Nothing is learned before slots are compared, so two of a kind are alike from
+    the first step on, and a relation is learned from few examples, for it can not be told by heart
+    from what the slots are: a relational bottleneck (Webb et al. 2024, arXiv 2309.06629) beside the
+    slots themselves. A relation network (Santoro et al. 2017, arXiv 1706.01427) of distances
+    instead of pairs, with one result for each slot. Ours.
 
     Args:
         slot_dim: F.
-        pair_dim: P.
-        dim: of the hidden layers and of the result.
+        dim: of the hidden layer and of the result.
     """
 
-    def __init__(self, slot_dim: int, *, pair_dim: int, dim: int) -> None:
+    def __init__(self, slot_dim: int, *, dim: int) -> None:
         super().__init__()
-        self.to_compared = MLP(slot_dim, hidden_dims=[dim], out_dim=pair_dim)
-        self.norm_compared = nn.LayerNorm(pair_dim)
-        self.to_pairs = nn.Linear(pair_dim, dim)
+        self.to_pairs = nn.Linear(slot_dim, dim)
         self.from_pairs = nn.Linear(dim, dim)
 
     def forward(self, slots: Tensor, is_present: Tensor | None = None) -> Tensor:
@@ -43,8 +41,7 @@ class PairComparison(nn.Module):
         Returns:
             (...,K,dim).
         """
-        compared = self.norm_compared(self.to_compared(slots))
-        first, second = (rearrange(compared, f"... k f -> ... {to}") for to in ("k 1 f", "1 k f"))
+        first, second = (rearrange(slots, f"... k f -> ... {to}") for to in ("k 1 f", "1 k f"))
         pairs = self.to_pairs((first - second).abs()).relu()
         among = None if is_present is None else is_present[..., None, :]
         return torch.as_tensor(self.from_pairs(mean_of_present(pairs, among)))

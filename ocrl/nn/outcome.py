@@ -41,7 +41,7 @@ class OutcomeHead(nn.Module):
     the same index is the same object before and after. Differs in that
 
     - the slots before the step are read beside those after it: many rewards are of a change;
-    - a slot may come with how it differs from the others (`pair_dim`): many rewards are of a
+    - a slot may come with how it differs from the others (`has_comparison`): many rewards are of a
       relation;
     - it tells first whether anything comes of the step, an event, and then what, as a hurdle model
       (Cragg 1971). Where rewards are rare, a balanced batch, half of it events, can thus teach all
@@ -54,7 +54,7 @@ class OutcomeHead(nn.Module):
         slot_dim: D.
         num_actions: of a discrete action space, 0 for none.
         action_dim: A of a continuous action space, 0 for none.
-        pair_dim: features of slots that are compared, see `PairComparison`; 0 for none.
+        has_comparison: whether slots before the step are compared, see `PairComparison`.
         dim: E.
         num_layers: of the transformer.
         num_heads: of its attention.
@@ -73,7 +73,7 @@ class OutcomeHead(nn.Module):
         *,
         num_actions: int,
         action_dim: int,
-        pair_dim: int,
+        has_comparison: bool,
         dim: int,
         num_layers: int,
         num_heads: int,
@@ -85,9 +85,9 @@ class OutcomeHead(nn.Module):
         super().__init__()
         self.num_actions, self.action_dim = num_actions, action_dim
         self.comparison: PairComparison | None = None
-        if pair_dim:
-            self.comparison = PairComparison(slot_dim, pair_dim=pair_dim, dim=dim)
-        self.embed_slots = nn.Linear(2 * slot_dim + (dim if pair_dim else 0), dim)
+        if has_comparison:
+            self.comparison = PairComparison(slot_dim, dim=dim)
+        self.embed_slots = nn.Linear(2 * slot_dim + (dim if has_comparison else 0), dim)
         self.embed_action: ActionEmbedding | None = None
         if num_actions or action_dim:
             self.embed_action = ActionEmbedding(dim, num_actions=num_actions, action_dim=action_dim)

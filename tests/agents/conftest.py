@@ -89,7 +89,7 @@ def settings_of(algorithm):
     del settings["_target_"]
     pooling = yaml.safe_load((CONFIGS / "pooling/comparing_transformer.yaml").read_text())
     vision = yaml.safe_load((CONFIGS / "vision/cnn.yaml").read_text())
-    small = {"dim": 8, "num_heads": 2, "pair_dim": 4}, {"channels": [4, 4, 4], "out_dim": 8}
+    small = {"dim": 8, "num_heads": 2}, {"channels": [4, 4, 4], "out_dim": 8}
     settings |= {"pooling": pooling | small[0], "vision": vision | small[1], "device": "cpu"}
     settings["arguments"] |= SMALL[algorithm]
     if algorithm == "recurrent_ppo":
@@ -108,7 +108,7 @@ def world_settings():
     """What `configs/agent/imagination.yaml` says, at a small size."""
     settings = copy.deepcopy(_composed_world())
     del settings["_target_"]
-    settings["pooling"] |= {"dim": 8, "num_heads": 2, "num_layers": 1, "pair_dim": 4}
+    settings["pooling"] |= {"dim": 8, "num_heads": 2, "num_layers": 1}
     small = {"dim": 8, "num_layers": 1, "num_heads": 2, "mlp_dim": 8}
     settings["dynamics"] |= small
     settings["outcome"] |= small | {"num_bins": 11}

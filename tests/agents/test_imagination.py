@@ -63,7 +63,9 @@ def small_world(action_dim=0):
         **{"num_layers": 1, "window": 3, "action_binding": "token", "is_residual": True},
         interaction="object_then_time",
     )
-    outcome = OutcomeHead(**common, pair_dim=4, num_layers=1, num_bins=11, low=-2.0, high=2.0)
+    outcome = OutcomeHead(
+        **common, has_comparison=True, num_layers=1, num_bins=11, low=-2.0, high=2.0
+    )
     weights = {"slots": 1.0, "reward": 1.0, "continue": 1.0}
     world = SetWorld(dynamics, outcome=outcome, weights=weights, num_context=2, horizon=6)
     return disturbed(world)

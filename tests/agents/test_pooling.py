@@ -104,11 +104,9 @@ def test_a_pooling_of_fixed_size_keeps_its_rows():
 
 def test_the_comparing_transformer_sees_how_slots_differ():
     # Golden: with identity maps a slot has the mean over the set of its distances beside it.
-    # (The features that are compared are normalised otherwise, one alone would always be 0.)
     sizes = {"num_layers": 1, "num_heads": 1, "mlp_factor": 1}
-    module = pooling.ComparingTransformer(1, num_slots=3, pair_dim=1, dim=2, **sizes)
+    module = pooling.ComparingTransformer(1, num_slots=3, dim=2, **sizes)
     comparison = module.comparison
-    comparison.to_compared = comparison.norm_compared = torch.nn.Identity()
     with torch.no_grad():
         for layer in (comparison.to_pairs, comparison.from_pairs):
             torch.nn.init.eye_(layer.weight)

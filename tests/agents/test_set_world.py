@@ -37,7 +37,7 @@ def world(kind="transformer", *, action_dim=0, num_context=2, horizon=4, **weigh
             parameter.add_(0.1 * torch.randn_like(parameter))
     outcome = OutcomeHead(
         **sizes,
-        **{"pair_dim": 4, "dim": 8, "num_layers": 1, "num_heads": 2, "mlp_dim": 8},
+        **{"has_comparison": True, "dim": 8, "num_layers": 1, "num_heads": 2, "mlp_dim": 8},
         **{"num_bins": 11, "low": -2.0, "high": 2.0},
     )
     weights = {"slots": 1.0, "reward": 1.0, "continue": 1.0} | weights

@@ -5,15 +5,14 @@ from ocrl.nn.comparison import PairComparison, mean_of_present
 
 def test_a_slot_is_given_the_mean_over_its_pairs():
     torch.manual_seed(0)
-    module = PairComparison(5, pair_dim=3, dim=7)
+    module = PairComparison(5, dim=7)
     slots = torch.randn(2, 4, 5)
     is_present = torch.tensor([[True, True, True, True], [True, False, True, False]])
     found = module(slots, is_present)
-    compared = module.norm_compared(module.to_compared(slots))
     for b in range(2):
         for k in range(4):
             pairs = [
-                module.to_pairs((compared[b, k] - compared[b, j]).abs()).relu()
+                module.to_pairs((slots[b, k] - slots[b, j]).abs()).relu()
                 for j in range(4)
                 if is_present[b, j]
             ]
@@ -25,7 +24,7 @@ def test_a_slot_is_given_the_mean_over_its_pairs():
 
 
 def test_slots_move_with_their_comparisons():
-    module = PairComparison(5, pair_dim=3, dim=7)
+    module = PairComparison(5, dim=7)
     slots, order = torch.randn(2, 4, 5), torch.tensor([2, 0, 3, 1])
     torch.testing.assert_close(module(slots[:, order]), module(slots)[:, order])
 

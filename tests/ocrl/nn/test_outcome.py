@@ -8,11 +8,11 @@ from ocrl.nn.outcome import OutcomeHead
 B, T, K, D = 2, 3, 4, 5
 
 
-def make(*, pair_dim=4, **actions):
+def make(*, has_comparison=True, **actions):
     torch.manual_seed(0)
     sizes = {"dim": 16, "num_layers": 1, "num_heads": 2, "mlp_dim": 32, "num_bins": 41}
     spaces = {"num_actions": 3, "action_dim": 0} | actions
-    return OutcomeHead(D, pair_dim=pair_dim, **sizes, **spaces, low=-4.0, high=4.0)
+    return OutcomeHead(D, has_comparison=has_comparison, **sizes, **spaces, low=-4.0, high=4.0)
 
 
 def draw(batch_size=B):
@@ -20,9 +20,9 @@ def draw(batch_size=B):
     return before, torch.randint(3, (batch_size, T)), after
 
 
-@pytest.mark.parametrize("pair_dim", [0, 4])
-def test_the_order_of_slots_does_not_matter_but_who_is_who_does(pair_dim):
-    head = make(pair_dim=pair_dim)
+@pytest.mark.parametrize("has_comparison", [False, True])
+def test_the_order_of_slots_does_not_matter_but_who_is_who_does(has_comparison):
+    head = make(has_comparison=has_comparison)
     torch.nn.init.normal_(head.to_reward.weight)
     before, action, after = draw()
     order = torch.tensor([2, 0, 3, 1])
@@ -80,7 +80,7 @@ def chances(count):
 
 
 def test_what_a_balanced_batch_teaches_has_the_odds_that_were_told():
-    head = make(pair_dim=0)
+    head = make(has_comparison=False)
     before, action, after, reward, is_end = chances(40_000)
     events, rest = is_end[:, 0].nonzero().flatten(), (~is_end[:, 0]).nonzero().flatten()
     head.tell_odds(len(events), len(is_end))
