@@ -188,3 +188,40 @@ def test_impossible_sizes_are_refused():
         pooling.SetTransformer(2, num_slots=2, dim=4, **{**sizes, "num_heads": 3})
     with pytest.raises(ValueError, match="num_layers of at least 2, got 1"):
         pooling.RelationNetwork(2, num_slots=2, dim=4, num_layers=1)
+
+
+def odd_ones(number):
+    """Sets of four looks of two kinds, one of them alone; the number that the lone one bears."""
+    generator = torch.Generator().manual_seed(number)
+    kinds = torch.randn(6, 12, generator=torch.Generator().manual_seed(0))
+    both = torch.stack([torch.randperm(6, generator=generator)[:2] for _ in range(number)])
+    lone = torch.randint(4, (number,), generator=generator)
+    is_lone = torch.nn.functional.one_hot(lone, 4).bool()
+    looks = kinds[torch.where(is_lone, both[:, :1], both[:, 1:])]
+    looks = looks + 0.2 * torch.randn(looks.shape, generator=generator)
+    borne = torch.randn(number, 4, generator=generator)
+    return torch.cat([looks, borne[..., None]], dim=-1), borne[is_lone]
+
+
+def test_a_relation_is_learned_from_few_examples():
+    def error_on_others(name):
+        torch.manual_seed(0)
+        config = yaml.safe_load((FILES[0].parent / f"{name}.yaml").read_text())
+        del config["_partial_"]
+        reader = checkpoint.build({**config, "slot_dim": 13, "num_slots": 4})
+        head = torch.nn.Linear(reader.out_dim, 1)
+        optimizer = torch.optim.Adam([*reader.parameters(), *head.parameters()], lr=3e-3)
+        (seen, said), (others, true) = odd_ones(512), odd_ones(2000)
+        for _ in range(150):
+            index = torch.randint(len(seen), (128,))
+            loss = (head(reader(seen[index]))[:, 0] - said[index]).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        with torch.no_grad():
+            return float((head(reader(others))[:, 0] - true).square().mean())
+
+    errors = {name: error_on_others(name) for name in ("comparing_transformer", "set_transformer")}
+
+    assert errors["comparing_transformer"] < 0.04
+    assert errors["comparing_transformer"] < 0.5 * errors["set_transformer"]
