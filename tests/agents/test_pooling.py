@@ -211,9 +211,9 @@ def test_a_relation_is_learned_from_few_examples():
         reader = checkpoint.build({**config, "slot_dim": 13, "num_slots": 4})
         head = torch.nn.Linear(reader.out_dim, 1)
         optimizer = torch.optim.Adam([*reader.parameters(), *head.parameters()], lr=3e-3)
-        (seen, said), (others, true) = odd_ones(512), odd_ones(2000)
-        for _ in range(150):
-            index = torch.randint(len(seen), (128,))
+        (seen, said), (others, true) = odd_ones(128), odd_ones(2000)
+        for _ in range(200):
+            index = torch.randint(len(seen), (64,))
             loss = (head(reader(seen[index]))[:, 0] - said[index]).square().mean()
             optimizer.zero_grad()
             loss.backward()
@@ -223,5 +223,5 @@ def test_a_relation_is_learned_from_few_examples():
 
     errors = {name: error_on_others(name) for name in ("comparing_transformer", "set_transformer")}
 
-    assert errors["comparing_transformer"] < 0.04
+    assert errors["comparing_transformer"] < 0.15
     assert errors["comparing_transformer"] < 0.5 * errors["set_transformer"]
