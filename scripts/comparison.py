@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from processes import call, ending_all
 
 MODEL = "model"
 """The name under which results have a model's scores; the others are baselines."""
@@ -49,17 +50,16 @@ def run(
     if threads is not None:
         environment["OMP_NUM_THREADS"] = str(threads)
     if log is None:
-        code = subprocess.run(command, check=False, env=environment).returncode
+        with ending_all():
+            code = call(command, env=environment)
         if code != 0:
             sys.exit(code)
         return
     directory.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     part = directory / f"{log}.part"
-    with part.open("w") as file:
-        code = subprocess.run(
-            command, check=False, env=environment, stdout=file, stderr=subprocess.STDOUT
-        ).returncode
+    with part.open("w") as file, ending_all():
+        code = call(command, env=environment, output=file)
     if code != 0:
         said = [line for line in part.read_text().splitlines() if line.strip()]
         sys.stderr.write(f"{directory.name}: {said[-1] if said else f'ended with {code}'}\n")

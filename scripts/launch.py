@@ -22,6 +22,7 @@ from hydra import main as hydra_main
 from hydra.core.hydra_config import HydraConfig
 from mistakes import CONFIGS, check_kinds, explain
 from omegaconf import DictConfig
+from processes import only_writer
 
 OF_ENVIRONMENTS = ("rollouts", "experiment", "task")
 """Groups with an option for each environment."""
@@ -53,7 +54,8 @@ def script(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], N
                 if errors:
                     return
                 try:
-                    main(config)
+                    with only_writer(output_dir()):
+                        main(config)
                 except Exception as error:
                     errors.append(error)
 

@@ -30,6 +30,7 @@ from comparison import run
 from kept_results import FRACTION, keep_world, worlds_table
 from launch import num_cores, resumable
 from mistakes import unknown
+from processes import ending_all
 
 from ocrl.agents.results import EVALUATION
 from ocrl.horizon_table import RECORD
@@ -241,7 +242,7 @@ def train(
         words = [*told, *more]
         run(kind.script, directory, words, done=kind.done, log="log.txt", threads=threads)
 
-    with ThreadPoolExecutor(jobs) as pool:
+    with ending_all(), ThreadPoolExecutor(jobs) as pool:
         for name in study.needed():
             begun[name] = pool.submit(work, ENCODERS, where[name], study.encoders[name], [])
         for seed in seeds:

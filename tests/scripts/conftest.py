@@ -38,6 +38,12 @@ def load_script(monkeypatch):
     return importlib.import_module
 
 
+@pytest.fixture
+def stand_in(load_script, monkeypatch):
+    """Put a function in the place of `processes.call`: nothing is started."""
+    return lambda function: monkeypatch.setattr(load_script("comparison"), "call", function)
+
+
 class Scripts:
     """Runs scripts to their end, as `subprocess.run` would, see `fork_server.py`."""
 

@@ -1,5 +1,4 @@
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -24,18 +23,18 @@ def test_rows_hold_the_mean_and_the_spread_over_seeds(load_script):
 
 
 def test_runs_share_episodes_and_finished_ones_are_not_repeated(
-    load_script, monkeypatch, tmp_path, capsys
+    load_script, stand_in, monkeypatch, tmp_path, capsys
 ):
     commands = []
 
-    def pretend(command, *, check, env):
+    def pretend(command, *, env):
         commands.append(command)
         run = Path(next(a for a in command if a.startswith("hydra.run.dir=")).split("=")[1])
         run.mkdir(parents=True)
         (run / "metrics.json").write_text(json.dumps({"table": result(0.9)}))
-        return subprocess.CompletedProcess(command, 0)
+        return 0
 
-    monkeypatch.setattr(subprocess, "run", pretend)
+    stand_in(pretend)
     module = load_script("compare_encoders")
     encoders = ["psb", "savi,weights.contrast=2,+data.x=1"]
     arguments = ["x", "--envs", "sprites", "--encoders", *encoders, "--output", str(tmp_path)]
@@ -55,9 +54,8 @@ def test_runs_share_episodes_and_finished_ones_are_not_repeated(
     assert capsys.readouterr().out == table * 2
 
 
-def test_a_failed_run_ends_the_comparison_with_its_code(load_script, monkeypatch, tmp_path):
-    failed = subprocess.CompletedProcess([], 7)
-    monkeypatch.setattr(subprocess, "run", lambda command, *, check, env: failed)
+def test_a_failed_run_ends_the_comparison_with_its_code(load_script, stand_in, tmp_path):
+    stand_in(lambda command, *, env: 7)
     with pytest.raises(SystemExit) as stop:
         load_script("comparison").run("pretrain_slots", tmp_path / "run", [])
     assert stop.value.code == 7

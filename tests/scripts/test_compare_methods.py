@@ -1,5 +1,4 @@
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,28 +14,28 @@ class Recorder:
     def __init__(self, failing=()):
         self.commands, self.failing = [], failing
 
-    def __call__(self, command, *, check, env, stdout, stderr):
+    def __call__(self, command, *, env, output):
         options = dict(argument.split("=", 1) for argument in command[2:])
         run = Path(options["hydra.run.dir"])
         self.commands.append((Path(command[1]).stem, run.name, options, env["OMP_NUM_THREADS"]))
         if run.name in self.failing:
-            stdout.write("collecting\nthe disk is full\n")
-            return subprocess.CompletedProcess(command, 3)
+            output.write("collecting\nthe disk is full\n")
+            return 3
         table = {name: {"entities": SCORES} for name in ("model", "grid", "k-means")}
         (run / "checkpoint").mkdir()
         (run / "metrics.json").write_text(json.dumps({"table": table}))
         (run / "checkpoint/meta.json").write_text(json.dumps({"metrics": COSTS}))
-        return subprocess.CompletedProcess(command, 0)
+        return 0
 
 
 @pytest.fixture
-def compare(load_script, monkeypatch, tmp_path):
+def compare(load_script, stand_in, monkeypatch, tmp_path):
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     module = load_script("compare_methods")
 
     def start(*arguments, failing=()):
         recorder = Recorder(failing)
-        monkeypatch.setattr(subprocess, "run", recorder)
+        stand_in(recorder)
         monkeypatch.setattr(sys, "argv", ["x", "--output", str(tmp_path), *arguments])
         module.main()
         return recorder.commands

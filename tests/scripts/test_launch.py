@@ -301,13 +301,13 @@ def test_added_overrides_stand_beside_the_users(arguments, expected):
 
 @pytest.mark.parametrize("name", ["compare_encoders", "compare_methods", "compare_set_prediction"])
 def test_comparing_scripts_end_an_interruption_in_a_sentence(
-    name, load_script, monkeypatch, tmp_path, capfd
+    name, load_script, stand_in, monkeypatch, tmp_path, capfd
 ):
     def stop(*_, **__):
         raise KeyboardInterrupt
 
     module = load_script(name)
-    monkeypatch.setattr(subprocess, "run", stop)
+    stand_in(stop)
     monkeypatch.setattr(sys, "argv", [f"{name}.py", "--output", str(tmp_path)])
     with pytest.raises(SystemExit) as stopped:
         module.main()

@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -49,7 +48,7 @@ class Recorder:
         self.commands, self.failing, self.stopped = [], failing, stopped
         self.lock = threading.Lock()
 
-    def __call__(self, command, *, check, env, stdout, stderr):
+    def __call__(self, command, *, env, output):
         options = dict(argument.split("=", 1) for argument in command[2:])
         run = Path(options["hydra.run.dir"])
         for name in ("start_from", "encoder.path"):
@@ -59,18 +58,18 @@ class Recorder:
         if run.name == self.stopped:
             raise KeyboardInterrupt
         if run.name in self.failing:
-            stdout.write("training\nthe disk is full\n")
-            return subprocess.CompletedProcess(command, 3)
+            output.write("training\nthe disk is full\n")
+            return 3
         is_agent = Path(command[1]).stem == "train_agent"
         text = "{}" if is_agent else json.dumps(MEASURED)
         (run / ("evaluation.json" if is_agent else "metrics.json")).write_text(text)
         (run / ".hydra").mkdir()
         (run / ".hydra/overrides.yaml").write_text(yaml.safe_dump(command[2:-1]))
-        return subprocess.CompletedProcess(command, 0)
+        return 0
 
 
 @pytest.fixture
-def study(load_script, monkeypatch, tmp_path):
+def study(load_script, stand_in, monkeypatch, tmp_path):
     module = load_script("run_study")
     compared = []
     monkeypatch.setattr(module, "write_comparison", compared.append)
@@ -81,7 +80,7 @@ def study(load_script, monkeypatch, tmp_path):
         if content is not None:
             file.write_text(content)
         recorder = Recorder(failing, stopped)
-        monkeypatch.setattr(subprocess, "run", recorder)
+        stand_in(recorder)
         output = ["--output", str(tmp_path / "out")]
         monkeypatch.setattr(sys, "argv", ["run_study.py", str(file), *output, *arguments])
         compared.clear()
