@@ -152,6 +152,16 @@ def test_an_interruption_keeps_its_message_and_exits_130(command):
     assert (code, err) == (130, "pretrain_slots: stopped at step 3\n")
 
 
+def test_two_commands_do_not_write_into_one_directory(command):
+    def main(config):
+        # As another process would, with a handle of its own.
+        with launch.only_writer(launch.output_dir()):
+            raise AssertionError("let in")
+
+    code, _, err = command(main=main)
+    assert code == 1 and "another process is writing into " in err
+
+
 def test_a_defect_keeps_its_traceback(command):
     def main(config):
         raise ZeroDivisionError("ours")
