@@ -292,13 +292,13 @@ class Evaluator(BaseCallback):
 @contextmanager
 def kept_random_state() -> Iterator[None]:
     """Give random generators back as they were: what happens inside changes nothing outside."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
 
 
 class Checkpoints(BaseCallback):

@@ -29,8 +29,8 @@ Table = dict[str, dict[str, list[Run]]]
 CEILING = "objects"
 """Runs with this observation, the ground truth, are the ceiling of those beside them."""
 _NUM_POINTS = 60
-_WINDOW = 5
-"""Rows of progress that a running mean takes together."""
+_WINDOW = 10_000
+"""Environment steps that a running mean takes together, or one row of progress if that has more."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,8 @@ def metric_of(methods: Mapping[str, Sequence[Run]]) -> str:
 def learning_curve(runs: Sequence[Run], column: str) -> Curve | None:
     """The mean over runs of a column of progress, as far as all of them came.
 
-    Each run's curve is a running mean over five rows, read off between its rows.
+    Each run's curve is a running mean over the steps before, see `_WINDOW`, read off between its
+    rows.
 
     Args:
         runs: R seeds of one method.
@@ -102,7 +103,9 @@ def _smooth(run: Run, column: str) -> tuple[NDArray[np.float64], NDArray[np.floa
     steps, values = run.progress["step"][: len(values)][is_known], values[is_known]
     sums = np.cumsum(np.concatenate([[0.0], values]))
     ends = np.arange(1, len(values) + 1)
-    starts = np.maximum(ends - _WINDOW, 0)
+    # A row tells of the steps from the row before on.
+    begins = np.concatenate([[0.0], steps[:-1]])[: len(steps)]
+    starts = np.minimum(np.searchsorted(begins, steps - _WINDOW), ends - 1)
     return steps, (sums[ends] - sums[starts]) / (ends - starts)
 
 

@@ -71,7 +71,7 @@ class RandomAgent(Agent):
 
 
 def episode_seeds(seed: int, num_episodes: int) -> list[int]:
-    """The environment's seed of each episode: far from the small numbers that training takes."""
+    """The environment's seed of each episode, drawn from those of 31 bits, as training's are."""
     sequence = np.random.SeedSequence((seed, 0xE7A1))
     return [int(number) >> 1 for number in sequence.generate_state(num_episodes)]
 

@@ -220,12 +220,14 @@ class _Training(AgentTraining[WorldAgent]):
         learning = settings.learning
         self.optimizer = torch.optim.Adam(self.agent.world.parameters(), lr=learning.learning_rate)
         self.replay = EpisodeReplay(capacity=settings.replay.capacity, seed=settings.seed)
+        parts = spaces.parts(env.observation_space, plain_key=network.plain_key)
+        self.has_frames = FRAME in parts
         self.memory = Memory(
             self.agent,
             self.replay,
             num_envs=env.num_envs,
             encoder=encoder,
-            has_frames=FRAME in spaces.parts(env.observation_space, plain_key=network.plain_key),
+            has_frames=self.has_frames,
         )
         self.stage = _Stage(env)
         self.begun_at: int | None = None
@@ -246,6 +248,7 @@ class _Training(AgentTraining[WorldAgent]):
             encoder=self.encoder,
             env=self.meta["env"],
             arguments=self.meta.get("env_arguments", {}),
+            has_frames=self.has_frames,
         )
         bar.say(f"{number} episodes of {path} to begin with, {self.replay.num_steps} steps")
 

@@ -293,6 +293,16 @@ class _Training(AgentTraining[PolicyAgent]):
         self.agent.load_weights(folder)
         self.optimizer.load_state_dict(state["optimizer"])
         vars(self.model).update(state["counters"])
+        wanted = self.settings.total_steps
+        planned = meta["training"].get("total_steps", wanted)
+        if self.settings.final_fraction < 1 and planned != wanted:
+            self.remark = (
+                f"the learning rate and the entropy's weight, which were to reach their end after "
+                f"{planned} steps, go on as in a run of {wanted}: what comes of it is neither"
+            )
+
+    def counted(self) -> dict[str, Any]:
+        return {"total_steps": self.settings.total_steps}
 
     def save_replay(self, folder: Path) -> None:
         if isinstance(self.model, OffPolicyAlgorithm):

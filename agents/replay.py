@@ -131,7 +131,8 @@ class EpisodeReplay:
         lengths = {name: len(array) for name, array in episode.items()}
         if len(set(lengths.values())) != 1 or min(lengths.values()) < 2:
             raise ValueError(f"expected arrays of one length, from 2 frames on, got {lengths}")
-        for name, array in (self._episodes[-1] if self._episodes else {}).items():
+        before = self._episodes[-1] if self._episodes else episode
+        for name, array in before.items():
             found = episode.get(name)
             if found is None or found.shape[1:] != array.shape[1:] or found.dtype != array.dtype:
                 got = "none" if found is None else f"{found.shape[1:]} in {found.dtype}"
@@ -139,6 +140,11 @@ class EpisodeReplay:
                     f"expected {name} of shape {array.shape[1:]} in {array.dtype} as in the "
                     f"episodes before, got {got}"
                 )
+        if more := sorted(set(episode) - set(before)):
+            raise ValueError(
+                f"expected {', '.join(before)} as in the episodes before, got {', '.join(more)} "
+                "besides"
+            )
         self._episodes.append(episode)
         self._versions.append(self.version if version is None else version)
         self.num_frames += len(episode["reward"])
@@ -294,7 +300,8 @@ class EpisodeReplay:
         lengths, versions = arrays.pop("lengths"), arrays.pop("versions")
         ends = np.cumsum(lengths)
         self._episodes = [
-            {name: array[end - length : end] for name, array in arrays.items()}
+            # Copies, so that those that are dropped later free their part.
+            {name: array[end - length : end].copy() for name, array in arrays.items()}
             for length, end in zip(lengths.tolist(), ends.tolist(), strict=True)
         ]
         self._versions, self.version = versions[:-1].tolist(), int(versions[-1])

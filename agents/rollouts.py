@@ -5,7 +5,7 @@ L frames of an episode, K slots, D columns of a slot.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,14 @@ import numpy as np
 
 from ocrl import checkpoint
 from ocrl.agents.episode_encoder import EpisodeEncoder
+from ocrl.agents.memory import FRAME
 from ocrl.agents.replay import EpisodeReplay
 from ocrl.agents.world_agent import WorldAgent
 from ocrl.data.store import EpisodeStore
 
 _NEEDED = ("action", "reward", "terminated", "truncated")
+_AT_ONCE = 16
+"""Episodes that are encoded side by side."""
 
 
 def add_rollouts(
@@ -28,6 +31,7 @@ def add_rollouts(
     encoder: EpisodeEncoder | None,
     env: str,
     arguments: Mapping[str, Any],
+    has_frames: bool,
 ) -> int:
     """Encode episodes of a store and add them, as many of the first ones as the replay holds.
 
@@ -38,6 +42,7 @@ def add_rollouts(
         encoder: of the frames.
         env: name of the environment that the agent plays.
         arguments: of that environment.
+        has_frames: keep the frames beside the slots, to make slots of again.
 
     Returns:
         How many episodes there were.
@@ -56,15 +61,22 @@ def add_rollouts(
     store = EpisodeStore(path)
     _check(store, agent=agent, env=env, arguments=arguments)
     replay.version = encoder.fingerprint
-    number = 0
+    number, num_frames, chosen = 0, replay.num_frames, []
     for index in range(len(store)):
-        if replay.num_frames >= replay.capacity:
+        if num_frames >= replay.capacity:
             break
-        if not store.is_sound(index) or store.lengths[index] < 2:
-            continue
-        episode = store.episode(index)
-        replay.add(_observation(episode, agent=agent, encoder=encoder), _outcomes(episode, agent))
-        number += 1
+        if store.lengths[index] >= 2 and store.is_sound(index):
+            chosen.append(index)
+            num_frames += int(store.lengths[index])
+    for first in range(0, len(chosen), _AT_ONCE):
+        episodes = [store.episode(index) for index in chosen[first : first + _AT_ONCE]]
+        slots = _encoded(episodes, encoder)
+        for episode, rows in zip(episodes, slots, strict=True):
+            observation = {agent.rows.name: agent.ordered_episode(rows)}
+            if has_frames:
+                observation[FRAME] = np.asarray(episode["frames"])
+            replay.add(observation, _outcomes(episode, agent))
+            number += 1
     return number
 
 
@@ -104,15 +116,17 @@ def _check(
         )
 
 
-def _observation(
-    episode: Mapping[str, Any], *, agent: WorldAgent, encoder: EpisodeEncoder
-) -> dict[str, Any]:
+def _encoded(episodes: Sequence[Mapping[str, Any]], encoder: EpisodeEncoder) -> list[Any]:
+    """The slots (L,K,D) of each episode."""
+    arrays = {
+        name: [np.asarray(episode[name]) for episode in episodes]
+        for name in ("frames", "action", "intrinsics", "extrinsics")
+        if name in episodes[0]
+    }
     cameras = None
-    if "intrinsics" in episode:
-        cameras = [(np.asarray(episode["intrinsics"]), np.asarray(episode["extrinsics"]))]
-    frames, actions = (np.asarray(episode[name]) for name in ("frames", "action"))
-    slots = encoder.encode([frames], [actions], cameras=cameras)[0]
-    return {agent.rows.name: agent.ordered_episode(slots)}
+    if "intrinsics" in arrays:
+        cameras = list(zip(arrays["intrinsics"], arrays["extrinsics"], strict=True))
+    return list(encoder.encode(arrays["frames"], arrays["action"], cameras=cameras))
 
 
 def _outcomes(episode: Mapping[str, Any], agent: WorldAgent) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from ocrl.agents.callbacks import Checkpoints, Evaluator, Recorder, RunPart, Sco
 from ocrl.agents.interface import Agent
 from ocrl.interrupt import asked_to_stop
 from ocrl.log import ProgressBar, TensorBoard
-from ocrl.train import NonFiniteLossError
+from ocrl.train import InterruptedTraining, NonFiniteLossError
 
 AgentType = TypeVar("AgentType", bound=Agent)
 
@@ -76,11 +76,13 @@ class AgentTraining(ABC, Generic[AgentType]):
         agent: what is trained; set by the class that inherits, as are the next two.
         config: everything that decides what is learned, in plain values.
         meta: what the agent's `meta.json` repeats.
+        remark: a sentence on what `restore` went on from, if there is something to say.
     """
 
     agent: AgentType
     config: dict[str, Any]
     meta: dict[str, Any]
+    remark: str | None = None
 
     def __init__(self, settings: RunSettings, run: AgentRun) -> None:
         self.run, self._settings = run, settings
@@ -153,6 +155,8 @@ class AgentTraining(ABC, Generic[AgentType]):
                 self.begin(bar)
             else:
                 bar.say(f"going on at step {self.step}")
+                if self.remark is not None:
+                    bar.say(self.remark)
                 if self.extra is not None:
                     self.extra.resume(resumed["extra"])
             self._learn_or_say_what_is_kept(self._callbacks(evaluate, board, bar, stop))
@@ -160,6 +164,11 @@ class AgentTraining(ABC, Generic[AgentType]):
             self.save()
             bar.update(self.step)
             bar.say(f"trained for {self.step} steps")
+            if stop.is_set():
+                raise InterruptedTraining(
+                    f"stopped after the last of {self.step} steps and saved {self.run.agent}; the "
+                    "same command goes on from there"
+                )
         return self.agent
 
     def save(self) -> None:

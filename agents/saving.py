@@ -24,6 +24,8 @@ VERSION = 1
 """Of the folder's layout; an agent of another one is refused."""
 FOLDER = "agent"
 """Where a run keeps its agent, inside the run's directory."""
+ASKED = "asked"
+"""Entry of `meta.json`: what the run was asked for, as far as it decides what is learned."""
 
 
 def find(path: Path | str) -> Path:
@@ -161,6 +163,9 @@ def check_same_run(
     folder = find(path)
     saved = read_meta(folder)
     known = {name: saved.get(name) for name in meta}
+    if ASKED in known and ASKED not in saved:
+        # The agent is older than this is written down.
+        known[ASKED] = checkpoint.plain(meta[ASKED])
     if isinstance(known["encoder"], dict):
         known["encoder"] = known["encoder"].get("origin", known["encoder"])
     difference = checkpoint.describe_difference(
@@ -174,6 +179,33 @@ def check_same_run(
             "move that folder away"
         )
     return saved
+
+
+def check_finished(
+    path: Path | str, *, asked: Mapping[str, Any], encoder: Path | str | None
+) -> None:
+    """Refuse to take a finished agent for one that was asked for otherwise.
+
+    Args:
+        path: of the agent; nothing is known of one that is older than this is written down.
+        asked: what is asked for now.
+        encoder: that it is to learn with; None if that is not said.
+
+    Raises:
+        ValueError: naming the first difference.
+    """
+    saved = read_meta(path)
+    known = saved.get(ASKED)
+    difference = checkpoint.describe_difference(known, checkpoint.plain(asked)) if known else None
+    if difference is None and encoder is not None and saved["encoder"] is not None:
+        begun_with = saved["encoder"].get("origin", saved["encoder"])
+        if checkpoint.digest(encoder) != begun_with["hash"]:
+            difference = f"its encoder is not that of {encoder}"
+    if difference is not None:
+        raise ValueError(
+            f"{find(path)} was trained to its end in another run: {difference}; give this one "
+            "another name=... or move that folder away"
+        )
 
 
 def encoder_path(path: Path | str) -> Path | None:

@@ -95,10 +95,12 @@ def _relation(env: str, agent: str, runs: Sequence[Run], measure: str) -> Relati
         figure, score = _figure(run, measure), value_of(run.evaluation, metric)
         assert figure is not None and score is not None
         scores.setdefault((str(run.evaluation["obs"]), figure), []).append(score)
-    points = {
-        f"{obs}, {measure} {figure:.3f}": (figure, float(np.mean(own)))
-        for (obs, figure), own in scores.items()
-    }
+    points: dict[str, tuple[float, float]] = {}
+    for (obs, figure), own in scores.items():
+        name = f"{obs}, {measure} {figure:.3f}"
+        if name in points:
+            name += f" ({sum(known.startswith(name) for known in points) + 1})"
+        points[name] = (figure, float(np.mean(own)))
     places, heights = zip(*points.values(), strict=True)
     found = pearson(places, heights)
     interval = None if found is None else pearson_interval(found, len(points))

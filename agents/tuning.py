@@ -105,11 +105,10 @@ class TuningSettings:
     seed: int
 
     def __post_init__(self) -> None:
-        for name in ("every", "num_steps", "batch_size", "clip_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"expected encoder.{name} to be from 1 on, got {getattr(self, name)}"
-                )
+        for option in ("every", "replay.num_steps", "replay.batch_size", "replay.clip_length"):
+            value = getattr(self, option.rpartition(".")[2])
+            if value < 1:
+                raise ValueError(f"expected encoder.{option} to be from 1 on, got {value}")
 
 
 class EncoderTuning(RunPart):
@@ -171,7 +170,7 @@ class EncoderTuning(RunPart):
         """See `RunPart`."""
         self._model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
-        # The rollout that begins now has been counted before.
+        # The rollout that begins now was counted before the run was saved.
         self._rollouts, self._steps = state["rollouts"] - 1, state["steps"]
 
     def save(self, folder: Path) -> dict[str, Any]:

@@ -119,7 +119,7 @@ def _figures(block: Mapping[str, Any]) -> dict[str, Any]:
 def film(
     agent: Agent, run: Path | str, meta: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> list[Path]:
-    """Write the video of the first episode."""
+    """Write the video of an episode, see `episode`."""
     env: Any = observed_again(run, num_envs=1, processes=False)
     try:
         has_slots = meta["observation"]["main"] == SLOTS
@@ -131,7 +131,7 @@ def film(
 
 
 def episode(agent: Agent, env: Any, *, has_slots: bool, settings: Mapping[str, Any]) -> Recording:
-    """Play the first episode in one environment and keep what was seen and done."""
+    """Play the episode of the first of the seeds in one environment, and keep what was seen."""
     with own_random_numbers(settings["seeds"][0]):
         return record(
             agent,
@@ -147,7 +147,7 @@ def episode(agent: Agent, env: Any, *, has_slots: bool, settings: Mapping[str, A
 def moving_picture(
     agent: Agent, env: Any, *, has_slots: bool, settings: Mapping[str, Any]
 ) -> bytes:
-    """The end of the first episode as a GIF, for TensorBoard; closes the environment."""
+    """The end of that episode as a GIF, for TensorBoard; closes the environment."""
     try:
         video = draw(episode(agent, env, has_slots=has_slots, settings=settings))
     finally:

@@ -14,6 +14,8 @@ from ocrl.agents.model_based import ModelBased
 from ocrl.agents.ppo import ModelFree
 
 Trainer: TypeAlias = ModelFree | ModelBased
+_OF_THE_WAY = ("total_steps", "log_every", "evaluate_every", "device", "processes")
+"""Settings of an agent that do not change what is learned until a step."""
 
 
 def observed_in(
@@ -28,8 +30,14 @@ def observed_in(
         world: that the agent is given, which knows slots without geometry.
 
     Raises:
-        ValueError: if the agent can not train its encoder so, or not on slots that are noisy.
+        ValueError: if the agent can not train its encoder so, or not on slots that are noisy, or
+            can not learn from slots of an encoder that changes.
     """
+    if mode == "replay" and trainer.algorithm == "dqn":
+        raise ValueError(
+            "expected encoder.mode=frozen or gradient for agent=dqn, got replay: what it learns "
+            "from would be slots of every encoder that there was"
+        )
     if mode != "gradient":
         return dict(observation) | ({} if world is None else {"has_geometry": False})
     if isinstance(trainer, ModelBased):
@@ -42,8 +50,22 @@ def observed_in(
             "expected observation.is_noisy=false for encoder.mode=gradient, got true: a policy "
             "that binds frames again when it learns has to find the slots that it acted on"
         )
-    # The policy holds the encoder, so it is given frames.
-    return {**observation, "main": FRAME}
+    # The policy holds the encoder, so it is given frames, and reads slots as they are.
+    return {**observation, "main": FRAME, "has_geometry": False}
+
+
+def asked(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a run that decide what is learned, of all of `configs/agent.yaml`.
+
+    Models are left out, which are known by their weights, and how long and how fast a run goes.
+    """
+    kept = {name: settings[name] for name in ("env", "agent", "observation", "goal")}
+    kept["agent"] = {k: v for k, v in settings["agent"].items() if k not in _OF_THE_WAY}
+    if settings["observation"]["main"] == SLOTS:
+        mode = settings["encoder"]["mode"]
+        tuned = {"frozen": (), "replay": ("every", "replay"), "gradient": ("every",)}.get(mode, ())
+        kept["encoder"] = {name: settings["encoder"][name] for name in ("mode", *tuned)}
+    return kept
 
 
 def describe(encoder: Encoder | None, world: GivenWorld | None) -> dict[str, Any]:
@@ -81,7 +103,8 @@ def train(
     """
     main = observation["main"]
     if isinstance(trainer, ModelBased):
-        has_order = encoder.has_order if encoder else not observation["is_shuffled"]
+        # The rows of true objects are those in view: one that leaves moves the others up.
+        has_order = encoder is not None and encoder.has_order
         network = trainer.network(plain_key=main, has_order=has_order)
         network = network if world is None else world.network(network)
         episodes = encoder and encoder.for_episodes(observation, seed=trainer.seed)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from launch import read_command
 from processes import call, ending_all
 
 MODEL = "model"
@@ -25,7 +26,10 @@ def run(
     log: str | None = None,
     threads: int | None = None,
 ) -> None:
-    """Run a script in its own process, unless what it leaves is there; leave if it fails.
+    """Run a script in its own process, unless that was done; leave if it fails.
+
+    It was if what the script leaves is there, unless the command that left it is known and had
+    other options: then the script decides whether these ask for anything else.
 
     Args:
         job: name of the script.
@@ -38,7 +42,7 @@ def run(
     Raises:
         SystemExit: with the script's code, if it fails.
     """
-    if (directory / done).is_file():
+    if (directory / done).is_file() and read_command(directory) in (None, list(options)):
         return
     command = [
         sys.executable,

@@ -46,6 +46,21 @@ class Encoder:
     described: Mapping[str, str]
     settings: Mapping[str, Any]
 
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ValueError: as `mode`, or if fewer steps are remembered than a clip of them takes.
+        """
+        if self.mode != "replay":
+            return
+        remember, length = (self.settings["replay"][name] for name in ("remember", "clip_length"))
+        if remember <= length:
+            raise ValueError(
+                f"expected encoder.replay.remember above encoder.replay.clip_length={length}, got "
+                f"{remember}"
+            )
+
     @property
     def mode(self) -> str:
         """One of `MODES`.

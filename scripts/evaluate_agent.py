@@ -8,10 +8,13 @@ from launch import script
 
 # isort: split
 import sys
+from contextlib import nullcontext
+from pathlib import Path
 
 from agent_evaluation import evaluate_run
 from kept_results import FRACTION, read_published
 from omegaconf import DictConfig
+from processes import only_writer
 from rich.console import Console
 
 from ocrl import checkpoint
@@ -20,7 +23,7 @@ from ocrl.agents.comparison_table import evaluation_rows, markdown, markdown_tab
 from ocrl.agents.results import read_run
 
 
-@script("evaluate_agent")
+@script("evaluate_agent", writes_here=False)
 def main(config: DictConfig) -> None:
     """Evaluate each run, print its table, and that over seeds where there are several."""
     settings = checkpoint.plain(config)
@@ -36,7 +39,8 @@ def main(config: DictConfig) -> None:
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     for run in runs:
         console.print(f"{run}: {settings['episodes']} episodes for each of {settings['seeds']}")
-        record = evaluate_run(run, say=console.print, settings=settings)
+        with only_writer(Path(run)) if Path(run).is_dir() else nullcontext():
+            record = evaluate_run(run, say=console.print, settings=settings)
         sys.stdout.write(f"\n{run}\n\n{markdown_table(evaluation_rows(record))}\n")
         if record["ceiling"] is not None:
             sys.stdout.write(f"\nceiling: {record['ceiling']['source']}\n")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
+from launch import COMMAND
 
 from ocrl.agents.comparison import compare
 from ocrl.agents.comparison_table import Published, markdown, scores_markdown
@@ -34,7 +34,7 @@ def found_runs(paths: Sequence[Path]) -> list[Path]:
 
 def keep(run: Run, folder: Path) -> None:
     """Write a run in a few kilobytes, with the command that it came from."""
-    _keep_command(run.path, write_small(run, folder), script="train_agent")
+    _keep_command(run.path, write_small(run, folder))
 
 
 def keep_world(path: Path, folder: Path) -> None:
@@ -42,14 +42,12 @@ def keep_world(path: Path, folder: Path) -> None:
     kept = folder / path.name
     kept.mkdir(parents=True, exist_ok=True)
     write_text(kept / RECORD, json.dumps(rounded(read_record(path)), allow_nan=False) + "\n")
-    _keep_command(path, kept, script="train_world_model")
+    _keep_command(path, kept)
 
 
-def _keep_command(path: Path, kept: Path, *, script: str) -> None:
-    overrides = path / ".hydra" / "overrides.yaml"
-    if overrides.is_file():
-        words = ["python", f"scripts/{script}.py", *yaml.safe_load(overrides.read_text())]
-        write_text(kept / "command.txt", shlex.join(words) + "\n")
+def _keep_command(path: Path, kept: Path) -> None:
+    if (path / COMMAND).is_file():
+        write_text(kept / COMMAND, (path / COMMAND).read_text())
 
 
 def worlds_table(paths: Sequence[Path]) -> str:

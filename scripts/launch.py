@@ -11,9 +11,10 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,21 @@ from processes import only_writer
 OF_ENVIRONMENTS = ("rollouts", "experiment", "task")
 """Groups with an option for each environment."""
 
+COMMAND = "command.txt"
+"""In the directory of a finished run: what made it."""
 INTERRUPTED = "interrupted; the same command goes on where it was stopped"
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
 _MEBIBYTE = 1 << 20
+_command: list[str] = []
 
 
-def script(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
+def script(
+    name: str, *, writes_here: bool = True
+) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
     """Turn `main(config)` into a command over `configs/<name>.yaml`.
 
     A user's mistake ends in one sentence and exit code 1, an interruption in exit code 130.
+    One process at a time writes into the command's directory, unless it `writes_here` nothing.
     Where the configuration has a group of `OF_ENVIRONMENTS` and the command line names none of its
     options, that of the environment is taken: `configs/experiment/<env>.yaml`.
     """
@@ -54,13 +61,14 @@ def script(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], N
                 if errors:
                     return
                 try:
-                    with only_writer(output_dir()):
+                    with only_writer(output_dir()) if writes_here else nullcontext():
                         main(config)
                 except Exception as error:
                     errors.append(error)
 
             try:
                 job = Path(main.__code__.co_filename).stem
+                _command[:] = [f"scripts/{job}.py", *(o for o in sys.argv[1:] if not _is_own(o))]
                 added = [*choices_of_environment(name, sys.argv[1:]), f"hydra.job.name={job}"]
                 sys.argv[1:] = with_overrides(sys.argv[1:], added)
                 check_kinds(name, sys.argv[1:])
@@ -80,6 +88,20 @@ def script(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], N
     return decorate
 
 
+def note_command(directory: Path) -> None:
+    """Write the running command into a directory, as `read_command` reads it."""
+    (directory / COMMAND).write_text(shlex.join(["python", *_command]) + "\n")
+
+
+def read_command(directory: Path) -> list[str] | None:
+    """The options of the command that a finished run was made by; None where it is not known.
+
+    Without those of Hydra's own, such as where the run is.
+    """
+    file = directory / COMMAND
+    return shlex.split(file.read_text())[2:] if file.is_file() else None
+
+
 def choice(group: str) -> str:
     """The option of a configuration group that the running command chose."""
     return str(HydraConfig.get().runtime.choices[group])
@@ -97,6 +119,11 @@ def resumable() -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         _end(Path(sys.argv[0]).stem, INTERRUPTED, 130)
+
+
+def _is_own(word: str) -> bool:
+    """Whether a word of the command line is Hydra's alone."""
+    return word.startswith(("hydra.", "-"))
 
 
 def _end(program: str, sentence: str, code: int) -> None:

@@ -4,9 +4,11 @@ python scripts/pretrain_slots.py env=crafter
 """
 
 # The launcher comes first: it sets memory and threads before torch is loaded.
-from launch import choice, output_dir, script
+from launch import choice, note_command, output_dir, script
 
 # isort: split
+import os
+
 from omegaconf import DictConfig
 from pretraining import pretrain
 
@@ -15,6 +17,8 @@ from pretraining import pretrain
 def main(config: DictConfig) -> None:
     """Do it in the run's directory."""
     pretrain(config, directory=output_dir(), env=choice("env"), encoder=choice("encoder"))
+    if os.environ.get("RANK", "0") == "0":
+        note_command(output_dir())
 
 
 if __name__ == "__main__":

@@ -62,6 +62,10 @@ def call(command: Sequence[str], *, env: Mapping[str, str], output: IO[str] | No
         _running.add(process)
         try:
             return process.wait()
+        except KeyboardInterrupt:
+            # It was asked to stop as well, and saves what it has.
+            process.wait()
+            raise
         finally:
             _running.discard(process)
 

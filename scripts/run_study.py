@@ -5,11 +5,11 @@
 
 A study is a YAML file: `encoders`, a list of options of pretrain_slots.py for each, and either
 `agents`, of train_agent.py, or `worlds`, of train_world_model.py, all by name; `shared` are options
-of all agents or worlds. {NAME} in an option is the run of the encoder NAME; `encoders_of` lists
-studies beside the file whose encoders can be named, too, and are trained where those studies have
-them. `--only` chooses agents or worlds by name. Runs that are finished are not repeated, others go
-on. What stands after `--` goes to all of them. `--write` keeps them in the folder that is named
-like the file, beside it. Each run says what it has to say in its log.txt.
+of all agents or worlds, before their own. {NAME} in an option is the run of the encoder NAME;
+`encoders_of` lists studies beside the file whose encoders can be named, too, and are trained where
+those studies have them. `--only` chooses agents or worlds by name. Runs that are finished are not
+repeated, others go on. What stands after `--` goes to all of them. `--write` keeps them in the
+folder that is named like the file, beside it. Each run says what it has to say in its log.txt.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ def read_study(path: Path, *, only: Sequence[str] = ("*",)) -> Study:
     if not chosen:
         raise ValueError(f"{path}: {unknown(kind.part[:-1], ' '.join(only), runs)}")
     return Study(
-        path.stem, encoders, homes, {name: [*runs[name], *shared] for name in chosen}, kind
+        path.stem, encoders, homes, {name: [*shared, *runs[name]] for name in chosen}, kind
     )
 
 

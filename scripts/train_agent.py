@@ -4,7 +4,7 @@ python scripts/train_agent.py env=sprites-object_comparison obs=slots encoder.pa
 """
 
 # The launcher comes first: it sets memory and threads before torch is loaded.
-from launch import choice, output_dir, script
+from launch import choice, note_command, output_dir, script
 
 # isort: split
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from functools import partial
 
 import agent_evaluation as after
 import hydra
-from agent_training import Trainer, describe, observed_in, remembers_frames, train
+from agent_training import Trainer, asked, describe, observed_in, remembers_frames, train
 from given_worlds import find_world
 from observations import SLOTS, find_encoder, make_observed
 from omegaconf import DictConfig
@@ -32,10 +32,16 @@ def main(config: DictConfig) -> None:
     """Find or train an encoder, then train the agent; each goes on where it was stopped."""
     settings = checkpoint.plain(config)
     observation, evaluation = settings["observation"], settings["evaluation"]
+    if evaluation["num_episodes"] < 1:
+        raise ValueError(
+            f"expected evaluation.num_episodes to be from 1 on, got {evaluation['num_episodes']}"
+        )
     afterwards = after.settings_after_training(evaluation)
     trainer: Trainer = hydra.utils.instantiate(config.agent, _recursive_=False, _convert_="all")
     directory, env, console = output_dir(), choice("env"), Console(stderr=True, soft_wrap=True)
     if saving.trained_steps(directory) >= trainer.total_steps and after.is_evaluated(directory):
+        path = settings["encoder"]["path"] if observation["main"] == SLOTS else None
+        saving.check_finished(directory, asked=asked(settings), encoder=path)
         console.print(f"{directory}: trained for {trainer.total_steps} steps before; nothing to do")
         return
     arguments = {name: value for name, value in settings["env"].items() if name != "_target_"}
@@ -68,7 +74,9 @@ def main(config: DictConfig) -> None:
             settings=afterwards,
         )
         board.picture("evaluation/episode", picture, step=step)
-        return dict(summarize(episodes, score=crafter_score)["mean"])
+        summary = summarize(episodes, score=crafter_score)
+        score = {} if summary["score"] is None else {"score": summary["score"]}
+        return {**summary["mean"], **score}
 
     envs = make(
         num_envs=trainer.num_envs,
@@ -77,6 +85,7 @@ def main(config: DictConfig) -> None:
         has_frame=remembers_frames(encoder, trainer),
     )
     meta = {"env": env, "env_arguments": arguments, "observation": observation}
+    meta[saving.ASKED] = asked(settings)
     try:
         train(
             trainer,
@@ -92,6 +101,7 @@ def main(config: DictConfig) -> None:
     finally:
         envs.close()
     after.evaluate_run(directory, say=console.print, settings=afterwards)
+    note_command(directory)
     console.print(f"agent, progress.csv, evaluation.json, video.mp4, tensorboard: {directory}")
 
 

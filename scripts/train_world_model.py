@@ -4,7 +4,7 @@ python scripts/train_world_model.py checkpoint=outputs/pretrain_slots/NAME
 """
 
 # The launcher comes first: it sets memory and threads before torch is loaded.
-from launch import choice, output_dir, script
+from launch import choice, note_command, output_dir, script
 
 # isort: split
 from pathlib import Path
@@ -89,6 +89,7 @@ def main(config: DictConfig) -> None:
                 "dynamics": choice("dynamics"),
                 "slots": str(source),
             }
+            note_command(directory)
             write_results(directory, result, title=f"World model of {env}", details=details)
             for sentence in [*summary(result), f"report.html, checkpoint: {directory}"]:
                 console.print(sentence, soft_wrap=True, highlight=False)

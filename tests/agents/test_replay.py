@@ -200,6 +200,10 @@ def narrower(parts, outcomes):
     parts["slots"] = parts["slots"][:, :, :1]
 
 
+def larger(parts, outcomes):
+    parts["frame"] = np.zeros((4, 2, 2, 3), np.uint8)
+
+
 def renamed(parts, outcomes):
     parts["more"] = parts.pop("slots")
 
@@ -209,6 +213,7 @@ def renamed(parts, outcomes):
     [
         (shorter, "expected arrays of one length, from 2 frames on"),
         (narrower, r"expected observation/slots of shape \(1, 2\) in float32 .*, got \(1, 1\)"),
+        (larger, "expected observation/slots, .* as in the episodes before, got .*frame besides"),
         (renamed, "in the episodes before, got none"),
     ],
 )

@@ -46,6 +46,13 @@ def test_kinds_of_encoders_with_one_figure_are_two_points():
     assert found.sentence.endswith("no correlation to speak of (n = 2 encoders, 2 runs)")
 
 
+def test_encoders_that_agree_to_three_digits_are_points_of_their_own():
+    figures = (0.1, 0.5, 0.8121, 0.8123, 0.8124)
+    runs = [run(figure, figure) for figure in figures]
+    (found,) = relations(runs, measure="video_fg_ari")
+    assert sorted(place for place, _ in found.points.values()) == list(figures)
+
+
 def test_agents_and_environments_stand_apart():
     runs = [run(0.1 * i, 0.1 * i, agent=agent) for i in range(3) for agent in ("a", "b")]
     runs += [run(0.5, 0.3, env="push")]

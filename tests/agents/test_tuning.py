@@ -215,7 +215,7 @@ def test_what_can_not_be_tuned_is_refused(tmp_path, small_settings):
     changed = small_settings("ppo") | {"policy": {"net_arch": [8], "ortho_init": True}}
     with pytest.raises(ValueError, match=r"expected agent.policy.ortho_init=false"):
         ModelFree(**changed).network(plain_key="frame", encoder=config["encoder"])
-    with pytest.raises(ValueError, match=r"encoder.num_steps to be from 1 on, got 0"):
+    with pytest.raises(ValueError, match=r"encoder.replay.num_steps to be from 1 on, got 0"):
         TuningSettings(**TUNING | {"num_steps": 0}, learning_rate=1e-3, clip_norm=1.0)
     model, config = small_model()
     model.is_conditioned = True

@@ -58,17 +58,15 @@ def test_a_folder_of_runs(compare, tmp_path, capsys):
 
 
 def test_what_is_kept_compares_the_same(compare, tmp_path, capsys):
-    overrides = tmp_path / "runs/slots-0/.hydra/overrides.yaml"
-    overrides.parent.mkdir()
-    overrides.write_text("- env=sprites-object_goal\n- 'agent.arguments={gamma: 0.9}'\n")
+    command = "python scripts/train_agent.py env=sprites-object_goal 'agent.arguments={gamma: 0.9}'"
+    (tmp_path / "runs/slots-0/command.txt").write_text(f"{command}\n")
     kept = tmp_path / "results" / "goal"
     compare(*sorted((tmp_path / "runs").iterdir()), "--write", kept)
     first = capsys.readouterr().out
     compare(kept)
     assert capsys.readouterr().out == first
-    assert (kept / "sprites-object_goal-slots-ppo-0/command.txt").read_text() == (
-        "python scripts/train_agent.py env=sprites-object_goal 'agent.arguments={gamma: 0.9}'\n"
-    )
+    found = kept / "sprites-object_goal-slots-ppo-0/command.txt"
+    assert found.read_text() == f"{command}\n"
     assert len(list(kept.iterdir())) == 6
 
 

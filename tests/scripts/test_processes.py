@@ -87,6 +87,36 @@ def test_who_is_asked_to_stop_stops_what_it_began():
         time.sleep(0.05)
 
 
+SLOW = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from processes import call, ending_all
+child = '''
+import os, signal, time
+def save(*_):
+    time.sleep(1.5)
+    os.write(1, b"saved ")
+    os._exit(0)
+signal.signal(signal.SIGTERM, save)
+print("begun", flush=True)
+time.sleep(60)
+'''
+try:
+    with ending_all():
+        call([sys.executable, "-c", child], env={})
+except KeyboardInterrupt:
+    print("stopped", flush=True)
+"""
+
+
+def test_who_is_asked_to_stop_waits_until_what_it_began_has_saved():
+    parent = start(SLOW)
+    assert parent.stdout.readline() == "begun\n"
+    parent.send_signal(signal.SIGTERM)
+    out, _ = parent.communicate(timeout=30)
+    assert parent.returncode == 0 and out == "saved stopped\n"
+
+
 def test_what_a_command_says_goes_where_it_is_told(load_script, tmp_path):
     call = load_script("processes").call
     said = tmp_path / "log.txt"

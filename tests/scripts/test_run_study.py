@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import sys
 import threading
 from pathlib import Path
@@ -63,8 +64,8 @@ class Recorder:
         is_agent = Path(command[1]).stem == "train_agent"
         text = "{}" if is_agent else json.dumps(MEASURED)
         (run / ("evaluation.json" if is_agent else "metrics.json")).write_text(text)
-        (run / ".hydra").mkdir()
-        (run / ".hydra/overrides.yaml").write_text(yaml.safe_dump(command[2:-1]))
+        words = ["python", f"scripts/{Path(command[1]).name}", *command[2:-1]]
+        (run / "command.txt").write_text(f"{shlex.join(words)}\n")
         return 0
 
 
@@ -113,6 +114,11 @@ def test_what_is_finished_is_not_repeated_and_a_part_can_be_chosen(study, tmp_pa
     assert compared.write == tmp_path / "reach"
     commands, _ = study("--seeds", "0")
     assert [name for _, name, _ in commands] == ["second", "reach-objects-0", "reach-slots-0"]
+    # Asked for something else the script itself has to say what that means for a finished run.
+    commands, _ = study("--only", "goal-*", "--seeds", "0", "--", "agent.total_steps=9")
+    assert [name for _, name, _ in commands] == ["goal-slots-0"]
+    (tmp_path / "out/agents/goal-slots-0/command.txt").unlink()
+    assert study("--only", "goal-*", "--seeds", "0")[0] == []
 
 
 def test_a_run_that_fails_ends_the_study_with_its_last_words(study, capsys):
@@ -151,7 +157,8 @@ def test_world_models_are_trained_and_set_side_by_side(study, tmp_path, capsys):
     kept = tmp_path / "reach/reach-window-2-1"
     assert json.loads((kept / "metrics.json").read_text())["table"]["psnr"]["copy"] == [0.1235]
     command = (kept / "command.txt").read_text()
-    assert command.startswith("python scripts/train_world_model.py dynamics.window=2 checkpoint=")
+    start = "python scripts/train_world_model.py env=sprites-reach dynamics.window=2 checkpoint="
+    assert command.startswith(start)
 
 
 def test_encoders_of_a_study_beside_it_are_trained_where_that_has_them(study, tmp_path):

@@ -5,6 +5,7 @@ The models and episodes are those of `workplace`: sprites of 32 pixels.
 
 import csv
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -81,6 +82,11 @@ def test_one_command_trains_an_agent_and_knows_when_it_is_done(workplace, option
     again = workplace.run("train_agent", *SMALL, *options, f"name={name}")
     assert again.returncode == 0 and "nothing to do" in again.stderr
     assert saving.read_meta(directory) == meta
+    command = shlex.split((directory / "command.txt").read_text())
+    assert command == ["python", "scripts/train_agent.py", *SMALL, *options, f"name={name}"]
+    other = workplace.run("train_agent", *SMALL, *options, f"name={name}", "agent.match_dim=5")
+    assert other.returncode == 1 and "was trained to its end in another run" in other.stderr
+    assert shlex.split((directory / "command.txt").read_text()) == command
 
 
 def test_without_an_encoder_it_pretrains_one_and_says_so(workplace):
