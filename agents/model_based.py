@@ -237,6 +237,16 @@ class _Training(AgentTraining[WorldAgent]):
     def step(self) -> int:
         return self.stage.num_timesteps
 
+    @property
+    def has_fixed_world(self) -> bool:
+        """Whether the world model is a given one that stays as it is."""
+        return self.world is not None and not self.world.learns
+
+    @property
+    def learns_nothing(self) -> bool:
+        """Whether playing would change nothing: plans in a world model that stays as it is."""
+        return self.has_fixed_world and not self.agent.behaviour.optimizers()
+
     def begin(self, bar: ProgressBar) -> None:
         path = self.settings.replay.rollouts
         if path is None:
@@ -261,7 +271,13 @@ class _Training(AgentTraining[WorldAgent]):
         for callback in callbacks:
             callback.on_training_start(seen, {})
         observation: Any = None
-        while self.step < self.settings.total_steps:
+        total, prefill = self.settings.total_steps, self.settings.replay.prefill_steps
+        if total <= prefill and not self.learns_nothing:
+            raise ValueError(
+                f"expected agent.total_steps above agent.replay.prefill_steps={prefill}, after "
+                f"which learning begins, got {total}"
+            )
+        while self.step < total and not self.learns_nothing:
             for callback in callbacks:
                 callback.on_rollout_start()
             self.memory.note_encoder()
@@ -301,8 +317,6 @@ class _Training(AgentTraining[WorldAgent]):
     def _learn(self) -> None:
         """Make the updates that are due after the steps that were played."""
         settings = self.settings.learning
-        if self.world is not None and not self.world.learns:
-            return
         if self.begun_at is None:
             is_short = self.replay.num_frames < self.agent.world.window_length
             if self.step < self.settings.replay.prefill_steps or is_short:
@@ -330,17 +344,7 @@ class _Training(AgentTraining[WorldAgent]):
         ).to(agent.device)
         agent.modules.train()
         rows = agent.rows(window.observation)
-        output = agent.world(rows, window, self._steps())
-        self.optimizer.zero_grad(set_to_none=True)
-        output.total.backward()
-        norm = clip_grad_norm_(agent.world.parameters(), settings.clip_norm)
-        if not bool(norm.isfinite()):
-            raise NonFiniteLossError(
-                f"the world model's loss or its gradient is not finite at step {self.step}; "
-                f"{self.kept()}; try a lower agent.learning.learning_rate"
-            )
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        world = {} if self.has_fixed_world else self._update_world(rows, window)
         try:
             figures = agent.behaviour.learn(agent.world, rows, window)
         except FloatingPointError as error:
@@ -350,14 +354,29 @@ class _Training(AgentTraining[WorldAgent]):
             ) from error
         self.num_updates += 1
         logger = self.stage.logger
-        for name, loss in output.losses.items():
-            logger.record_mean(f"world/{name}", float(loss.detach()))
-        logger.record_mean("world/gradient_norm", float(norm))
-        for name, figure in figures.items():
-            logger.record_mean(f"behaviour/{name}", figure)
+        for part, own in (("world", world), ("behaviour", figures)):
+            for name, figure in own.items():
+                logger.record_mean(f"{part}/{name}", figure)
         logger.record("replay/steps", self.replay.num_steps)
         logger.record_mean("replay/episodes_encoded_again", self.memory.num_encoded_again)
         logger.record("replay/updates", self.num_updates)
+
+    def _update_world(self, rows: Tensor, window: Window) -> dict[str, float]:
+        """One step of the world model's optimiser; gives its losses and the gradient's norm."""
+        world = self.agent.world
+        output = world(rows, window, self._steps())
+        self.optimizer.zero_grad(set_to_none=True)
+        output.total.backward()
+        norm = clip_grad_norm_(world.parameters(), self.settings.learning.clip_norm)
+        if not bool(norm.isfinite()):
+            raise NonFiniteLossError(
+                f"the world model's loss or its gradient is not finite at step {self.step}; "
+                f"{self.kept()}; try a lower agent.learning.learning_rate"
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = {name: float(loss.detach()) for name, loss in output.losses.items()}
+        return {**losses, "gradient_norm": float(norm)}
 
     def _steps(self) -> tuple[Tensor, Window] | None:
         """Steps that outcomes are learned from besides, if any, at least half of them events."""
@@ -378,7 +397,7 @@ class _Training(AgentTraining[WorldAgent]):
         super().save()
 
     def counted(self) -> dict[str, Any]:
-        return {"num_updates": self.num_updates}
+        return {"num_updates": self.num_updates, "learns_nothing": self.learns_nothing}
 
     def resume_state(self) -> dict[str, Any]:
         behaviour = self.agent.behaviour.optimizers()

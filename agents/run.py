@@ -163,7 +163,7 @@ class AgentTraining(ABC, Generic[AgentType]):
             self.recorder.write_row()
             self.save()
             bar.update(self.step)
-            bar.say(f"trained for {self.step} steps")
+            bar.say(f"trained for {self.step} steps" if self.step else "there is nothing to learn")
             if stop.is_set():
                 raise InterruptedTraining(
                     f"stopped after the last of {self.step} steps and saved {self.run.agent}; the "

@@ -135,6 +135,15 @@ def trained_steps(run: Path) -> int:
         return 0
 
 
+def is_finished(run: Path, total_steps: int) -> bool:
+    """Whether the agent of a run has learned for so many steps, or has nothing to learn."""
+    try:
+        meta = read_meta(run)
+    except FileNotFoundError:
+        return False
+    return int(meta["step"]) >= total_steps or bool(meta["training"].get("learns_nothing"))
+
+
 def describe_kept(path: Path | str) -> str:
     """Which checkpoint of an agent there still is, as the end of a sentence about a failure."""
     try:

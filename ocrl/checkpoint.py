@@ -356,7 +356,10 @@ def load(path: Path | str) -> Any:
         ValueError: if it is damaged, has another version or names an unknown class.
     """
     folder = find(path)
-    model = build(read_config(folder))
+    try:
+        model = build(read_config(folder))
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}; was it made by another release of ocrl?") from error
     load_state(model, read_weights(folder), folder)
     return model.eval()
 

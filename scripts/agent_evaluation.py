@@ -75,7 +75,14 @@ def evaluate_run(
         figures = ", ".join(f"{key} {value:.3f}" for key, value in mean.items())
         say(f"{world or 'as trained'}: {figures}")
     result = {**known, **worlds.pop(""), "variants": worlds}
-    write_evaluation(run, result)
+    before = read_evaluation(run) if (Path(run) / EVALUATION).is_file() else None
+    if before is not None and _is_larger(before, result):
+        say(
+            f"{Path(run) / EVALUATION} stays as it is, of {before['num_episodes']} episodes in "
+            f"{1 + len(before.get('variants') or {})} worlds; move it away to have this one kept"
+        )
+    else:
+        say(f"{write_evaluation(run, result)}")
     if settings["video"]:
         for path in film(agent, run, meta, settings):
             say(f"{path}")
@@ -108,6 +115,14 @@ def _play(
     finally:
         bare.close()
     return {**block, "floor": _figures(floor)}
+
+
+def _is_larger(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether an evaluation of the same agent has more episodes, or worlds that this one lacks."""
+    if before["step"] != now["step"]:
+        return False
+    worlds = set(before.get("variants") or {}) - set(now["variants"])
+    return bool(worlds) or before["num_episodes"] > now["num_episodes"]
 
 
 def _figures(block: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from kept_results import FRACTION, RESULTS, found_runs, keep, read_published, with_tables
@@ -26,7 +27,7 @@ from ocrl.agents import slot_quality
 from ocrl.agents.comparison import compare
 from ocrl.agents.comparison_page import render
 from ocrl.agents.comparison_table import markdown
-from ocrl.agents.results import read_run
+from ocrl.agents.results import EVALUATION, Run, read_run
 from ocrl.page import write_text
 
 
@@ -60,7 +61,7 @@ def main() -> None:
 
 def write_comparison(arguments: argparse.Namespace) -> None:
     """Compare the runs of the command line, and keep them if asked to."""
-    runs = [read_run(path) for path in found_runs(arguments.runs)]
+    runs = read_runs(arguments.runs)
     published, output = read_published(), arguments.output
     result = compare(runs, fraction=arguments.fraction)
     output.mkdir(parents=True, exist_ok=True)
@@ -70,13 +71,34 @@ def write_comparison(arguments: argparse.Namespace) -> None:
     page = render(runs, fraction=arguments.fraction, published=published, title=arguments.title)
     write_text(output / "report.html", page)
     sys.stdout.write(text)
+    lengths = sorted({int(run.evaluation.get("num_episodes", 0)) for run in runs})
+    if len(lengths) > 1:
+        sys.stderr.write(
+            f"not all were evaluated alike: over {', '.join(map(str, lengths))} episodes; "
+            "evaluate_agent.py checkpoint=RUN episodes=NUMBER evaluates again\n"
+        )
+    sys.stderr.write(f"table.md, comparison.json, report.html: {output}\n")
     for run in runs if arguments.write is not None else ():
         keep(run, arguments.write)
 
 
+def read_runs(paths: Sequence[Path]) -> list[Run]:
+    """The runs that paths stand for, without those in a folder that are not evaluated yet."""
+    runs, left = [], []
+    for path in found_runs(paths):
+        is_named = path in paths
+        if is_named or (path / EVALUATION).is_file():
+            runs.append(read_run(path))
+        else:
+            left.append(path.name)
+    if left:
+        sys.stderr.write(f"left out, as they have no {EVALUATION} yet: {', '.join(left)}\n")
+    return runs
+
+
 def write_relations(arguments: argparse.Namespace) -> None:
     """Set how well the runs of the command line do against their slots."""
-    runs = [read_run(path) for path in found_runs(arguments.runs)]
+    runs = read_runs(arguments.runs)
     found = slot_quality.relations(runs, measure=arguments.slots)
     arguments.output.mkdir(parents=True, exist_ok=True)
     values = json.dumps(slot_quality.as_json(found), indent=2, allow_nan=False)
@@ -84,6 +106,7 @@ def write_relations(arguments: argparse.Namespace) -> None:
     page = slot_quality.render(found, title=arguments.title)
     write_text(arguments.output / "slots.html", page)
     sys.stdout.writelines(f"{relation.sentence}\n" for relation in found)
+    sys.stderr.write(f"slots.json, slots.html: {arguments.output}\n")
 
 
 if __name__ == "__main__":

@@ -55,6 +55,9 @@ def pretrain(config: DictConfig, *, directory: Path, env: str, encoder: str) -> 
             "segmentation": [p for p in data["presets"] if f"segmentation/{p}" in store.arrays],
             "objects": any(name.startswith("objects/") for name in store.arrays),
         }
+        for name in ("num_clips", "num_clips_in_training"):
+            # What can not be measured is said before training, not after it.
+            next(evaluation_clips(store, num_clips=evaluation[name], **held_out))
         if is_posed(model):
             has_depth = "depth" in store.arrays
             clips = evaluation_clips(store, num_clips=1, depth=has_depth, **held_out)

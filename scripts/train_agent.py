@@ -39,11 +39,15 @@ def main(config: DictConfig) -> None:
     afterwards = after.settings_after_training(evaluation)
     trainer: Trainer = hydra.utils.instantiate(config.agent, _recursive_=False, _convert_="all")
     directory, env, console = output_dir(), choice("env"), Console(stderr=True, soft_wrap=True)
-    if saving.trained_steps(directory) >= trainer.total_steps and after.is_evaluated(directory):
+    if saving.is_finished(directory, trainer.total_steps) and after.is_evaluated(directory):
         path = settings["encoder"]["path"] if observation["main"] == SLOTS else None
         saving.check_finished(directory, asked=asked(settings), encoder=path)
         console.print(f"{directory}: trained for {trainer.total_steps} steps before; nothing to do")
         return
+    if observation["main"] != SLOTS and settings["encoder"]["path"] is not None:
+        raise ValueError(
+            f"expected obs=slots with encoder.path, got obs={choice('obs')}, which has no encoder"
+        )
     arguments = {name: value for name, value in settings["env"].items() if name != "_target_"}
     encoder, given = None, find_world(config, trainer, directory=directory)
     if observation["main"] == SLOTS:

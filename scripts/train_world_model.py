@@ -15,7 +15,7 @@ from comparison import run
 from episodes import find_episodes
 from omegaconf import DictConfig
 from rich.console import Console
-from worlds import build_world, ending_clips, held_out_clips
+from worlds import build_world, check_lengths, ending_clips, held_out_clips
 
 import ocrl
 from ocrl import checkpoint
@@ -63,6 +63,7 @@ def main(config: DictConfig) -> None:
             world_size=world.size,
         )
         held_out, evaluation = held_out_clips(config, model, store), config.evaluation
+        check_lengths(store, evaluation.horizons, num_context=model.num_context)
         measured = {"horizons": list(evaluation.horizons), "preset": evaluation.preset}
         measured["device"] = world.device
         trainer.fit(
@@ -72,7 +73,7 @@ def main(config: DictConfig) -> None:
             run=Run(
                 directory,
                 model_config,
-                env=checkpoint.read_meta(source)["env"],
+                env=env,
                 fingerprint=f"{store.fingerprint} {checkpoint.digest(source)[:16]}",
             ),
             world=world,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,21 @@ def count_events(store: EpisodeStore) -> tuple[int, int]:
     for episode in map(store.episode, range(len(store))) if stored else ():
         number += int(np.any([episode[name][1:] != 0 for name in stored], axis=0).sum())
     return number, store.num_frames - len(store)
+
+
+def check_lengths(store: EpisodeStore, horizons: Sequence[int], *, num_context: int) -> None:
+    """Refuse horizons that no episode is long enough for, before anything is trained.
+
+    Raises:
+        ValueError: naming the longest episode.
+    """
+    longest = int(store.lengths.max())
+    if horizons and num_context + max(horizons) > longest:
+        raise ValueError(
+            f"expected evaluation.horizons up to {longest - num_context}, as the longest episode "
+            f"of {store.path} has {longest} frames and {num_context} are context, got "
+            f"{max(horizons)}"
+        )
 
 
 def build_world(

@@ -8,11 +8,14 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from hydra import compose, initialize_config_dir
 
 from ocrl import checkpoint
+from ocrl.agents import saving
 from ocrl.agents.given_world import GivenWorld
 from ocrl.agents.model_based import ModelBased
+from ocrl.agents.run import AgentRun
 from ocrl.agents.world_agent import WorldAgent
 
 ROOT = Path(__file__).parents[2]
@@ -112,6 +115,63 @@ def test_what_does_not_fit_is_refused(tmp_path):
     checkpoint.save(tmp_path / "slots", slots, config=config, step=1, env="sprites")
     with pytest.raises(ValueError, match=r"expected a world model at .*, got a SlotModel"):
         GivenWorld.load(tmp_path / "slots", learns=False)
+
+
+class Drift(gymnasium.Env):
+    """Three rows of numbers that go their way; a reward now and then."""
+
+    observation_space, action_space = SETS, CHOICES
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.left = 6
+        return self.np_random.normal(size=(K, D)).astype(np.float32), {}
+
+    def step(self, action):
+        self.left -= 1
+        observation = self.np_random.normal(size=(K, D)).astype(np.float32)
+        return observation, float(action == 0), self.left == 0, False, {}
+
+
+def train(folder, given, *, agent):
+    same_step = {"autoreset_mode": AutoresetMode.SAME_STEP}
+    env = SyncVectorEnv([Drift] * 2, **same_step)
+    overrides = [
+        *(
+            f"agent={agent}",
+            "agent.total_steps=48",
+            "agent.num_envs=2",
+            "agent.learning.batch_size=2",
+        ),
+        *("agent.replay.prefill_steps=16", "agent.learning.pretrain_updates=2"),
+        *("agent.arguments.horizon=3", "agent.learning.updates_per_step=0.1"),
+    ]
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        config = checkpoint.plain(compose("agent", overrides=overrides).agent)
+    config.pop("_target_")
+    trainer = ModelBased(**config)
+    own = given.network(trainer.network(plain_key="slots", has_order=False))
+    run = AgentRun(folder, {"env": "drift", "encoder": None, "world_model": given.meta})
+    trained = trainer.train(env, run=run, network=own, world=given)
+    env.close()
+    return trained, saving.read_meta(folder)
+
+
+def test_an_actor_learns_in_a_world_model_that_stays_as_it_is(tmp_path):
+    given = save(tmp_path / "world")
+    agent, meta = train(tmp_path / "run", given, agent="imagination")
+    assert meta["step"] == 48 and meta["training"]["num_updates"] > 2
+    for name, value in given.model.dynamics.state_dict().items():
+        assert torch.equal(agent.world.dynamics.state_dict()[name], value)
+    fresh = WorldAgent(SETS, CHOICES, network=agent.network)
+    critic, new = agent.behaviour.critic.state_dict(), fresh.behaviour.critic.state_dict()
+    assert not all(torch.equal(critic[name], new[name]) for name in new)
+
+
+def test_plans_in_a_world_model_that_stays_as_it_is_need_no_playing(tmp_path):
+    _, meta = train(tmp_path / "run", save(tmp_path / "world"), agent="planning")
+    assert meta["step"] == 0 and saving.is_finished(tmp_path / "run", 48)
+    assert not saving.is_finished(tmp_path / "other", 48)
 
 
 @pytest.mark.gpu

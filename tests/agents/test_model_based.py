@@ -342,6 +342,15 @@ def test_settings_that_make_no_sense(
         train(tmp_path, make_toy("objects"), settings)
 
 
+def test_a_run_that_ends_before_learning_begins_is_refused(
+    tmp_path, make_toy, small_world_settings
+):
+    settings = small_world_settings() | {"total_steps": 18}
+    words = r"agent.total_steps above agent.replay.prefill_steps=18.*, got 18"
+    with pytest.raises(ValueError, match=words):
+        train(tmp_path, make_toy("objects"), settings)
+
+
 def test_pixels_are_refused_in_words(tmp_path, make_toy, small_world_settings):
     with pytest.raises(ValueError, match=r"expected an observation with one set .* obs=slots"):
         train(tmp_path, make_toy("frame"), small_world_settings(), key="frame")

@@ -25,6 +25,7 @@ def write_run(folder, obs, seed, rate):
         **{"env": "sprites-object_goal", "obs": obs, "agent": "ppo", "seed": seed, "step": 20_000},
         **{"mean": mean, "interval": {}, "score": None, "achievements": None},
         **{"episodes": {"return": [rate] * 50}, "floor": {"mean": {"success": 0.2}}},
+        "num_episodes": 50,
         "variants": {"shapes": {"mean": mean, "interval": {}, "num_episodes": 50}},
     }
     write_evaluation(folder, record)
@@ -55,6 +56,21 @@ def test_a_folder_of_runs(compare, tmp_path, capsys):
     result = json.loads((tmp_path / "out/comparison.json").read_text())
     assert result["envs"]["sprites-object_goal"]["methods"]["slots ppo"]["seeds"] == [0, 1, 2]
     assert "<title>Mine</title>" in (tmp_path / "out/report.html").read_text()
+
+
+def test_what_is_not_evaluated_or_otherwise_is_named(compare, tmp_path, capsys):
+    runs = tmp_path / "runs"
+    for name in ("slots-1", "pixels-0"):
+        (runs / name / "evaluation.json").unlink()
+    compare(runs)
+    said = capsys.readouterr()
+    assert "left out, as they have no evaluation.json yet: pixels-0, slots-1\n" in said.err
+    assert "0.900 [0.800, 1.000]" in said.out and "not all" not in said.err
+    assert f"table.md, comparison.json, report.html: {tmp_path / 'out'}\n" in said.err
+    file = runs / "slots-0" / "evaluation.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"num_episodes": 2}))
+    compare(runs)
+    assert "not all were evaluated alike: over 2, 50 episodes" in capsys.readouterr().err
 
 
 def test_what_is_kept_compares_the_same(compare, tmp_path, capsys):

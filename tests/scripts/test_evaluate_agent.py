@@ -109,9 +109,21 @@ def test_true_objects_in_every_world(scripts, save_run, tmp_path):
     assert record["ceiling"]["mean"] == {"success": 0.974}
     assert "Yoon" in record["ceiling"]["source"]
     table = yaml.safe_load((ROOT / "configs/variants/sprites.yaml").read_text())
-    assert list(record["variants"]) == list(table) and len(said) == 1 + len(table)
+    assert list(record["variants"]) == list(table)
+    assert len(said) == 1 + len(table) + 1 and said[-1] == str(run / "evaluation.json")
     assert record["variants"]["more_objects"]["floor"]["mean"]["length"] <= 15
     assert record["training"] == {"num_episodes": 8, "score": None}
+
+
+def test_a_smaller_evaluation_does_not_take_the_place_of_a_larger_one(scripts, save_run, tmp_path):
+    run = save_run(tmp_path / "run", "objects")
+    whole, _ = evaluated(scripts, run, worlds=["pairs"])
+    for fewer in ({"worlds": []}, {"worlds": ["pairs"], "episodes": 2}):
+        record, said = evaluated(scripts, run, **fewer)
+        assert record != whole and read_evaluation(run) == whole
+        assert "stays as it is, of 6 episodes in 2 worlds" in said[-1]
+    again, _ = evaluated(scripts, run, worlds=["pairs", "sizes"])
+    assert read_evaluation(run) == again != whole
 
 
 def test_worlds_that_a_policy_can_not_read_are_left_out(scripts, save_run, tmp_path):

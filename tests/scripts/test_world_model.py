@@ -90,6 +90,12 @@ def test_mistakes_end_in_one_sentence(workplace, trained):
         *("checkpoint=outputs/train_world_model/small", "data.path=episodes", "horizons=[1,40]"),
         words="clip_length=42",
     )
+    workplace.assert_mistake(
+        *("train_world_model", "checkpoint=run", "data.path=episodes"),
+        *(option for option in SMALL if "horizons" not in option),
+        "evaluation.horizons=[1,900]",
+        words="expected evaluation.horizons up to ",
+    )
 
 
 def test_the_actions_of_episodes_are_known(workplace, load_script, tmp_path):
