@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ocrl.interfaces import Objective, ViewChooser
-from ocrl.nn.rays import check_cameras, rays_through
+from ocrl.nn.rays import check_num_cameras, rays_through
 from ocrl.types import Clip, DecoderOutput, SlotOutput
 
 PLACE = "place"
@@ -88,7 +88,8 @@ class Views(Objective, ViewChooser):
                 f"got {clip.num_views}; lower num_seen, or set held_out_share=0"
             )
         cameras = clip.camera
-        check_cameras(cameras.intrinsics, cameras.extrinsics, num_views=clip.num_views)
+        # That these are poses is checked where episodes are written, and before training.
+        check_num_cameras(cameras.intrinsics, cameras.extrinsics, num_views=clip.num_views)
         return clip.num_views
 
     @staticmethod
