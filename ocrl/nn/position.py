@@ -36,13 +36,16 @@ def grid_like(num_tokens: int, *, shape: tuple[int, int], what: str) -> tuple[in
     return rows, columns
 
 
-def grid_coordinates(grid: tuple[int, int], *, coordinates: Coordinates) -> Tensor:
+def grid_coordinates(
+    grid: tuple[int, int], *, coordinates: Coordinates, device: torch.device | None = None
+) -> Tensor:
     """Coordinates of the cells of a grid, first and last cell on the borders.
 
     Args:
         grid: (h, w).
         coordinates: `two` is (y, x) in [-1,1] as in SAVi; `four` is (y, x, 1 - y, 1 - x) in [0,1]
             as in Slot Attention (Locatello et al. 2020, arXiv 2006.15055, appendix E.2).
+        device: where they are made.
 
     Returns:
         (N,2) or (N,4) float32.
@@ -52,7 +55,7 @@ def grid_coordinates(grid: tuple[int, int], *, coordinates: Coordinates) -> Tens
     """
     if coordinates not in ("four", "two"):
         raise ValueError(f"coordinates must be 'four' or 'two', got {coordinates!r}")
-    axes = [torch.linspace(0, 1, size) for size in grid]
+    axes = [torch.linspace(0, 1, size, device=device) for size in grid]
     unit = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 1)
     if coordinates == "two":
         return 2 * unit - 1

@@ -121,7 +121,7 @@ class Views(Objective, ViewChooser):
         cameras = clip.camera.map(lambda value: value[sample, frame, view])
         pixels = torch.stack([column, row], dim=-1)[..., None, :] + 0.5
         rays = rays_through(pixels, intrinsics=cameras.intrinsics, extrinsics=cameras.extrinsics)
-        at = (torch.stack([row, column], dim=-1) + 0.5) / pixels.new_tensor([height, width])
+        at = torch.stack([(row + 0.5) / height, (column + 0.5) / width], dim=-1)
         return colours, torch.cat(rays, dim=-1).squeeze(-2), at
 
     def forward(self, clip: Clip, encoded: SlotOutput, decoded: DecoderOutput) -> Tensor:

@@ -24,6 +24,7 @@ def test_coordinates_by_hand() -> None:
     four = grid_coordinates((2, 3), coordinates="four")
     assert four[1].tolist() == [0, 0.5, 1, 0.5]
     assert four[5].tolist() == [1, 1, 0, 0]
+    assert grid_coordinates((2, 3), coordinates="four", device=torch.device("meta")).is_meta
 
 
 def test_unknown_coordinates() -> None:
