@@ -5,7 +5,6 @@ B batch, N = h * w tokens of a grid in row-major order, F features.
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
@@ -112,24 +111,3 @@ class LearnedPosition(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Add the embedding to (...,N,F)."""
         return tokens + self.table
-
-
-def sinusoidal(positions: Tensor, *, dim: int, max_period: float = 10000.0) -> Tensor:
-    """Sines and cosines at geometrically spaced periods (Vaswani et al. 2017, arXiv 1706.03762).
-
-    Args:
-        positions: any shape, integer or float.
-        dim: size of the new last axis, even.
-        max_period: the longest period over 2 pi.
-
-    Returns:
-        (...,dim) float32: the sines, then the cosines.
-
-    Raises:
-        ValueError: if `dim` is odd.
-    """
-    if dim % 2:
-        raise ValueError(f"dim must be even, got {dim}")
-    half = torch.arange(dim // 2, device=positions.device, dtype=torch.float32)
-    angles = positions[..., None].float() * torch.exp(-math.log(max_period) * half / (dim // 2))
-    return torch.cat([angles.sin(), angles.cos()], dim=-1)
