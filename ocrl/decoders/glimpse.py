@@ -16,9 +16,8 @@ from ocrl.interfaces import Decoder, Space
 from ocrl.nn.location import NUM_AXES, cell_centres, moments, split_placed
 from ocrl.nn.mlp import MLP
 from ocrl.nn.position import grid_like
-from ocrl.types import DecoderOutput
+from ocrl.types import NUM_COLOURS, DecoderOutput
 
-NUM_COLOURS = 3
 OUTSIDE = -20.0
 """The logit of a slot outside its glimpse; that of the ground is 0 everywhere."""
 

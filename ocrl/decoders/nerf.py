@@ -18,9 +18,8 @@ from ocrl.nn.field import Field, ResidualMLP
 from ocrl.nn.octaves import OctaveEncoding
 from ocrl.nn.rays import check_bounds
 from ocrl.nn.volume import even_edges, finer_edges, points_within, transmitted
-from ocrl.types import DecoderOutput
+from ocrl.types import NUM_COLOURS, DecoderOutput
 
-NUM_COLOURS = 3
 EPS = 1e-6
 """Shares of light and densities below count as none."""
 
