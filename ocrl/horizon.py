@@ -26,7 +26,6 @@ from ocrl.world_model import WorldModel
 PREDICTION, COPY, ENCODER = "prediction", "copy", "encoder"
 METHODS = (PREDICTION, COPY, ENCODER)
 _FRAMES_AT_ONCE = 64
-_SMALLEST_SSIM = 11
 
 
 @dataclass(frozen=True)
@@ -273,7 +272,7 @@ class _Tally:
         """Score frames, one for each horizon or one for all, against those that came."""
         own, frames = self._features(frames).expand_as(features), frames.expand_as(came)
         self._keep("psnr", method, metrics.psnr(frames, came))
-        if min(came.shape[-2:]) >= _SMALLEST_SSIM:
+        if min(came.shape[-2:]) >= metrics.SSIM_WINDOW:
             self._keep("ssim", method, metrics.ssim(frames, came))
         self._keep("perceptual", method, metrics.feature_distance(own, features))
 
