@@ -252,7 +252,7 @@ def _evaluate_clip(
             tally.add(method, preset, scores)
     if recon is not None:
         tally.add_pictures({"psnr": metrics.psnr(recon, video)})
-        if min(frame_size) >= 11:
+        if min(frame_size) >= metrics.SSIM_WINDOW:
             tally.add_pictures({"ssim": metrics.ssim(recon, video)})
     tally.add_health(slot_health(encoded.slots, masks))
     tally.end_batch(clip, num_slots)

@@ -26,7 +26,6 @@ from ocrl.world_model import WorldModel
 PREDICTION, COPY, ENCODER = "prediction", "copy", "encoder"
 METHODS = (PREDICTION, COPY, ENCODER)
 _FRAMES_AT_ONCE = 64
-_SMALLEST_SSIM = 11
 
 
 @dataclass(frozen=True)
@@ -182,7 +181,7 @@ class _Tally:
         self.truths.append(truth[:, self._at].cpu())
         for method, value in said.items():
             self.slots[method].append(value[:, self._at].cpu())
-            self._add_pictures(method, value, clip, num_examples)
+        self._add_pictures(said, clip, num_examples)
         self._add_outcomes(clip, last, action, said)
 
     def add_end(self, clip: Clip, horizon: int) -> None:
@@ -216,25 +215,34 @@ class _Tally:
     def _keep(self, metric: str, method: str, values: Tensor) -> None:
         self.scores.setdefault(metric, {}).setdefault(method, []).append(values.double().cpu())
 
-    def _add_pictures(self, method: str, slots: Tensor, clip: Clip, num_examples: int) -> None:
+    def _add_pictures(self, said: Mapping[str, Tensor], clip: Clip, num_examples: int) -> None:
         decoder = self.model.model.decoder
         if decoder.needs_target or decoder.needs_attn:
             return
         num_context = self.model.num_context
-        video = clip.video[:, num_context:]
-        recon, ids = self._decode(slots, (video.shape[-2], video.shape[-1]))
-        truth = clip.segmentation.get(self.preset)
-        if truth is not None:
-            self._add_masks(method, truth[:, num_context:], ids)
-        if recon is not None:
-            frames = recon[:, self._at]
-            if method == COPY:
-                frames = clip.video[:, num_context - 1 : num_context].expand_as(frames)
-            self._add_frames(method, frames, video[:, self._at])
-        if method == PREDICTION:
-            for index in range(min(len(video), num_examples - len(self.examples))):
-                picture = None if recon is None else recon[index].cpu()
-                self.examples.append(Rollout(video[index].cpu(), picture, ids[index].cpu()))
+        last, video = clip.video[:, num_context - 1 : num_context], clip.video[:, num_context:]
+        truth, came = clip.segmentation.get(self.preset), video[:, self._at]
+        features = self._features(came) if decoder.space == "pixels" else None
+        for method, slots in said.items():
+            # The copy is one frame, whatever the step.
+            drawn = slots[:, :1] if method == COPY else slots
+            recon, ids = self._decode(drawn, (video.shape[-2], video.shape[-1]))
+            if truth is not None:
+                self._add_masks(
+                    method, truth[:, num_context:], ids.expand(-1, slots.shape[1], -1, -1)
+                )
+            if recon is not None and features is not None:
+                frames = last if method == COPY else recon[:, self._at]
+                self._add_frames(method, frames, came, features)
+            if method == PREDICTION:
+                self._add_examples(video, recon, ids, num_examples)
+
+    def _add_examples(
+        self, video: Tensor, recon: Tensor | None, ids: Tensor, num_examples: int
+    ) -> None:
+        for index in range(min(len(video), num_examples - len(self.examples))):
+            picture = None if recon is None else recon[index].cpu()
+            self.examples.append(Rollout(video[index].cpu(), picture, ids[index].cpu()))
 
     def _decode(self, slots: Tensor, size: tuple[int, int]) -> tuple[Tensor | None, Tensor]:
         """Pictures (B,H,C,H',W') if there are any, and segments (B,H,H',W'), a few at a time."""
@@ -260,12 +268,13 @@ class _Tally:
             values = [score(counts[:, :horizon]) for horizon in self.horizons]
             self._keep(metric, method, torch.stack(values, dim=1))
 
-    def _add_frames(self, method: str, frames: Tensor, video: Tensor) -> None:
-        self._keep("psnr", method, metrics.psnr(frames, video))
-        if min(video.shape[-2:]) >= _SMALLEST_SSIM:
-            self._keep("ssim", method, metrics.ssim(frames, video))
-        features, others = (self._features(value) for value in (frames, video))
-        self._keep("perceptual", method, metrics.feature_distance(features, others))
+    def _add_frames(self, method: str, frames: Tensor, came: Tensor, features: Tensor) -> None:
+        """Score frames, one for each horizon or one for all, against those that came."""
+        own, frames = self._features(frames).expand_as(features), frames.expand_as(came)
+        self._keep("psnr", method, metrics.psnr(frames, came))
+        if min(came.shape[-2:]) >= metrics.SSIM_WINDOW:
+            self._keep("ssim", method, metrics.ssim(frames, came))
+        self._keep("perceptual", method, metrics.feature_distance(own, features))
 
     def _features(self, video: Tensor) -> Tensor:
         """Of frames (B,T,C,H,W), (B,T,N,F), at the size that the judge takes."""

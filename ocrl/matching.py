@@ -76,10 +76,11 @@ def align_over_time(slots: Tensor) -> Tensor:
     Raises:
         ValueError: if the slots are not finite.
     """
+    frames = slots.detach()
+    # Who follows whom does not depend on the order of a frame, so that all are matched at once.
+    followers = hungarian(slot_distances(frames[:, :-1].double(), frames[:, 1:].double()))
     first = torch.arange(slots.shape[2], device=slots.device).expand(len(slots), -1)
-    orders, before = [first], slots[:, 0]
-    for frame in slots.detach().unbind(1)[1:]:
-        order = hungarian(slot_distances(before.double(), frame.double()))
-        before = frame.gather(1, order[..., None].expand_as(frame))
-        orders.append(order)
+    orders = [first]
+    for follower in followers.unbind(1):
+        orders.append(follower.gather(1, orders[-1]))
     return torch.stack(orders, dim=1)

@@ -26,6 +26,8 @@ Empty = Literal["skip", "one"]
 
 _LARGEST_TABLE = 1 << 20
 _BEST_PSNR = 100.0
+SSIM_WINDOW = 11
+"""Pixels along the side of the window of `ssim`, which smaller pictures have no room for."""
 
 
 @dataclass(frozen=True)
@@ -390,8 +392,11 @@ def ssim(recon: Tensor, target: Tensor) -> Tensor:
     Raises:
         ValueError: if the pictures are smaller than the window.
     """
-    if min(recon.shape[-2:]) < 11:
-        raise ValueError(f"expected pictures of 11 x 11 or more, got {tuple(recon.shape[-2:])}")
+    if min(recon.shape[-2:]) < SSIM_WINDOW:
+        raise ValueError(
+            f"expected pictures of {SSIM_WINDOW} x {SSIM_WINDOW} or more, got "
+            f"{tuple(recon.shape[-2:])}"
+        )
     down, across = (_gaussian_bands(side, recon.device) for side in recon.shape[-2:])
 
     def blur(values: Tensor) -> Tensor:
@@ -458,7 +463,8 @@ def retrieval_ranks(distances: Tensor) -> Tensor:
 
 def _gaussian_bands(side: int, device: torch.device) -> Tensor:
     """A matrix (side-10,side) that blurs a line of pixels; much faster than convolving doubles."""
+    reach = SSIM_WINDOW // 2
     at = torch.arange(side, dtype=torch.float64, device=device)
-    distance = at[None] - (at[: side - 10, None] + 5)
-    window = torch.exp(-distance.square() / (2 * 1.5**2)).where(distance.abs() <= 5, 0.0)
+    distance = at[None] - (at[: side - 2 * reach, None] + reach)
+    window = torch.exp(-distance.square() / (2 * 1.5**2)).where(distance.abs() <= reach, 0.0)
     return window / window.sum(1, keepdim=True)

@@ -189,7 +189,7 @@ def segment_scores(truth: Tensor, segments: Tensor, *, num_seen: int) -> dict[st
 def picture_scores(recon: Tensor, video: Tensor, *, num_seen: int) -> dict[str, Tensor]:
     """The scores (B,) of pictures (B,T,V,C,H,W), see `ViewsResult.pictures`."""
     measures = {"psnr": metrics.psnr}
-    if min(video.shape[-2:]) >= 11:
+    if min(video.shape[-2:]) >= metrics.SSIM_WINDOW:
         measures["ssim"] = metrics.ssim
     scores = {}
     for name, measure in measures.items():

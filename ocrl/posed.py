@@ -5,6 +5,7 @@ B batch, T frames, V views, W views that are seen, K slots, C H W image.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -101,7 +102,7 @@ def view_rays(camera: Camera, size: tuple[int, int]) -> Tensor:
 def render_views(
     decoder: Decoder, slots: Tensor, camera: Camera, *, size: tuple[int, int]
 ) -> PosedViews:
-    """Draw slots (B,T,K,D) from cameras, a few frames at a time.
+    """Draw slots (B,T,K,D) from cameras, a few frames at a time, or a few rows of one.
 
     Args:
         decoder: of rays.
@@ -109,24 +110,33 @@ def render_views(
         camera: of V views; any, not only those that were seen.
         size: (H, W).
     """
-    num_views = camera.extrinsics.shape[2]
-    rays_of_frame = len(slots) * num_views * size[0] * size[1]
-    at_once = max(1, _RAYS_AT_ONCE // rays_of_frame)
-    made = []
-    for start in range(0, slots.shape[1], at_once):
-        time = slice(start, start + at_once)
-        piece: DecoderOutput = decoder(slots[:, time], view_rays(camera[time], size))
-        made.append(piece)
+    num_views, height, width = camera.extrinsics.shape[2], *size
+    rays_of_row = len(slots) * width
+    rows_at_once = max(1, _RAYS_AT_ONCE // rays_of_row)
+    frames_at_once = max(1, _RAYS_AT_ONCE // (rays_of_row * num_views * height))
+    pieces = []
+    for start in range(0, slots.shape[1], frames_at_once):
+        time = slice(start, start + frames_at_once)
+        rows = view_rays(camera[time], size).split(rows_at_once, dim=2)
+        pieces.append(_drawn(decoder, slots[:, time], rows))
+    made = {
+        name: torch.cat([piece[name] for piece in pieces], 1).unflatten(-2, (num_views, height))
+        for name in pieces[0]
+    }
+    recon = made["recon"].clamp(0.0, 1.0).movedim(2, 3)
+    return PosedViews(recon, made["masks"], made.get("background"))
 
-    def joined(parts: list[Tensor]) -> Tensor:
-        return torch.cat(parts, dim=1).float().unflatten(-2, (num_views, size[0]))
 
-    background = None
-    if "background" in made[0].aux:
-        background = joined([piece.aux["background"] for piece in made])
-    recon = joined([piece.recon for piece in made]).clamp(0.0, 1.0)
-    masks = joined([piece.masks for piece in made])
-    return PosedViews(recon.movedim(2, 3), masks, background)
+def _drawn(decoder: Decoder, slots: Tensor, rows: Sequence[Tensor]) -> dict[str, Tensor]:
+    """What `PosedViews` holds, (B,T,...,h,w), of rows (B,T,h,w,6) of rays one after the other."""
+    pieces: list[dict[str, Tensor]] = []
+    for rays in rows:
+        made: DecoderOutput = decoder(slots, rays)
+        piece = {"recon": made.recon.float(), "masks": made.masks.float()}
+        if "background" in made.aux:
+            piece["background"] = made.aux["background"].float()
+        pieces.append(piece)
+    return {name: torch.cat([piece[name] for piece in pieces], dim=-2) for name in pieces[0]}
 
 
 def nearest_views(camera: Camera, num_seen: int) -> Tensor:

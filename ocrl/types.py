@@ -17,6 +17,8 @@ BACKGROUND_ID = 0
 """Segmentation id of everything that is no object."""
 VOID_ID = 65535
 """Segmentation id of pixels that no metric may count."""
+NUM_COLOURS = 3
+"""C of frames: red, green and blue."""
 
 
 @dataclass(frozen=True)

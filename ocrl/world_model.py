@@ -212,8 +212,8 @@ class WorldModel(SlotWorld):
         return losses
 
     def _image_loss(self, video: Tensor, slots: Tensor, is_same: Tensor) -> Tensor:
-        steps = torch.randperm(self.horizon)[: self.num_decoded].sort().values
-        steps = (steps + self.num_context - 1).to(slots.device)
+        order = torch.randperm(self.horizon, device=slots.device)
+        steps = order[: self.num_decoded].sort().values + self.num_context - 1
         decoded: DecoderOutput = self.model.decoder(slots[:, steps])
         error = (decoded.recon - video[:, steps + 1]).float().square().mean((-3, -2, -1))
         return mean_of_counted(error, is_same[:, steps])

@@ -15,9 +15,7 @@ from ocrl.interfaces import Backbone
 from ocrl.nn.mlp import MLP
 from ocrl.nn.position import LinearPosition
 from ocrl.nn.views import fold_views, unfold_views
-from ocrl.types import Camera
-
-NUM_COLOURS = 3
+from ocrl.types import NUM_COLOURS, Camera
 
 
 class Patches(Backbone):

@@ -17,9 +17,8 @@ from ocrl.nn.rays import camera_rays
 from ocrl.nn.transformer import TransformerBlock
 from ocrl.nn.triangulation import NUM_RAY, token_rays
 from ocrl.nn.views import fold_views, unfold_views
-from ocrl.types import Camera
+from ocrl.types import NUM_COLOURS, Camera
 
-NUM_COLOURS = 3
 _GROUP = 8
 """Channels that are normalised together."""
 

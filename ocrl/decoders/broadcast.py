@@ -15,9 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ocrl.interfaces import Decoder, Space
 from ocrl.nn.position import LinearPosition
-from ocrl.types import DecoderOutput
-
-NUM_COLOURS = 3
+from ocrl.types import NUM_COLOURS, DecoderOutput
 
 
 class SpatialBroadcastDecoder(Decoder):

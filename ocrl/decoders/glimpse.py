@@ -16,9 +16,8 @@ from ocrl.interfaces import Decoder, Space
 from ocrl.nn.location import NUM_AXES, cell_centres, moments, split_placed
 from ocrl.nn.mlp import MLP
 from ocrl.nn.position import grid_like
-from ocrl.types import DecoderOutput
+from ocrl.types import NUM_COLOURS, DecoderOutput
 
-NUM_COLOURS = 3
 OUTSIDE = -20.0
 """The logit of a slot outside its glimpse; that of the ground is 0 everywhere."""
 
@@ -147,16 +146,16 @@ class GlimpseDecoder(Decoder):
     def _seen(self, attn: Tensor) -> tuple[Tensor, Tensor]:
         """Where attn (M,K,N) puts slots (M,K,2), in [0,1], and which is the ground (M,)."""
         tokens = grid_like(attn.shape[-1], shape=self.grid, what="a frame")
-        centres, _ = moments(attn, cell_centres(tokens).to(attn))
+        centres, _ = moments(attn, cell_centres(tokens, device=attn.device).to(attn.dtype))
         return centres, attn.sum(dim=-1).argmax(dim=-1)
 
     def _prior(
         self, glimpses: Tensor, places: Tensor, ground: Tensor, shifts: Tensor, zooms: Tensor
     ) -> Tensor:
         """Logarithm of the prior shares (M,K,H*W) of glimpses (M,K,S,S) at places (M,K,2)."""
-        centres = places * places.new_tensor(self.grid) + shifts
         rows, columns = (
-            self._weights(centres[..., axis], zooms, self.grid[axis]) for axis in (0, 1)
+            self._weights(places[..., axis] * size + shifts[..., axis], zooms, size)
+            for axis, size in enumerate(self.grid)
         )
         logits = rows @ (glimpses - OUTSIDE) @ columns.mT + OUTSIDE
         index = torch.arange(places.shape[1], device=places.device)

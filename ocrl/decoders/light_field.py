@@ -13,9 +13,7 @@ from torch import Tensor, nn
 from ocrl.interfaces import RayDecoder
 from ocrl.nn.few_keys import PairMLP
 from ocrl.nn.octaves import RayEncoding
-from ocrl.types import DecoderOutput
-
-NUM_COLOURS = 3
+from ocrl.types import NUM_COLOURS, DecoderOutput
 
 
 class LightFieldDecoder(RayDecoder):

@@ -16,10 +16,9 @@ from ocrl.interfaces import Decoder, Space
 from ocrl.nn.attention import MultiHeadAttention
 from ocrl.nn.mlp import MLP
 from ocrl.nn.position import LinearPosition
-from ocrl.types import DecoderOutput
+from ocrl.types import NUM_COLOURS, DecoderOutput
 
 Query = Literal["position", "content", "both"]
-NUM_COLOURS = 3
 
 
 class AllocationLayer(nn.Module):

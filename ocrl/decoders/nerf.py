@@ -18,9 +18,8 @@ from ocrl.nn.field import Field, ResidualMLP
 from ocrl.nn.octaves import OctaveEncoding
 from ocrl.nn.rays import check_bounds
 from ocrl.nn.volume import even_edges, finer_edges, points_within, transmitted
-from ocrl.types import DecoderOutput
+from ocrl.types import NUM_COLOURS, DecoderOutput
 
-NUM_COLOURS = 3
 EPS = 1e-6
 """Shares of light and densities below count as none."""
 
@@ -159,24 +158,30 @@ class NeRFDecoder(RayDecoder, ScheduledModule):
         return DecoderOutput(laid_out(colours), laid_out(masks), aux=aux)
 
     def _chunk(self, slots: Tensor, rays: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        # Found outside of what the backward pass makes again: no gradient flows through it.
+        edges = self._edges(slots, rays)
         if not torch.is_grad_enabled():
-            return self._render(slots, rays)
+            return self._render(slots, rays, edges)
         made: tuple[Tensor, Tensor, Tensor] = checkpoint(
-            self._render, slots, rays, use_reentrant=False
+            self._render, slots, rays, edges, use_reentrant=False
         )
         return made
 
-    def _render(self, slots: Tensor, rays: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Colours (M,P,3), shares of the slots (M,P,K) and depth (M,P) of rays (M,P,6)."""
+    def _edges(self, slots: Tensor, rays: Tensor) -> Tensor:
+        """Edges (M,P,S+F+1) of the intervals of rays (M,P,6)."""
         edges = even_edges(
             self.near, self.far, num_intervals=self.num_intervals, device=rays.device
         )
         edges = edges.expand(*rays.shape[:2], -1)
-        if self.num_finer:
-            with torch.no_grad():
-                first = self._look(slots, rays, edges, is_random=False)
-                weights, _ = transmitted(first.density.sum(2), first.lengths)
-            edges = finer_edges(edges, weights, num_finer=self.num_finer, is_random=self.training)
+        if not self.num_finer:
+            return edges
+        with torch.no_grad():
+            along = self._look(slots, rays, edges, is_random=False)
+            weights, _ = transmitted(along.density.sum(2), along.lengths)
+            return finer_edges(edges, weights, num_finer=self.num_finer, is_random=self.training)
+
+    def _render(self, slots: Tensor, rays: Tensor, edges: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Colours (M,P,3), shares of the slots (M,P,K) and depth (M,P) of rays (M,P,6)."""
         along = self._look(slots, rays, edges, is_random=self.training)
         weights, beyond = transmitted(along.density.sum(2), along.lengths)
         total = along.density.sum(2, keepdim=True)

@@ -13,9 +13,7 @@ from torch import Tensor
 
 from ocrl.interfaces import Decoder, Space
 from ocrl.nn.mlp import MLP
-from ocrl.types import DecoderOutput
-
-NUM_COLOURS = 3
+from ocrl.types import NUM_COLOURS, DecoderOutput
 
 
 class PaletteDecoder(Decoder):

@@ -15,9 +15,7 @@ from ocrl.interfaces import RayDecoder
 from ocrl.nn.few_keys import FewKeyAttention, PairMLP
 from ocrl.nn.mlp import MLP
 from ocrl.nn.octaves import RayEncoding
-from ocrl.types import DecoderOutput
-
-NUM_COLOURS = 3
+from ocrl.types import NUM_COLOURS, DecoderOutput
 
 
 class RayAllocation(nn.Module):

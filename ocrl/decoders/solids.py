@@ -18,9 +18,8 @@ from ocrl.nn.location import split_placed
 from ocrl.nn.mlp import MLP
 from ocrl.nn.octaves import RayEncoding
 from ocrl.nn.triangulation import NUM_AXES
-from ocrl.types import DecoderOutput
+from ocrl.types import NUM_COLOURS, DecoderOutput
 
-NUM_COLOURS = 3
 _SHAPE = (1, 3, 3)
 """How opaque, three half axes, how they are sheared."""
 _HIDDEN = -20.0

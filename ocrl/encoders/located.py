@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ocrl.encoders.gaussian_slots import GaussianSlots, check_placed
-from ocrl.encoders.with_pixels import NUM_COLOURS, WithPixels
+from ocrl.encoders.with_pixels import WithPixels
 from ocrl.interfaces import Backbone, Initializer, State
 from ocrl.nn.attention import EpsPlacement
 from ocrl.nn.location import (
@@ -25,7 +25,7 @@ from ocrl.nn.location import (
     spread_offsets,
 )
 from ocrl.nn.mlp import MLP
-from ocrl.types import SlotOutput
+from ocrl.types import NUM_COLOURS, SlotOutput
 
 
 class LocatedSlots(GaussianSlots):

@@ -10,9 +10,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ocrl.interfaces import Backbone
-from ocrl.types import Camera
-
-NUM_COLOURS = 3
+from ocrl.types import NUM_COLOURS, Camera
 
 
 class WithPixels(Backbone):

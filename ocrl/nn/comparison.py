@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 
 class PairComparison(nn.Module):
-    """What comes of the differences between a slot and each of the others, for each slot.
+    """What comes of the differences between a slot and each of its set, for each slot.
 
     A layer reads the absolute differences of each pair, feature by feature, and a slot is given the
     mean over its pairs: "alike in this, unlike in that" is plain there, where attention has to make
-    it from products. Nothing is learned before slots are compared, so two of a kind are alike from
+    it from products. The pair with itself, whose differences are zero, counts among them if the
+    slot is present. Nothing is learned before slots are compared, so two of a kind are alike from
     the first step on, and a relation is learned from few examples, for it can not be told by heart
     from what the slots are: a relational bottleneck (Webb et al. 2024, arXiv 2309.06629) beside the
     slots themselves. A relation network (Santoro et al. 2017, arXiv 1706.01427) of distances

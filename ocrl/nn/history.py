@@ -141,11 +141,13 @@ class HistoryAttention(nn.Module):
         return rearrange(mixed, "b h (t k) d -> b t k (h d)", k=num_tokens)
 
     def _mix_lines(self, query: Tensor, kept: Tensor, mask: Tensor) -> Tensor:
+        # Lines are heads of one attention: of five dimensions there is no fused kernel.
+        num_tokens = query.shape[2]
         query, key, value = (
-            rearrange(part, "b t k h d -> b k h t d") for part in (query, *kept.unbind(1))
+            rearrange(part, "b t k h d -> b (k h) t d") for part in (query, *kept.unbind(1))
         )
-        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None])
-        return rearrange(mixed, "b k h t d -> b t k (h d)")
+        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        return rearrange(mixed, "b (k h) t d -> b t k (h d)", k=num_tokens)
 
 
 class HistoryLayer(nn.Module):

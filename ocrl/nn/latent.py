@@ -279,11 +279,13 @@ class FactorCodeLatent(SlotLatent):
 
     def _closeness(self, slots: Tensor) -> Tensor:
         """Negative squared distances (...,K,G,C) of the parts of slots to those of codes."""
-        offset = slots.to(self.base) - self.base
-        parts = torch.einsum("...kd,gde->...kge", offset, self.split)
-        product = torch.einsum("...kge,gce->...kgc", parts, self.codebook)
-        length = self.codebook.square().sum(-1)
-        return (2 * product - length).masked_fill(~self.is_code, -torch.inf)
+        # Differences of numbers that are nearly equal are not for the precision of an autocast.
+        with torch.autocast(slots.device.type, enabled=False):
+            offset = slots.to(self.base) - self.base
+            parts = torch.einsum("...kd,gde->...kge", offset, self.split)
+            product = torch.einsum("...kge,gce->...kgc", parts, self.codebook)
+            length = self.codebook.square().sum(-1)
+            return (2 * product - length).masked_fill(~self.is_code, -torch.inf)
 
 
 def _split(codebook: Tensor) -> Tensor:

@@ -17,9 +17,9 @@ NUM_GEOMETRY = 7
 """Columns of `mask_geometry`."""
 
 
-def cell_centres(grid: tuple[int, int]) -> Tensor:
-    """The centres (N,2), as (y, x) in [0,1], of the cells of a grid (h, w)."""
-    axes = [(torch.arange(size) + 0.5) / size for size in grid]
+def cell_centres(grid: tuple[int, int], *, device: torch.device | None = None) -> Tensor:
+    """The centres (N,2), as (y, x) in [0,1], of the cells of a grid (h, w), in float32."""
+    axes = [(torch.arange(size, device=device) + 0.5) / size for size in grid]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 1)
 
 

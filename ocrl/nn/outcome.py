@@ -106,6 +106,9 @@ class OutcomeHead(nn.Module):
         nn.init.zeros_(self.to_reward.bias)
         self.register_buffer("log_odds", torch.zeros(()))
         self.register_buffer("is_rare", torch.ones((), dtype=torch.bool))
+        # What the buffer says, without asking its device at each step.
+        self.has_hurdle = True
+        self.register_load_state_dict_post_hook(_read_hurdle)
 
     def forward(self, before: Tensor, action: Tensor | None, after: Tensor) -> Outcome:
         """Tell the outcome of steps.
@@ -160,7 +163,7 @@ class OutcomeHead(nn.Module):
         """
         target = self._events(reward, terminated).to(outcome.event)
         losses = {}
-        if self.is_rare:
+        if self.has_hurdle:
             losses["event"] = functional.binary_cross_entropy_with_logits(
                 outcome.event, target, reduction="none"
             )
@@ -208,7 +211,8 @@ class OutcomeHead(nn.Module):
             ValueError: as `tell_odds`.
         """
         self.tell_odds(num_events, num_steps)
-        self.is_rare.fill_(2 * num_events <= num_steps)
+        self.has_hurdle = 2 * num_events <= num_steps
+        self.is_rare.fill_(self.has_hurdle)
 
     def tell_odds(self, num_events: int, num_steps: int) -> None:
         """Tell how many of the steps that `balanced_loss` draws from are events.
@@ -226,6 +230,12 @@ class OutcomeHead(nn.Module):
         known = [value for value in (reward, terminated) if value is not None]
         if not known:
             raise ValueError("expected rewards or terminations to learn from, got neither")
-        if not self.is_rare:
+        if not self.has_hurdle:
             return torch.ones_like(known[0], dtype=torch.bool)
         return torch.stack([value != 0 for value in known]).any(0)
+
+
+def _read_hurdle(head: nn.Module, _: object) -> None:
+    """Take from loaded weights whether events are rare."""
+    assert isinstance(head, OutcomeHead)
+    head.has_hurdle = bool(head.is_rare)

@@ -5,7 +5,6 @@ B batch, N = h * w tokens of a grid in row-major order, F features.
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
@@ -36,13 +35,16 @@ def grid_like(num_tokens: int, *, shape: tuple[int, int], what: str) -> tuple[in
     return rows, columns
 
 
-def grid_coordinates(grid: tuple[int, int], *, coordinates: Coordinates) -> Tensor:
+def grid_coordinates(
+    grid: tuple[int, int], *, coordinates: Coordinates, device: torch.device | None = None
+) -> Tensor:
     """Coordinates of the cells of a grid, first and last cell on the borders.
 
     Args:
         grid: (h, w).
         coordinates: `two` is (y, x) in [-1,1] as in SAVi; `four` is (y, x, 1 - y, 1 - x) in [0,1]
             as in Slot Attention (Locatello et al. 2020, arXiv 2006.15055, appendix E.2).
+        device: where they are made.
 
     Returns:
         (N,2) or (N,4) float32.
@@ -52,7 +54,7 @@ def grid_coordinates(grid: tuple[int, int], *, coordinates: Coordinates) -> Tens
     """
     if coordinates not in ("four", "two"):
         raise ValueError(f"coordinates must be 'four' or 'two', got {coordinates!r}")
-    axes = [torch.linspace(0, 1, size) for size in grid]
+    axes = [torch.linspace(0, 1, size, device=device) for size in grid]
     unit = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 1)
     if coordinates == "two":
         return 2 * unit - 1
@@ -109,24 +111,3 @@ class LearnedPosition(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Add the embedding to (...,N,F)."""
         return tokens + self.table
-
-
-def sinusoidal(positions: Tensor, *, dim: int, max_period: float = 10000.0) -> Tensor:
-    """Sines and cosines at geometrically spaced periods (Vaswani et al. 2017, arXiv 1706.03762).
-
-    Args:
-        positions: any shape, integer or float.
-        dim: size of the new last axis, even.
-        max_period: the longest period over 2 pi.
-
-    Returns:
-        (...,dim) float32: the sines, then the cosines.
-
-    Raises:
-        ValueError: if `dim` is odd.
-    """
-    if dim % 2:
-        raise ValueError(f"dim must be even, got {dim}")
-    half = torch.arange(dim // 2, device=positions.device, dtype=torch.float32)
-    angles = positions[..., None].float() * torch.exp(-math.log(max_period) * half / (dim // 2))
-    return torch.cat([angles.sin(), angles.cos()], dim=-1)

@@ -104,6 +104,25 @@ def _through(pixels: Tensor, intrinsics: Tensor) -> Tensor:
     return torch.stack([across, down, torch.ones_like(down)], dim=-1)
 
 
+def check_num_cameras(intrinsics: Tensor, extrinsics: Tensor, *, num_views: int) -> None:
+    """Refuse other than one camera for each view, by their shapes alone: no device is waited for.
+
+    Args:
+        intrinsics: (...,V,3,3).
+        extrinsics: (...,V,4,4).
+        num_views: V of the frames that go with them.
+
+    Raises:
+        ValueError: if there are other than `num_views` cameras.
+    """
+    for name, matrix, side in (("intrinsics", intrinsics, 3), ("extrinsics", extrinsics, 4)):
+        if matrix.ndim < 3 or matrix.shape[-3:] != (num_views, side, side):
+            raise ValueError(
+                f"expected {name} (...,V,{side},{side}) with a camera for each of the {num_views} "
+                f"views of the frames, got {tuple(matrix.shape)}"
+            )
+
+
 def check_cameras(intrinsics: Tensor, extrinsics: Tensor, *, num_views: int) -> None:
     """Refuse poses that are none.
 
@@ -117,12 +136,8 @@ def check_cameras(intrinsics: Tensor, extrinsics: Tensor, *, num_views: int) -> 
             length is not positive, or a rotation is none: its columns are not orthonormal, or it
             mirrors.
     """
-    for name, matrix, side in (("intrinsics", intrinsics, 3), ("extrinsics", extrinsics, 4)):
-        if matrix.ndim < 3 or matrix.shape[-3:] != (num_views, side, side):
-            raise ValueError(
-                f"expected {name} (...,V,{side},{side}) with a camera for each of the {num_views} "
-                f"views of the frames, got {tuple(matrix.shape)}"
-            )
+    check_num_cameras(intrinsics, extrinsics, num_views=num_views)
+    for name, matrix in (("intrinsics", intrinsics), ("extrinsics", extrinsics)):
         if not matrix.isfinite().all():
             raise ValueError(f"expected finite {name}, got NaN or infinity in some cameras")
     focal = intrinsics[..., :2, :2].diagonal(dim1=-2, dim2=-1)

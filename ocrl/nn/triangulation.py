@@ -32,7 +32,8 @@ def token_rays(
         size: (H, W) of the pictures.
         grid: (h, w).
     """
-    centres = cell_centres(grid).to(intrinsics).flip(-1) * intrinsics.new_tensor(size[::-1])
+    row, column = cell_centres(grid, device=intrinsics.device).to(intrinsics.dtype).unbind(-1)
+    centres = torch.stack([column * size[1], row * size[0]], dim=-1)
     rays = rays_through(centres, intrinsics=intrinsics, extrinsics=extrinsics)
     area = size[0] * size[1] / (intrinsics[..., 0, 0] * intrinsics[..., 1, 1])
     return torch.cat([*rays, area[..., None, None].expand(*rays[0].shape[:-1], 1)], dim=-1)

@@ -93,8 +93,8 @@ class Coherence(Objective, ScheduledModule):
         values = self._tokens(patches).flatten(3)
         loss = _variance(attn, values).sum(dim=-1).mean() / values.shape[-1]
         if self.position_weight:
-            coordinates = grid_coordinates(grid, coordinates="four")[:, :2].to(attn.device)
-            places = self._tokens(coordinates.T.unflatten(-1, grid)[None, None])
+            coordinates = grid_coordinates(grid, coordinates="four", device=attn.device)
+            places = self._tokens(coordinates[:, :2].T.unflatten(-1, grid)[None, None])
             ground = attn.sum(dim=2).argmax(dim=-1, keepdim=True)
             spread = _variance(attn, places.expand(*attn.shape[:2], -1, -1))
             weight = self.position_weight * self.progress.square()

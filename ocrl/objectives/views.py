@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ocrl.interfaces import Objective, ViewChooser
-from ocrl.nn.rays import check_cameras, rays_through
+from ocrl.nn.rays import check_num_cameras, rays_through
 from ocrl.types import Clip, DecoderOutput, SlotOutput
 
 PLACE = "place"
@@ -88,7 +88,8 @@ class Views(Objective, ViewChooser):
                 f"got {clip.num_views}; lower num_seen, or set held_out_share=0"
             )
         cameras = clip.camera
-        check_cameras(cameras.intrinsics, cameras.extrinsics, num_views=clip.num_views)
+        # That these are poses is checked where episodes are written, and before training.
+        check_num_cameras(cameras.intrinsics, cameras.extrinsics, num_views=clip.num_views)
         return clip.num_views
 
     @staticmethod
@@ -120,7 +121,7 @@ class Views(Objective, ViewChooser):
         cameras = clip.camera.map(lambda value: value[sample, frame, view])
         pixels = torch.stack([column, row], dim=-1)[..., None, :] + 0.5
         rays = rays_through(pixels, intrinsics=cameras.intrinsics, extrinsics=cameras.extrinsics)
-        at = (torch.stack([row, column], dim=-1) + 0.5) / pixels.new_tensor([height, width])
+        at = torch.stack([(row + 0.5) / height, (column + 0.5) / width], dim=-1)
         return colours, torch.cat(rays, dim=-1).squeeze(-2), at
 
     def forward(self, clip: Clip, encoded: SlotOutput, decoded: DecoderOutput) -> Tensor:

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ocrl.interfaces import ScheduledModule, Tokenizer
+from ocrl.types import NUM_COLOURS
 
 PATCH_SIZE = 4
-NUM_COLOURS = 3
 
 
 class DVAE(Tokenizer, ScheduledModule):

@@ -88,6 +88,27 @@ def test_every_figure_is_what_its_definition_says():
     assert shown.ids.shape == (4, 16, 16) and len(result.examples) == 2
 
 
+def test_the_copy_is_drawn_once_and_what_came_is_judged_once(monkeypatch):
+    world, numbers = moving(), {"drawn": 0, "judged": 0}
+    decode, judge = world.model.decoder.forward, world.model.encoder.backbone
+
+    def drawn(slots, *inputs, **options):
+        numbers["drawn"] += slots.shape[:2].numel()
+        return decode(slots, *inputs, **options)
+
+    class Judge(torch.nn.Module):
+        image_size = judge.image_size
+
+        def forward(self, frames):
+            numbers["judged"] += len(frames)
+            return judge(frames)
+
+    monkeypatch.setattr(world.model.decoder, "forward", drawn)
+    evaluate_horizons(world, clips(), horizons=HORIZONS, judge=Judge())
+    # Of 4 clips: 4 steps of the prediction and of the encoder, 3 horizons of them and of the truth.
+    assert numbers == {"drawn": 4 * (4 + 4 + 1), "judged": 4 * (3 + 3 + 3 + 1)}
+
+
 def test_clips_that_end_with_their_episodes_say_when_these_terminate():
     world, scores, ends = moving(), [], []
 

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ocrl import matching
 from ocrl.matching import align_over_time, hungarian, matched_scores, slot_distances
 
 
@@ -69,6 +70,19 @@ def test_slots_are_followed_over_time() -> None:
     torch.testing.assert_close(shuffled.gather(2, found[..., None].expand_as(slots)), slots)
     with pytest.raises(ValueError, match="finite"):
         align_over_time(torch.full((1, 2, 2, 3), torch.nan))
+
+
+def test_following_slots_is_matching_frame_by_frame_in_one_round(monkeypatch) -> None:
+    slots = torch.randn(3, 6, 5, 4)
+    orders, before = [torch.arange(5).expand(3, -1)], slots[:, 0]
+    for frame in slots[:, 1:].unbind(1):
+        orders.append(hungarian(slot_distances(before.double(), frame.double())))
+        before = frame.gather(1, orders[-1][..., None].expand_as(frame))
+    rounds = []
+    monkeypatch.setattr(matching, "hungarian", lambda cost: rounds.append(cost) or hungarian(cost))
+    assert torch.equal(align_over_time(slots), torch.stack(orders, dim=1))
+    assert len(rounds) == 1
+    assert torch.equal(align_over_time(slots[:, :1]), orders[0][:, None])
 
 
 def test_distances_of_slots_are_mean_squared_differences() -> None:

@@ -35,14 +35,33 @@ def test_views_are_rendered_where_their_cameras_stand():
     torch.testing.assert_close(views.shares.sum(2), torch.ones(2, 4, 3, *SIZE))
 
 
-def test_rendering_piece_by_piece_changes_nothing(monkeypatch):
-    clip, model = posed_clip(num_frames=5), told_model().eval()
+@pytest.mark.parametrize(
+    ("most", "expected"), [(1, 32), (2 * 5 * 16, 2 * 5 * 16), (2 * 2 * 36 * 16, 2 * 2 * 36 * 16)]
+)
+def test_rendering_piece_by_piece_changes_nothing(monkeypatch, most, expected):
+    # Two clips of 5 moments, each of 3 pictures of 12 rows of 16 rays.
+    clip, model = posed_clip(num_frames=5), told_model(has_background=True).eval()
     slots = model.encode(seen_views(clip, 2)).slots
     whole = render_views(model.decoder, slots, clip.camera, size=SIZE)
-    monkeypatch.setattr("ocrl.posed._RAYS_AT_ONCE", 1)
+    monkeypatch.setattr("ocrl.posed._RAYS_AT_ONCE", most)
+    numbers, render = [], model.decoder.render
+
+    def counted(slots, rays):
+        numbers.append(rays.shape[:-1].numel())
+        return render(slots, rays)
+
+    monkeypatch.setattr(model.decoder, "render", counted)
     pieces = render_views(model.decoder, slots, clip.camera, size=SIZE)
+    assert max(numbers) == expected
     assert torch.equal(whole.recon, pieces.recon) and torch.equal(whole.masks, pieces.masks)
-    assert whole.background is None and whole.shares is whole.masks
+    assert torch.equal(whole.background, pieces.background)
+
+
+def test_a_decoder_that_knows_no_background_gives_none():
+    clip, model = posed_clip(), told_model().eval()
+    slots = model.encode(seen_views(clip, 2)).slots
+    views = render_views(model.decoder, slots, clip.camera, size=SIZE)
+    assert views.background is None and views.shares is views.masks
 
 
 def test_the_pictures_of_a_frame_stand_under_each_other():

@@ -243,10 +243,18 @@ def test_what_the_backward_pass_makes_again_is_what_was_drawn():
     decoder = make(density_noise=2.0, num_finer=4).train()
     slots, target = torch.randn(1, 1, 2, 10), rays(1, 1, 1, 6)
     _, remade = gradients(decoder, slots, target)
-    decoder._chunk = decoder._render
+    decoder._chunk = lambda *inputs: decoder._render(*inputs, decoder._edges(*inputs))
     _, kept = gradients(decoder, slots, target)
     for left, right in zip(remade, kept, strict=True):
         torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-6)
+
+
+def test_the_backward_pass_does_not_look_again_where_to_look_closer(monkeypatch):
+    decoder, looks = make(num_finer=4), []
+    look = decoder.field.features
+    monkeypatch.setattr(decoder.field, "features", lambda *at: looks.append(at) or look(*at))
+    gradients(decoder, torch.randn(1, 1, 2, 10), rays(1, 1, 1, 6))
+    assert [points.shape[3] for points, _ in looks] == [8, 12, 12]
 
 
 class Held(TorchDispatchMode):

@@ -1,6 +1,8 @@
+import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ocrl.nn.history import frame_ages, make_clock
+from ocrl.nn.history import HistoryAttention, frame_ages, make_clock
 from ocrl.nn.slot_change import SlotChange
 from ocrl.nn.temporal import INVISIBLE
 
@@ -40,3 +42,26 @@ def test_a_change_is_added_and_starts_at_zero():
     assert torch.equal(residual(hidden, slots), slots)
     direct = SlotChange(6, slot_dim=4, is_residual=False)
     assert torch.equal(direct(hidden, slots), direct.to_slots(direct.norm(hidden)))
+
+
+@pytest.mark.parametrize("is_joint", [False, True])
+def test_fused_kernels_take_the_tokens_of_several_frames_and_objects(is_joint):
+    attention = HistoryAttention(8, num_heads=2, is_joint=is_joint)
+    ages = torch.tensor([[4, 0, 1], [0, 1, 2]])
+    clock = make_clock(ages, num_kept=2, window=3, head_dim=4)
+    tokens, past = torch.randn(2, 3, 5, 8), torch.randn(2, 2, 2, 5, 2, 4)
+    with sdpa_kernel(SDPBackend.MATH):
+        expected, _ = attention(tokens, past, clock)
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        found, _ = attention(tokens, past, clock)
+    torch.testing.assert_close(found, expected)
+
+
+def test_lines_of_tokens_see_their_own_past_only():
+    attention = HistoryAttention(8, num_heads=2, is_joint=False)
+    clock = make_clock(torch.tensor([[4, 0, 1], [0, 1, 2]]), num_kept=2, window=3, head_dim=4)
+    tokens, past = torch.randn(2, 3, 5, 8), torch.randn(2, 2, 2, 5, 2, 4)
+    together, _ = attention(tokens, past, clock)
+    for line in range(5):
+        alone, _ = attention(tokens[:, :, [line]], past[:, :, :, [line]], clock)
+        torch.testing.assert_close(together[:, :, [line]], alone)

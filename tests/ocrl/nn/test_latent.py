@@ -109,6 +109,19 @@ def test_codes_are_read_back_from_slots_and_make_them_again():
     torch.testing.assert_close(latent.embed(latents), slots)
 
 
+def test_codes_are_read_under_autocast_as_without_it():
+    sizes = [256] * 8
+    latent = coded(sizes, slot_dim=64)
+    # Sixteen levels along each of two directions, as of a finite scalar quantiser.
+    levels = torch.cartesian_prod(*[torch.linspace(-1, 1, 16)] * 2)
+    latent.set_codes(torch.stack([levels @ torch.randn(2, 64) for _ in sizes]), torch.randn(64))
+    codes = torch.randint(256, (50, 7, 8))
+    parts = torch.stack([latent.codebook[g][codes[..., g]] for g in range(8)])
+    slots = latent.base + parts.sum(0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(latent.codes_of(slots), codes)
+
+
 def test_codes_cost_their_cross_entropy():
     latent = coded()
     torch.nn.init.zeros_(latent.head)

@@ -19,6 +19,7 @@ from ocrl.nn.location import (
 def test_centres_of_the_cells():
     expected = torch.tensor([[0.25, 1 / 6], [0.25, 0.5], [0.25, 5 / 6], [0.75, 1 / 6]])
     torch.testing.assert_close(cell_centres((2, 3))[:4], expected)
+    assert cell_centres((2, 3), device=torch.device("meta")).is_meta
 
 
 def test_density_is_that_of_torch():

@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -162,6 +163,20 @@ def test_where_events_are_common_every_step_is_one():
     other = make()
     other.load_state_dict(head.state_dict())
     assert not other.is_rare
+
+
+@pytest.mark.parametrize("num_events", [2, 3])
+def test_a_loss_asks_the_device_for_no_number(num_events):
+    head, other = make(), make()
+    head.expect(num_events, 4)
+    other.load_state_dict(head.state_dict())
+    assert copy.deepcopy(other).has_hurdle == other.has_hurdle == (num_events == 2)
+    # Of tensors without values any number that is asked for raises.
+    other.to("meta")
+    before, action, after = (value.to("meta") for value in draw())
+    reward = torch.zeros(B, T, device="meta")
+    outcome = other(before, action, after)
+    assert other.balanced_loss(outcome, reward=reward, terminated=reward.bool()).shape == ()
 
 
 def test_batches_of_one_kind_are_finite():

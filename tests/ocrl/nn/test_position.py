@@ -1,5 +1,3 @@
-import math
-
 import pytest
 import torch
 
@@ -8,7 +6,6 @@ from ocrl.nn.position import (
     LinearPosition,
     grid_coordinates,
     grid_like,
-    sinusoidal,
 )
 
 
@@ -24,6 +21,7 @@ def test_coordinates_by_hand() -> None:
     four = grid_coordinates((2, 3), coordinates="four")
     assert four[1].tolist() == [0, 0.5, 1, 0.5]
     assert four[5].tolist() == [1, 1, 0, 0]
+    assert grid_coordinates((2, 3), coordinates="four", device=torch.device("meta")).is_meta
 
 
 def test_unknown_coordinates() -> None:
@@ -48,24 +46,6 @@ def test_learned_position() -> None:
     torch.testing.assert_close(position(tokens), tokens + position.table)
     assert position.embedding() is position.table
     assert LearnedPosition((30, 30), dim=30).table.std().item() == pytest.approx(0.02, rel=0.05)
-
-
-def test_sinusoidal_by_hand() -> None:
-    values = sinusoidal(torch.tensor([[0, 3]]), dim=4)
-    assert values.shape == (1, 2, 4)
-    assert values[0, 0].tolist() == [0, 0, 1, 1]
-    expected = [math.sin(3), math.sin(0.03), math.cos(3), math.cos(0.03)]
-    torch.testing.assert_close(values[0, 1], torch.tensor(expected))
-
-
-def test_sinusoidal_distance_depends_on_the_difference_only() -> None:
-    values = sinusoidal(torch.arange(10), dim=16)
-    torch.testing.assert_close(values[2] @ values[5], values[6] @ values[9])
-
-
-def test_sinusoidal_needs_an_even_size() -> None:
-    with pytest.raises(ValueError, match="got 3"):
-        sinusoidal(torch.arange(2), dim=3)
 
 
 def test_the_grid_of_tokens_has_the_proportions_of_the_map() -> None:
