@@ -72,6 +72,16 @@ def test_the_documented_numpy_lines_read_it(make_store, random_episode):
     np.testing.assert_array_equal(frames, random_episode(6, seed=1)["frames"])
 
 
+def test_names_may_be_several_folders_deep(tmp_path):
+    episode = small_episode(3, 0) | {"observation/camera/back": np.arange(3)}
+    with EpisodeWriter(tmp_path, metadata={}) as writer:
+        writer.append(episode)
+    assert_same(EpisodeStore(tmp_path).episode(0), episode)
+    with EpisodeWriter(tmp_path, metadata={}) as writer:
+        writer.append(episode)
+    assert len(EpisodeStore(tmp_path, verify="full")) == 2
+
+
 def test_shards_follow_one_another(tmp_path):
     write(tmp_path, [5] * 6, shard_megabytes=1e-4)
     assert len(list(tmp_path.glob("shard-000-*"))) > 1
@@ -350,6 +360,23 @@ def test_rows_are_on_the_disk_before_their_index_line(tmp_path, monkeypatch):
     assert sorted(kinds[:3]) == [("write", name) for name in names]
     assert sorted(kinds[3:6]) == [("sync", name) for name in names]
     assert kinds[6:] == [("write", "index.jsonl"), ("sync", "index.jsonl")]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_new_files_and_folders_are_on_the_disk_with_their_names(tmp_path, monkeypatch):
+    real_sync, synced = os.fsync, []
+
+    def sync(descriptor):
+        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+        real_sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    with EpisodeWriter(tmp_path, metadata={}) as writer:
+        writer.append(small_episode(3, 0) | {"observation/camera/back": np.arange(3)})
+    folders = [path for path in synced if path.is_dir()]
+    shard = tmp_path / SHARD
+    inner = [shard / "observation" / "camera", shard / "observation", shard]
+    assert folders == [*inner, tmp_path]
 
 
 def test_an_interrupt_leaves_the_writer_usable(tmp_path, monkeypatch):
