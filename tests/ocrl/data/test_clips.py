@@ -142,6 +142,16 @@ def test_what_the_store_cannot_give_is_named(make_store, changes, message):
         ClipLoader(store, **(SETTINGS | {"split": "all", "image_size": [8, 8]} | changes))
 
 
+def test_frames_that_are_not_rgb_are_refused_where_a_size_is_asked_for(tmp_path):
+    with EpisodeWriter(tmp_path, metadata={}) as writer:
+        writer.append({"frames": np.zeros((5, 8, 8, 1), np.uint8)})
+    settings = {"clip_length": 4, "batch_size": 2, "seed": 0, "split": "all"}
+    store = EpisodeStore(tmp_path)
+    with pytest.raises(ValueError, match=r"expected frames \(H,W,3\) in .*, got \(8, 8, 1\)"):
+        ClipLoader(store, **settings, image_size=(8, 8))
+    assert ClipLoader(store, **settings).batch(0).video.shape == (2, 4, 1, 8, 8)
+
+
 def test_episodes_that_are_too_short_are_not_drawn(tmp_path):
     store = number_store(tmp_path, [3, 9, 5])
     loader = ClipLoader(store, clip_length=6, batch_size=40, seed=0, split="all")
