@@ -73,8 +73,8 @@ def read_clips(
 def _read_footage(
     path: str | Path, image_size: Sequence[int], presets: Sequence[str], max_frames: int
 ) -> Iterator[Clip]:
-    for _, episode in read_episodes(path, image_size=image_size):
-        arrays = {name: torch.from_numpy(rows[:max_frames]) for name, rows in episode.items()}
+    for _, episode in read_episodes(path, image_size=image_size, max_frames=max_frames):
+        arrays = {name: torch.from_numpy(rows) for name, rows in episode.items()}
         video = arrays["frames"].movedim(-1, 1)[None]
         is_first = torch.zeros(video.shape[:2], dtype=torch.bool)
         is_first[:, 0] = True
