@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from ocrl import checkpoint
 from ocrl.data.clips import Split, evaluation_clips, split_episodes
-from ocrl.data.sources import read_clips
+from ocrl.data.sources import stored_clips
 from ocrl.data.store import EpisodeStore
 from ocrl.interfaces import SlotCodes
 from ocrl.model import SlotModel
@@ -90,8 +90,8 @@ def held_out_clips(
 ) -> Callable[[int], Iterator[Clip]]:
     """Gives so many held-out clips, of the context and the longest horizon of the evaluation."""
     evaluation = config.evaluation
-    return lambda num_clips: read_clips(
-        store.path,
+    return lambda num_clips: stored_clips(
+        store,
         image_size=model.model.encoder.backbone.image_size,
         presets=[evaluation.preset],
         split="holdout",
@@ -99,7 +99,6 @@ def held_out_clips(
         clip_length=model.num_context + evaluation.horizons[-1],
         num_clips=num_clips,
         batch_size=4,
-        max_frames=1,
     )
 
 

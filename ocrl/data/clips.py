@@ -356,26 +356,32 @@ def evaluation_clips(
         yield reader.read(part[:, 0], part[:, 1])
 
 
-def _sound(reader: _ClipReader) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The episodes that are not damaged, and how many clips can begin in each."""
-    sound = np.array([reader.store.is_sound(int(index)) for index in reader.episodes])
-    if not sound.any():
-        raise ValueError(f"every episode asked for in {reader.store.path} is damaged; restore it")
-    return reader.episodes[sound], reader.num_starts[sound]
+def _choose(reader: _ClipReader, num_clips: int) -> NDArray[np.int64]:
+    """Places (num_clips,) among the reader's episodes, in order and evenly spread.
+
+    Only episodes that are chosen are checked; without those that are damaged it chooses anew.
+    """
+    places = np.arange(len(reader.episodes))
+    while len(places):
+        chosen = places[np.arange(num_clips) * len(places) // num_clips]
+        tried = np.unique(chosen)
+        sound = np.array([reader.store.is_sound(int(reader.episodes[place])) for place in tried])
+        if sound.all():
+            return chosen
+        places = np.setdiff1d(places, tried[~sound])
+    raise ValueError(f"every episode asked for in {reader.store.path} is damaged; restore it")
 
 
 def _ends(reader: _ClipReader, num_clips: int) -> NDArray[np.int64]:
     """(episode, first frame) of the last clips of episodes, (num_clips, 2) at most."""
-    episodes, num_starts = _sound(reader)
-    num_clips = min(num_clips, len(episodes))
-    which = np.arange(num_clips) * len(episodes) // num_clips
-    return np.stack([episodes[which], num_starts[which] - 1], axis=1)
+    which = np.unique(_choose(reader, num_clips))
+    return np.stack([reader.episodes[which], reader.num_starts[which] - 1], axis=1)
 
 
 def _spread(reader: _ClipReader, num_clips: int, seed: int) -> NDArray[np.int64]:
     """(episode, first frame) of each clip, (num_clips, 2)."""
-    episodes, num_starts = _sound(reader)
-    which = np.arange(num_clips) * len(episodes) // num_clips
+    episodes, num_starts = reader.episodes, reader.num_starts
+    which = _choose(reader, num_clips)
     shares = np.bincount(which, minlength=len(episodes))[which]
     turn = np.arange(num_clips) - np.searchsorted(which, which)
     offset = np.random.default_rng(seed).random(num_clips)

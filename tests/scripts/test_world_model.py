@@ -6,6 +6,7 @@ import math
 import av
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
 import ocrl
 from ocrl import checkpoint
@@ -129,6 +130,19 @@ def test_events_are_rewards_and_terminations(load_script, tmp_path):
     with EpisodeWriter(tmp_path / "bare", metadata={}) as writer:
         writer.append({"frames": frames})
     assert count_events(EpisodeStore(tmp_path / "bare")) == (0, 4)
+
+
+def test_evaluations_share_the_store_that_is_open(workplace, trained, load_script, monkeypatch):
+    model = ocrl.load(workplace.folder / "outputs" / "train_world_model" / "small")
+    store = EpisodeStore(workplace.folder / "episodes")
+    config = OmegaConf.create(
+        {"evaluation": {"preset": "entities", "horizons": [1, 2]}, "data": {"holdout": 0.25}}
+    )
+    clips = load_script("worlds").held_out_clips(config, model, store)
+    monkeypatch.setattr(EpisodeStore, "_open_shards", None)  # to open another one is an error
+    first, second = ([*clips(2)] for _ in range(2))
+    assert first[0].video.shape[:2] == (2, 4) and "entities" in first[0].segmentation
+    assert (first[0].video == second[0].video).all() and first[0].boxes is not None
 
 
 @pytest.mark.slow

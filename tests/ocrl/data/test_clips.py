@@ -205,6 +205,24 @@ def test_evaluation_clips_are_spread_and_fixed(tmp_path):
         next(evaluation_clips(store, clip_length=4, num_clips=0))
 
 
+@pytest.mark.parametrize("at_end", [False, True])
+def test_only_episodes_that_are_evaluated_are_checked_and_damaged_ones_replaced(tmp_path, at_end):
+    settings = {"clip_length": 4, "num_clips": 3, "split": "all", "at_end": at_end}
+    number_store(tmp_path, [9] * 12)
+    store = EpisodeStore(tmp_path)
+    checked, check = [], store.check
+    store.check = lambda index: [checked.append(index), check(index)][1]
+    chosen = [places(clip)[0][0] for clip in evaluation_clips(store, **settings)]
+    assert sorted(set(checked)) == chosen == [0, 4, 8]
+    file = tmp_path / "shard-000-00004" / "frames.bin"
+    file.write_bytes(bytes(file.stat().st_size))
+    store = EpisodeStore(tmp_path)
+    found = [places(clip)[0][0] for clip in evaluation_clips(store, **settings)]
+    assert not store.is_sound(4) and 4 not in found and len(set(found)) == 3
+    again = [places(clip)[0][0] for clip in evaluation_clips(store, **settings)]
+    assert again == found
+
+
 def test_evaluation_clips_are_held_out_from_training(tmp_path):
     store = number_store(tmp_path, [10] * 20)
     train = ClipLoader(store, clip_length=3, batch_size=200, seed=0, holdout=0.25)
