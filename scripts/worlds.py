@@ -45,13 +45,20 @@ def action_sizes(store: EpisodeStore) -> dict[str, int]:
 def count_events(store: EpisodeStore) -> tuple[int, int]:
     """The steps of episodes with a reward other than 0 or a termination, and all steps.
 
-    What is not stored makes no events.
+    What is not stored makes no events; episodes in which that is damaged are left out.
     """
     stored = [name for name in ("reward", "terminated") if name in store.arrays]
-    number = 0
-    for episode in map(store.episode, range(len(store))) if stored else ():
-        number += int(np.any([episode[name][1:] != 0 for name in stored], axis=0).sum())
-    return number, store.num_frames - len(store)
+    if not stored:
+        return 0, store.num_frames - len(store)
+    number = num_steps = 0
+    for index in range(len(store)):
+        try:
+            outcomes = store.read(index, stored)
+        except ValueError:
+            continue  # the loader names it, and draws others
+        is_event = np.any([rows[1:] != 0 for rows in outcomes.values()], axis=0)
+        number, num_steps = number + int(is_event.sum()), num_steps + len(is_event)
+    return number, num_steps
 
 
 def build_world(

@@ -124,6 +124,11 @@ def test_events_are_rewards_and_terminations(load_script, tmp_path):
             outcomes = {"reward": reward, "terminated": terminated, "truncated": np.zeros(5, bool)}
             writer.append({"frames": frames, **outcomes})
     assert count_events(EpisodeStore(tmp_path / "told")) == (3, 8)
+    shard = tmp_path / "told" / "shard-000-00000"
+    (shard / "frames.bin").write_bytes(bytes([1]) * 2 * frames.size)  # which nothing looks at
+    assert count_events(EpisodeStore(tmp_path / "told")) == (3, 8)
+    (shard / "terminated.bin").write_bytes(bytes(10))  # of the first, the end is gone
+    assert count_events(EpisodeStore(tmp_path / "told")) == (1, 4)
     with EpisodeWriter(tmp_path / "rewards", metadata={}) as writer:
         writer.append({"frames": frames, "reward": reward})
     assert count_events(EpisodeStore(tmp_path / "rewards")) == (1, 4)

@@ -275,6 +275,17 @@ def test_an_altered_episode_is_left_out(tmp_path, verify, caplog):
             store.episode(1)
 
 
+def test_arrays_are_read_and_verified_by_themselves(tmp_path):
+    write(tmp_path, [3, 4])
+    (tmp_path / SHARD / "frames.bin").write_bytes(bytes(7 * 6))
+    store = EpisodeStore(tmp_path)
+    assert_same(store.read(1, ["action"]), {"action": small_episode(4, 1)["action"]})
+    with pytest.raises(ValueError, match=r"'frames' of episode 1 of .* is damaged; restore"):
+        store.read(1, ["action", "frames"])
+    unverified = EpisodeStore(tmp_path, verify="none").read(1, ["frames"])
+    assert not unverified["frames"].any()
+
+
 def test_a_short_file_is_named_and_the_rest_is_read(tmp_path, caplog):
     write(tmp_path, [3, 3, 3])
     os.truncate(tmp_path / SHARD / "frames.bin", 7 * 6)
