@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Collection, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocrl.data.format import Arrays, Damage, Entry, Shard, checksum, describe_difference
-from ocrl.data.shard import TORN, PlainShard, read_index
+from ocrl.data.shard import TORN, PlainShard, map_file, max_maps, read_index
 from ocrl.data.writer import EpisodeWriter, new_folder
 
 __all__ = ["EpisodeStore", "EpisodeWriter", "Verify", "new_folder"]
@@ -95,6 +96,7 @@ class EpisodeStore:
         if not self.path.is_dir():
             raise FileNotFoundError(f"no episodes at {self.path}; {_HOW_TO_COLLECT}")
         shards: list[Shard] = []
+        keep_maps = lru_cache(max_maps())(map_file)
         for folder in sorted(self.path.glob("shard-*")):
             index = read_index(folder)
             if index.header is None:
@@ -106,7 +108,7 @@ class EpisodeStore:
                     f"{describe_difference(shards[0].header.arrays, index.header.arrays)}; "
                     "keep them in two stores"
                 )
-            shards.append(PlainShard(folder, header=index.header, index=index))
+            shards.append(PlainShard(folder, header=index.header, index=index, map_file=keep_maps))
         return shards
 
     @staticmethod

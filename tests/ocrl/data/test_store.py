@@ -286,6 +286,28 @@ def test_arrays_are_read_and_verified_by_themselves(tmp_path):
     assert not unverified["frames"].any()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_store_of_many_shards_keeps_few_files_open(tmp_path, monkeypatch):
+    import resource
+
+    num_shards = 20  # of three arrays each
+    write(tmp_path, [2] * num_shards, shard_megabytes=1e-6)
+    assert len(list(tmp_path.iterdir())) == num_shards
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (64, 64))
+    before = len(os.listdir("/proc/self/fd"))
+    store = EpisodeStore(tmp_path)
+    assert len(os.listdir("/proc/self/fd")) == before
+    for _ in range(2):
+        for index in range(num_shards):
+            assert_same(store.episode(index), small_episode(2, index))
+    assert len(os.listdir("/proc/self/fd")) <= before + 64 // 4
+    frames = np.empty((num_shards, 1, 2, 3, 1), np.uint8)
+    starts = np.ones(num_shards, np.int64)
+    store.gather(np.arange(num_shards), starts, out={"frames": frames})
+    for index, found in enumerate(frames):
+        np.testing.assert_array_equal(found[0], small_episode(2, index)["frames"][1])
+
+
 def test_a_short_file_is_named_and_the_rest_is_read(tmp_path, caplog):
     write(tmp_path, [3, 3, 3])
     os.truncate(tmp_path / SHARD / "frames.bin", 7 * 6)
