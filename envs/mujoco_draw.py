@@ -129,8 +129,8 @@ class RayPainter(Painter):
             model: of MuJoCo.
             data: likewise.
             bodies: names of the bodies in the order of their ids.
-            rows: (M,23) what they are, see `solid_rows`; places and turns are the simulation's.
-                Changes of their colours are drawn.
+            rows: (M,NUM_COLUMNS) what they are, see `solid_rows`; places and turns are the
+                simulation's. Changes of their colours are drawn.
             intrinsics: (3,3).
             extrinsics: (V,4,4).
             size: pixels of a side of the image.

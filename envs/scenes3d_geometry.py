@@ -41,7 +41,7 @@ _TINY = 1e-9
 
 
 def solid_rows(bodies: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Rows (M,20) of upright bodies, from a `scenes_geometry.body_table` (M,13)."""
+    """Rows (M,NUM_COLUMNS) of upright bodies, from a `scenes_geometry.body_table` (M,13)."""
     rows = np.zeros((len(bodies), NUM_COLUMNS))
     rows[:, : Z + 1] = bodies[:, : table.Z + 1]
     cos, sin = bodies[:, table.COS], bodies[:, table.SIN]
@@ -97,7 +97,7 @@ class Solids:
     """The solids of N views, as columns.
 
     Attributes:
-        columns: (20,N*M), solid m of view n at n * M + m.
+        columns: (NUM_COLUMNS,N*M), solid m of view n at n * M + m.
         num_views: N.
         kinds: numbers of the shapes that there are.
     """
@@ -108,7 +108,7 @@ class Solids:
 
     @staticmethod
     def of(rows: Tensor, kinds: frozenset[int]) -> Solids:
-        """From rows (N,M,20)."""
+        """From rows (N,M,NUM_COLUMNS)."""
         return Solids(rows.flatten(0, 1).T.contiguous(), len(rows), kinds)
 
     @property

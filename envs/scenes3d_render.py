@@ -82,6 +82,22 @@ class _Neighbors:
     square: Tensor
 
 
+def _find_device(name: torch.device | str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"expected device to be {' or '.join(MAX_RAYS)}, got {name!r}") from error
+    if device.type not in MAX_RAYS:
+        raise ValueError(f"expected device to be {' or '.join(MAX_RAYS)}, got {name!r}")
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise ValueError(
+                f"expected one of the {count} CUDA devices here, got {name!r}; use device=cpu"
+            )
+    return device
+
+
 class RayCaster:
     """Draws stages.
 
@@ -96,11 +112,14 @@ class RayCaster:
         Args:
             size: pixels of a side of the image.
             supersampling: samples across a pixel for smooth edges; 1 for none.
-            device: where it draws.
+            device: where it draws, cpu or cuda.
+
+        Raises:
+            ValueError: if there is no such device.
         """
         self._size = size
         self._supersampling = supersampling
-        self.device = torch.device(device)
+        self.device = _find_device(device)
         pattern = light_pattern(supersampling).reshape(LIGHT_SAMPLES, -1, 2)
         pattern = np.moveaxis(pattern, -1, 0).copy()
         self._pattern = torch.tensor(pattern, dtype=torch.float32, device=self.device)

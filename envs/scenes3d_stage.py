@@ -21,7 +21,7 @@ class Stage:
     """What N cameras see.
 
     Attributes:
-        rows: (N,M,20) of `solid_rows`; row m has id m + 1.
+        rows: (N,M,NUM_COLUMNS) of `solid_rows`; row m has id m + 1.
         kinds: numbers of the shapes that there are.
         lights: (N,L,5), see `scenes_render.LIGHTS`.
         rooms: the room of each view.

@@ -149,7 +149,7 @@ class Moment:
 
     Attributes:
         setting: what it shares with the others of its episode.
-        rows: (...,23) of `solid_rows`: the M objects, then the pieces of the statues.
+        rows: (...,NUM_COLUMNS) of `solid_rows`: the M objects, then the pieces of the statues.
         centers: (M,3) of the objects.
         angles: (M,) of the objects.
         extrinsics: (V,4,4).

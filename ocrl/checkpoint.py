@@ -3,7 +3,8 @@
     model.safetensors   weights: tensors only
     config.yaml         nested `_target_`s and plain values, resolved
     meta.json           version, step, env, metrics, fingerprint of the data
-    resume/state.pt     optimiser, schedule, random states; only needed to go on training
+    resume/state.pt     what `save` is given to go on training from: of `ocrl.train`, the weights as
+                        they are, their average, the optimiser and the time taken; may be missing
 
 Loading executes nothing that a checkpoint brings: only classes derived from `torch.nn.Module`
 that are defined under `ocrl.` or `torch.nn.` are built.

@@ -146,7 +146,7 @@ class Trainer:
             average_decay: of the weights' moving average, which is then what is evaluated and
                 saved; None for none.
             log_every: steps between lines of figures.
-            evaluate_every: steps between evaluations; 0 for never.
+            evaluate_every: steps between evaluations; 0 for none but the one after the last step.
             checkpoint_every: steps between checkpoints.
 
         Raises:
@@ -193,8 +193,8 @@ class Trainer:
             batches: gives this process's clips from a step on.
             run: what and where.
             world: the processes that train together.
-            evaluate: called every `evaluate_every` steps in the first process, with a copy of the
-                model.
+            evaluate: called every `evaluate_every` steps and after the last one, in the first
+                process, with a copy of the model.
 
         Returns:
             The figures of the last evaluation, and what training cost: `train/frames_per_second`
@@ -343,7 +343,8 @@ class _Fit:
                     bar.update(self.step, note=_note(figures), fraction=self.progress)
                     if is_last:
                         bar.say(f"trained for {self.step} steps: {_note(figures)}")
-                if not stopping and (is_last or _is_due(self.step, settings.evaluate_every)):
+                # Nothing goes on with a run that is whole: it is evaluated now or never.
+                if is_last or (not stopping and _is_due(self.step, settings.evaluate_every)):
                     self._evaluate(board, bar)
                     meter.restart()
                 if is_last:

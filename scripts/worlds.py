@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from ocrl import checkpoint
 from ocrl.data.clips import Split, evaluation_clips, split_episodes
-from ocrl.data.sources import read_clips
+from ocrl.data.sources import stored_clips
 from ocrl.data.store import EpisodeStore
 from ocrl.interfaces import SlotCodes
 from ocrl.model import SlotModel
@@ -45,13 +45,20 @@ def action_sizes(store: EpisodeStore) -> dict[str, int]:
 def count_events(store: EpisodeStore) -> tuple[int, int]:
     """The steps of episodes with a reward other than 0 or a termination, and all steps.
 
-    What is not stored makes no events.
+    What is not stored makes no events; episodes in which that is damaged are left out.
     """
     stored = [name for name in ("reward", "terminated") if name in store.arrays]
-    number = 0
-    for episode in map(store.episode, range(len(store))) if stored else ():
-        number += int(np.any([episode[name][1:] != 0 for name in stored], axis=0).sum())
-    return number, store.num_frames - len(store)
+    if not stored:
+        return 0, store.num_frames - len(store)
+    number = num_steps = 0
+    for index in range(len(store)):
+        try:
+            outcomes = store.read(index, stored)
+        except ValueError:
+            continue  # the loader names it, and draws others
+        is_event = np.any([rows[1:] != 0 for rows in outcomes.values()], axis=0)
+        number, num_steps = number + int(is_event.sum()), num_steps + len(is_event)
+    return number, num_steps
 
 
 def check_lengths(store: EpisodeStore, horizons: Sequence[int], *, num_context: int) -> None:
@@ -105,8 +112,8 @@ def held_out_clips(
 ) -> Callable[[int], Iterator[Clip]]:
     """Gives so many held-out clips, of the context and the longest horizon of the evaluation."""
     evaluation = config.evaluation
-    return lambda num_clips: read_clips(
-        store.path,
+    return lambda num_clips: stored_clips(
+        store,
         image_size=model.model.encoder.backbone.image_size,
         presets=[evaluation.preset],
         split="holdout",
@@ -114,7 +121,6 @@ def held_out_clips(
         clip_length=model.num_context + evaluation.horizons[-1],
         num_clips=num_clips,
         batch_size=4,
-        max_frames=1,
     )
 
 

@@ -28,6 +28,7 @@ Split = Literal["train", "holdout", "all"]
 _PER_STEP = ("is_first", "action", "reward", "terminated", "truncated")
 _CAMERA = ("intrinsics", "extrinsics")
 _MAX_REDRAWS = 1000
+_NUM_COLOURS = 3
 
 
 def split_episodes(store: EpisodeStore, *, split: Split, holdout: float) -> NDArray[np.int64]:
@@ -108,6 +109,11 @@ class _ClipReader:
     def _check_frames(self, image_size: Sequence[int] | None) -> None:
         spec = self.store.arrays["frames"]
         found = spec.shape[-3:-1]
+        if image_size is not None and spec.shape[-1] != _NUM_COLOURS:
+            raise ValueError(
+                f"expected frames (H,W,{_NUM_COLOURS}) in {self.store.path}, got "
+                f"{spec.shape[-3:]}; collect or import them as RGB"
+            )
         if image_size is not None and (tuple(image_size) != found or spec.dtype != "|u1"):
             raise ValueError(
                 f"expected uint8 frames of image_size {tuple(image_size)} in {self.store.path}, "
@@ -220,7 +226,7 @@ class ClipLoader:
             seed: of the drawing; the split does not depend on it.
             split: which episodes, see `split_episodes`.
             holdout: the fraction of episodes that is held out, at least one.
-            image_size: (H, W) that the frames must have; None for whatever they have.
+            image_size: (H, W) that RGB frames must have; None for whatever they have.
             segmentation: presets whose masks are loaded.
             objects: whether boxes and properties are loaded.
             properties: which targets of set prediction are loaded, in place of the tables' columns.
@@ -229,8 +235,8 @@ class ClipLoader:
             world_size: number of processes that share a batch.
 
         Raises:
-            ValueError: if no episode is long enough, frames have another size, a preset or depth is
-                not stored, or `batch_size` cannot be shared out.
+            ValueError: if no episode is long enough, frames are not of `image_size`, a preset or
+                depth is not stored, or `batch_size` cannot be shared out.
         """
         if batch_size < 1 or batch_size % world_size:
             raise ValueError(
@@ -321,7 +327,7 @@ def evaluation_clips(
         holdout: the fraction of episodes that is held out, at least one.
         seed: where in its stretch of the episode a clip begins.
         batch_size: clips given at a time; the last batch may be smaller.
-        image_size: (H, W) that the frames must have; None for whatever they have.
+        image_size: (H, W) that RGB frames must have; None for whatever they have.
         segmentation: presets whose masks are loaded.
         objects: whether boxes and properties are loaded.
         properties: which targets of set prediction are loaded, in place of the tables' columns.
@@ -350,26 +356,32 @@ def evaluation_clips(
         yield reader.read(part[:, 0], part[:, 1])
 
 
-def _sound(reader: _ClipReader) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The episodes that are not damaged, and how many clips can begin in each."""
-    sound = np.array([reader.store.is_sound(int(index)) for index in reader.episodes])
-    if not sound.any():
-        raise ValueError(f"every episode asked for in {reader.store.path} is damaged; restore it")
-    return reader.episodes[sound], reader.num_starts[sound]
+def _choose(reader: _ClipReader, num_clips: int) -> NDArray[np.int64]:
+    """Places (num_clips,) among the reader's episodes, in order and evenly spread.
+
+    Only episodes that are chosen are checked; without those that are damaged it chooses anew.
+    """
+    places = np.arange(len(reader.episodes))
+    while len(places):
+        chosen = places[np.arange(num_clips) * len(places) // num_clips]
+        tried = np.unique(chosen)
+        sound = np.array([reader.store.is_sound(int(reader.episodes[place])) for place in tried])
+        if sound.all():
+            return chosen
+        places = np.setdiff1d(places, tried[~sound])
+    raise ValueError(f"every episode asked for in {reader.store.path} is damaged; restore it")
 
 
 def _ends(reader: _ClipReader, num_clips: int) -> NDArray[np.int64]:
     """(episode, first frame) of the last clips of episodes, (num_clips, 2) at most."""
-    episodes, num_starts = _sound(reader)
-    num_clips = min(num_clips, len(episodes))
-    which = np.arange(num_clips) * len(episodes) // num_clips
-    return np.stack([episodes[which], num_starts[which] - 1], axis=1)
+    which = np.unique(_choose(reader, num_clips))
+    return np.stack([reader.episodes[which], reader.num_starts[which] - 1], axis=1)
 
 
 def _spread(reader: _ClipReader, num_clips: int, seed: int) -> NDArray[np.int64]:
     """(episode, first frame) of each clip, (num_clips, 2)."""
-    episodes, num_starts = _sound(reader)
-    which = np.arange(num_clips) * len(episodes) // num_clips
+    episodes, num_starts = reader.episodes, reader.num_starts
+    which = _choose(reader, num_clips)
     shares = np.bincount(which, minlength=len(episodes))[which]
     turn = np.arange(num_clips) - np.searchsorted(which, which)
     offset = np.random.default_rng(seed).random(num_clips)

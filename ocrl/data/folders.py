@@ -5,6 +5,7 @@ L steps make L + 1 frames; H W image.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -57,35 +58,47 @@ def import_folder(
 
 
 def read_episodes(
-    source: str | Path, *, image_size: Sequence[int] | None
+    source: str | Path, *, image_size: Sequence[int] | None, max_frames: int | None = None
 ) -> Iterator[tuple[str, Arrays]]:
-    """Name and arrays of each episode in `source`, see `import_folder`."""
+    """Name and arrays of each episode in `source`, see `import_folder`.
+
+    Args:
+        source: as there.
+        image_size: as there.
+        max_frames: no more than so many of the first frames of each are read; None for all.
+    """
     source = Path(source)
     if not source.exists():
         raise FileNotFoundError(f"no pictures or video at {source}; correct the path")
     if source.is_file():
-        yield source.stem, {"frames": read_video(source, image_size=image_size)}
+        frames = read_video(source, image_size=image_size, max_frames=max_frames)
+        yield source.stem, {"frames": frames}
         return
     frames_root = _find_root(source, _FRAME_FOLDERS)
     if frames_root is not None:
         masks_root = _find_root(source, _MASK_FOLDERS)
-        yield from _read_tree(frames_root, masks_root, image_size)
+        yield from _read_tree(frames_root, masks_root, image_size, max_frames)
         return
     videos = [file for file in _sorted(source) if file.suffix.lower() in VIDEO_SUFFIXES]
     for file in videos:
-        yield file.stem, {"frames": read_video(file, image_size=image_size)}
+        frames = read_video(file, image_size=image_size, max_frames=max_frames)
+        yield file.stem, {"frames": frames}
     if not videos:
-        yield from _read_tree(source, None, image_size)
+        yield from _read_tree(source, None, image_size, max_frames)
 
 
-def read_frames(folder: str | Path, *, image_size: Sequence[int] | None) -> NDArray[np.uint8]:
+def read_frames(
+    folder: str | Path, *, image_size: Sequence[int] | None, max_frames: int | None = None
+) -> NDArray[np.uint8]:
     """The pictures of a folder in the order of the numbers in their names, (L+1,H,W,3).
+
+    At most `max_frames` of them are read, if that is given.
 
     Raises:
         FileNotFoundError: if there are none.
         ValueError: if one cannot be read, or has another size and `image_size` is None.
     """
-    files = _pictures(Path(folder))
+    files = _pictures(Path(folder))[:max_frames]
     if not files:
         raise FileNotFoundError(
             f"no pictures ({', '.join(IMAGE_SUFFIXES)}) in {folder}; correct the path"
@@ -93,8 +106,10 @@ def read_frames(folder: str | Path, *, image_size: Sequence[int] | None) -> NDAr
     return _stack([_read_picture(file, image_size) for file in files], files)
 
 
-def read_video(file: str | Path, *, image_size: Sequence[int] | None) -> NDArray[np.uint8]:
-    """The frames of a video file, (L+1,H,W,3).
+def read_video(
+    file: str | Path, *, image_size: Sequence[int] | None, max_frames: int | None = None
+) -> NDArray[np.uint8]:
+    """The frames of a video file, (L+1,H,W,3); at most `max_frames` are decoded, if that is given.
 
     Raises:
         ValueError: if it is no video that can be read.
@@ -103,7 +118,7 @@ def read_video(file: str | Path, *, image_size: Sequence[int] | None) -> NDArray
         with av.open(str(file)) as container:
             frames = [
                 np.asarray(_fit(frame.to_image(), image_size, Image.Resampling.BOX))
-                for frame in container.decode(video=0)
+                for frame in itertools.islice(container.decode(video=0), max_frames)
             ]
     except (av.FFmpegError, IndexError) as error:
         raise ValueError(f"{file} is no video that can be read ({error}); convert it") from error
@@ -132,11 +147,14 @@ def read_mask(file: str | Path, *, image_size: Sequence[int] | None) -> NDArray[
 
 
 def _read_tree(
-    frames_root: Path, masks_root: Path | None, image_size: Sequence[int] | None
+    frames_root: Path,
+    masks_root: Path | None,
+    image_size: Sequence[int] | None,
+    max_frames: int | None,
 ) -> Iterator[tuple[str, Arrays]]:
     folders = [folder for folder in _sorted(frames_root) if folder.is_dir() and _pictures(folder)]
     for folder in folders or [frames_root]:
-        frames = read_frames(folder, image_size=image_size)
+        frames = read_frames(folder, image_size=image_size, max_frames=max_frames)
         episode: Arrays = {"frames": frames}
         if masks_root is not None:
             masks_folder = masks_root / folder.relative_to(frames_root)
@@ -156,9 +174,9 @@ def _read_masks(
     frames: NDArray[np.uint8],
     image_size: Sequence[int] | None,
 ) -> NDArray[np.uint16]:
-    """Masks (L+1,H,W) of the frames in a folder; frames without one are void all over."""
+    """Masks (L+1,H,W) of the first frames in a folder; those without one are void all over."""
     masks = np.full(frames.shape[:3], VOID_ID, np.uint16)
-    for target, picture in zip(masks, _pictures(folder), strict=True):
+    for target, picture in zip(masks, _pictures(folder)[: len(masks)], strict=True):
         if picture.stem in files:
             ids = read_mask(files[picture.stem], image_size=image_size)
             if ids.shape != target.shape:

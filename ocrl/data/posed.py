@@ -6,10 +6,12 @@ V views, H W image. Cameras follow `ocrl.types.Camera`.
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,13 +122,27 @@ def _camera_places(file: Path) -> NDArray[np.float64]:
         raise FileNotFoundError(
             f"no poses of the cameras at {file}, which has them as camera_pos; restore it"
         )
-    with np.load(file) as metadata:
-        if "camera_pos" not in metadata:
-            raise ValueError(f"expected camera_pos in {file}, got {sorted(metadata)}")
-        places = np.asarray(metadata["camera_pos"], np.float64)
+    metadata = _read_arrays(file)
+    if "camera_pos" not in metadata:
+        raise ValueError(f"expected camera_pos in {file}, got {sorted(metadata)}")
+    places = np.asarray(metadata["camera_pos"], np.float64)
     if places.ndim != 3 or places.shape[-1] != 3:
         raise ValueError(f"expected camera_pos (scenes,V,3) in {file}, got {places.shape}")
     return places
+
+
+def _read_arrays(file: Path) -> Arrays:
+    try:
+        # Opened here because np.load leaves a damaged file open.
+        with file.open("rb") as stream:
+            content = np.load(stream, allow_pickle=False)
+            if isinstance(content, np.ndarray):
+                raise ValueError("it is a single array")
+            return {key: content[key] for key in content}
+    except (BadZipFile, EOFError, NotImplementedError, OSError, ValueError, zlib.error) as error:
+        raise ValueError(
+            f"{file} holds no arrays that can be read ({error}); restore it from a copy"
+        ) from error
 
 
 def _looking_at_origin(place: NDArray[np.float64]) -> NDArray[np.float32]:
@@ -188,8 +204,7 @@ def _read_msn(source: Path, image_size: Sequence[int] | None) -> Iterator[tuple[
     if not files:
         raise FileNotFoundError(f"no scenes *.npz in {source}; correct the path")
     for file in files:
-        with np.load(file) as content:
-            scene = {key: content[key] for key in content}
+        scene = _read_arrays(file)
         missing = [key for key in _MSN_KEYS if key not in scene]
         if missing:
             raise ValueError(f"expected {', '.join(missing)} in {file}, got {sorted(scene)}")

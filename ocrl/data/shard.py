@@ -5,7 +5,9 @@ B pieces in a batch, T rows of a piece.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import mmap
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,15 @@ from ocrl.data.format import (
     decode_line,
 )
 
+try:
+    import resource
+except ImportError:  # Windows has no such limit.
+    resource = None  # type: ignore[assignment]
+
 TORN = "an unfinished line ends its index: a writer was interrupted"
+_MOST_MAPS = 16384
+"""However many files a process may open, Linux lets it have 65530 maps."""
+MapFile = Callable[[Path, str, tuple[int, ...]], NDArray[Any]]
 _SMALL_ROW_BYTES = 256
 """Below this one fancy index is faster than a slice for each piece."""
 
@@ -92,6 +102,22 @@ def num_rows(shard: Path, header: Header) -> dict[str, int]:
     return rows
 
 
+def max_maps() -> int:
+    """How many files a store may keep mapped: each map holds one of the process's descriptors."""
+    if resource is None:
+        return _MOST_MAPS
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _MOST_MAPS if limit == resource.RLIM_INFINITY else min(_MOST_MAPS, limit // 4)
+
+
+def map_file(file: Path, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Map the rows of a file, read-only."""
+    size = np.dtype(dtype).itemsize * math.prod(shape)
+    with file.open("rb") as opened:
+        mapped = mmap.mmap(opened.fileno(), size, access=mmap.ACCESS_READ)
+    return np.frombuffer(mapped, dtype).reshape(shape)
+
+
 class PlainShard:
     """A shard folder, memory-mapped.
 
@@ -103,7 +129,15 @@ class PlainShard:
         damages: what had to be left out.
     """
 
-    def __init__(self, path: Path, *, header: Header, index: Index) -> None:
+    def __init__(self, path: Path, *, header: Header, index: Index, map_file: MapFile) -> None:
+        """Open a shard.
+
+        Args:
+            path: the folder.
+            header: what its index says of its arrays.
+            index: what `read_index` gave.
+            map_file: as the function of that name; all shards of a store share the maps it keeps.
+        """
         self.path = path
         self.header = header
         self.damages = list(index.damages)
@@ -121,13 +155,11 @@ class PlainShard:
         if index.is_torn:
             self.damages.append(Damage(path, None, TORN))
         end = max((entry.end for entry in self.entries), default=0)
-        self._maps = {name: self._map(name, end) for name in header.arrays} if end else {}
-
-    def _map(self, name: str, rows: int) -> NDArray[Any]:
-        spec = self.header.arrays[name]
-        shape = (rows, *spec.shape)
-        memory_map = np.memmap(self.path / f"{name}.bin", np.dtype(spec.dtype), "r", shape=shape)
-        return np.asarray(memory_map)  # slices of a plain array are several times cheaper
+        self._map_file = map_file
+        self._files = {
+            name: (path / f"{name}.bin", spec.dtype, (end, *spec.shape))
+            for name, spec in header.arrays.items()
+        }
 
     def check(self, number: int) -> str | None:
         """Say what is wrong with the content of `entries[number]`, or None."""
@@ -139,7 +171,8 @@ class PlainShard:
     def read(self, number: int) -> Arrays:
         """Every array of `entries[number]`, as views of the memory maps."""
         entry = self.entries[number]
-        return {name: rows[entry.start : entry.end] for name, rows in self._maps.items()}
+        rows = slice(entry.start, entry.end)
+        return {name: self._map_file(*file)[rows] for name, file in self._files.items()}
 
     def gather(
         self, rows: NDArray[np.int64], where: NDArray[np.int64], out: Mapping[str, NDArray[Any]]
@@ -147,7 +180,7 @@ class PlainShard:
         """Copy T rows from `rows[i]` on into `out[name][where[i]]` (B,T,...), for each name."""
         pairs = list(zip(where.tolist(), rows.tolist(), strict=True))
         for name, target in out.items():
-            source, length = self._maps[name], target.shape[1]
+            source, length = self._map_file(*self._files[name]), target.shape[1]
             if self.header.arrays[name].row_bytes < _SMALL_ROW_BYTES:
                 target[where] = source[rows[:, None] + np.arange(length)]
                 continue

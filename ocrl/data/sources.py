@@ -56,8 +56,34 @@ def read_clips(
     if is_footage(path):
         yield from _read_footage(path, image_size, presets, max_frames)
         return
-    store = EpisodeStore(path)
-    yield from evaluation_clips(
+    yield from stored_clips(
+        EpisodeStore(path),
+        image_size=image_size,
+        presets=presets,
+        split=split,
+        holdout=holdout,
+        clip_length=clip_length,
+        num_clips=num_clips,
+        batch_size=batch_size,
+    )
+
+
+def stored_clips(
+    store: EpisodeStore,
+    *,
+    image_size: Sequence[int],
+    presets: Sequence[str],
+    split: Split,
+    holdout: float,
+    clip_length: int,
+    num_clips: int,
+    batch_size: int,
+) -> Iterator[Clip]:
+    """Clips of a store that is open, with its objects and those of `presets` that it has.
+
+    The other arguments are those of `evaluation_clips`.
+    """
+    return evaluation_clips(
         store,
         clip_length=clip_length,
         num_clips=num_clips,
@@ -73,8 +99,8 @@ def read_clips(
 def _read_footage(
     path: str | Path, image_size: Sequence[int], presets: Sequence[str], max_frames: int
 ) -> Iterator[Clip]:
-    for _, episode in read_episodes(path, image_size=image_size):
-        arrays = {name: torch.from_numpy(rows[:max_frames]) for name, rows in episode.items()}
+    for _, episode in read_episodes(path, image_size=image_size, max_frames=max_frames):
+        arrays = {name: torch.from_numpy(rows) for name, rows in episode.items()}
         video = arrays["frames"].movedim(-1, 1)[None]
         is_first = torch.zeros(video.shape[:2], dtype=torch.bool)
         is_first[:, 0] = True

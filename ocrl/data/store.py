@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ocrl.data.format import Arrays, Damage, Entry, Shard, describe_difference
-from ocrl.data.shard import TORN, PlainShard, read_index
+from ocrl.data.format import Arrays, Damage, Entry, Shard, checksum, describe_difference
+from ocrl.data.shard import TORN, PlainShard, map_file, max_maps, read_index
 from ocrl.data.writer import EpisodeWriter, new_folder
 
 __all__ = ["EpisodeStore", "EpisodeWriter", "Verify", "new_folder"]
@@ -95,6 +96,7 @@ class EpisodeStore:
         if not self.path.is_dir():
             raise FileNotFoundError(f"no episodes at {self.path}; {_HOW_TO_COLLECT}")
         shards: list[Shard] = []
+        keep_maps = lru_cache(max_maps())(map_file)
         for folder in sorted(self.path.glob("shard-*")):
             index = read_index(folder)
             if index.header is None:
@@ -106,7 +108,7 @@ class EpisodeStore:
                     f"{describe_difference(shards[0].header.arrays, index.header.arrays)}; "
                     "keep them in two stores"
                 )
-            shards.append(PlainShard(folder, header=index.header, index=index))
+            shards.append(PlainShard(folder, header=index.header, index=index, map_file=keep_maps))
         return shards
 
     @staticmethod
@@ -167,6 +169,24 @@ class EpisodeStore:
             )
         values = shard.entries[number].values
         return shard.read(number) | {name: np.asarray(value) for name, value in values.items()}
+
+    def read(self, index: int, names: Collection[str]) -> Arrays:
+        """Some arrays of an episode, (L+1, ...) each; only these are read and verified.
+
+        Raises:
+            ValueError: if one of them is damaged.
+        """
+        entry = self.entry(index)
+        specs = {name: self.arrays[name] for name in names}
+        out = {n: np.empty((1, entry.rows, *spec.shape), spec.dtype) for n, spec in specs.items()}
+        self.gather(np.array([index]), np.zeros(1, np.int64), out=out)
+        arrays = {name: array[0] for name, array in out.items()}
+        for name, array in arrays.items():
+            if self._verify != "none" and checksum(array) != entry.crc32[name]:
+                raise ValueError(
+                    f"{name!r} of episode {index} of {self.path} is damaged; restore it from a copy"
+                )
+        return arrays
 
     def entry(self, index: int) -> Entry:
         """The index entry of an episode; its `start` counts rows within the shard."""

@@ -214,17 +214,23 @@ class EpisodeWriter:
         """Make the files of the shard; it exists for readers from its first index line on."""
         for name in specs:
             file = self._shard / f"{name}.bin"
-            file.parent.mkdir(exist_ok=True)
+            file.parent.mkdir(parents=True, exist_ok=True)
             flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_TRUNC
             self._files[name] = os.open(file, flags, 0o644)
         line = encode_line(Header(specs, self._metadata).to_record())
         _write_all(self._index, line)
         os.fsync(self._index)
-        for folder in (self._shard, self.path):
+        for folder in self._folders_of(specs):
             _sync_folder(folder)
         self._index_size = len(line)
         self._arrays = specs
         self._is_untouched = False
+
+    def _folders_of(self, specs: Mapping[str, ArraySpec]) -> list[Path]:
+        """Those that gained an entry when the shard was made, the innermost first."""
+        inner = {folder for name in specs for folder in Path(name).parents}
+        deepest_first = sorted(inner, key=lambda folder: len(folder.parts), reverse=True)
+        return [*(self._shard / folder for folder in deepest_first), self.path]
 
     def _write(self, arrays: Arrays, line: bytes) -> None:
         for name, array in arrays.items():

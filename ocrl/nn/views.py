@@ -8,6 +8,9 @@ from __future__ import annotations
 from einops import rearrange
 from torch import Tensor
 
+NUM_COLOURS = 3
+"""Channels of a frame."""
+
 
 def fold_views(frames: Tensor, *, image_size: tuple[int, int]) -> tuple[Tensor, int]:
     """Make single images of (B,[V,]C,H,W).
@@ -16,14 +19,16 @@ def fold_views(frames: Tensor, *, image_size: tuple[int, int]) -> tuple[Tensor, 
         Images (B*V,C,H,W) and V, which is 1 without a view axis.
 
     Raises:
-        ValueError: if the frames are not floating point, not of 4 or 5 axes, or of another size.
+        ValueError: if the frames are not floating point, not of 4 or 5 axes, of another size, or
+            not of three colours.
     """
     if not frames.is_floating_point():
         raise ValueError(f"expected float frames in [0,1], got {frames.dtype}")
-    if frames.ndim not in (4, 5) or tuple(frames.shape[-2:]) != image_size:
+    if frames.ndim not in (4, 5) or tuple(frames.shape[-3:]) != (NUM_COLOURS, *image_size):
+        height, width = image_size
         raise ValueError(
-            f"expected frames (B,C,{image_size[0]},{image_size[1]}) or with a view axis after B, "
-            f"got {tuple(frames.shape)}"
+            f"expected frames (B,{NUM_COLOURS},{height},{width}) or with a view axis after B, "
+            f"got {tuple(frames.shape)}; bring them to that size and to three colours"
         )
     if frames.ndim == 4:
         return frames, 1

@@ -326,6 +326,20 @@ def test_bad_arguments_are_refused(arguments, message):
         small(**arguments)
 
 
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("gpu", "expected device to be cpu or cuda, got 'gpu'"),
+        ("mps", "expected device to be cpu or cuda, got 'mps'"),
+        ("cuda", "expected one of the 0 CUDA devices here, got 'cuda'; use device=cpu"),
+    ],
+)
+def test_devices_that_are_not_there_are_refused(device, message, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=message):
+        small(device=device)
+
+
 def test_scenes_that_cannot_be_are_refused():
     with pytest.raises(ValueError, match="300 tries where the objects find room: take fewer"):
         small(num_objects=30).reset(seed=0)

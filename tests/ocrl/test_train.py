@@ -1,5 +1,6 @@
 import itertools
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -354,26 +355,35 @@ def test_a_loss_that_is_not_finite_before_any_checkpoint_says_so(tmp_path):
         fit(tmp_path, model=Model(breaks_at=1))
 
 
-@pytest.mark.parametrize("kind", ["SIGINT", "SIGTERM"])
-def test_asked_to_stop_it_saves_and_says_how_to_go_on(tmp_path, kind):
-    import signal
-
-    whole = fit(tmp_path / "whole")
+def stopping_at(last, kind="SIGINT"):
+    """As `batches`, but a signal asks to stop at a step."""
 
     @contextmanager
-    def stopping(start):
+    def until(start):
         def clips():
             for step in itertools.count(start):
-                if step == 5:
+                if step == last:
                     os.kill(os.getpid(), getattr(signal, kind))
                 yield clip_of(step)
 
         yield clips()
 
+    return until
+
+
+@pytest.mark.parametrize("kind", ["SIGINT", "SIGTERM"])
+def test_asked_to_stop_it_saves_and_says_how_to_go_on(tmp_path, kind):
+    whole = fit(tmp_path / "whole")
     with pytest.raises(InterruptedTraining, match=r"after step 6 of 12 .* same command"):
-        fit(tmp_path / "stopped", clips=stopping)
+        fit(tmp_path / "stopped", clips=stopping_at(5, kind))
     assert checkpoint.read_meta(tmp_path / "stopped")["step"] == 6
     assert_same(whole.state_dict(), fit(tmp_path / "stopped").state_dict())
+
+
+def test_asked_to_stop_in_its_last_step_a_run_is_still_evaluated(tmp_path):
+    fit(tmp_path, clips=stopping_at(11), evaluate=lambda model, *, step, board: {"score": step})
+    meta = checkpoint.read_meta(tmp_path)
+    assert meta["step"] == 12 and meta["metrics"]["score"] == 12
 
 
 def test_a_checkpoint_of_another_model_or_of_other_data_is_refused(tmp_path):

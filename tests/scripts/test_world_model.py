@@ -6,6 +6,7 @@ import math
 import av
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
 import ocrl
 from ocrl import checkpoint
@@ -129,12 +130,30 @@ def test_events_are_rewards_and_terminations(load_script, tmp_path):
             outcomes = {"reward": reward, "terminated": terminated, "truncated": np.zeros(5, bool)}
             writer.append({"frames": frames, **outcomes})
     assert count_events(EpisodeStore(tmp_path / "told")) == (3, 8)
+    shard = tmp_path / "told" / "shard-000-00000"
+    (shard / "frames.bin").write_bytes(bytes([1]) * 2 * frames.size)  # which nothing looks at
+    assert count_events(EpisodeStore(tmp_path / "told")) == (3, 8)
+    (shard / "terminated.bin").write_bytes(bytes(10))  # of the first, the end is gone
+    assert count_events(EpisodeStore(tmp_path / "told")) == (1, 4)
     with EpisodeWriter(tmp_path / "rewards", metadata={}) as writer:
         writer.append({"frames": frames, "reward": reward})
     assert count_events(EpisodeStore(tmp_path / "rewards")) == (1, 4)
     with EpisodeWriter(tmp_path / "bare", metadata={}) as writer:
         writer.append({"frames": frames})
     assert count_events(EpisodeStore(tmp_path / "bare")) == (0, 4)
+
+
+def test_evaluations_share_the_store_that_is_open(workplace, trained, load_script, monkeypatch):
+    model = ocrl.load(workplace.folder / "outputs" / "train_world_model" / "small")
+    store = EpisodeStore(workplace.folder / "episodes")
+    config = OmegaConf.create(
+        {"evaluation": {"preset": "entities", "horizons": [1, 2]}, "data": {"holdout": 0.25}}
+    )
+    clips = load_script("worlds").held_out_clips(config, model, store)
+    monkeypatch.setattr(EpisodeStore, "_open_shards", None)  # to open another one is an error
+    first, second = ([*clips(2)] for _ in range(2))
+    assert first[0].video.shape[:2] == (2, 4) and "entities" in first[0].segmentation
+    assert (first[0].video == second[0].video).all() and first[0].boxes is not None
 
 
 @pytest.mark.slow

@@ -73,7 +73,7 @@ def test_channels_last_all_the_way() -> None:
 
 
 def test_other_frames_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"expected frames \(B,C,16,12\)"):
+    with pytest.raises(ValueError, match=r"expected frames \(B,3,16,12\)"):
         make()(torch.rand(2, 3, 12, 16))
 
 

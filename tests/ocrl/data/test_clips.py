@@ -142,6 +142,16 @@ def test_what_the_store_cannot_give_is_named(make_store, changes, message):
         ClipLoader(store, **(SETTINGS | {"split": "all", "image_size": [8, 8]} | changes))
 
 
+def test_frames_that_are_not_rgb_are_refused_where_a_size_is_asked_for(tmp_path):
+    with EpisodeWriter(tmp_path, metadata={}) as writer:
+        writer.append({"frames": np.zeros((5, 8, 8, 1), np.uint8)})
+    settings = {"clip_length": 4, "batch_size": 2, "seed": 0, "split": "all"}
+    store = EpisodeStore(tmp_path)
+    with pytest.raises(ValueError, match=r"expected frames \(H,W,3\) in .*, got \(8, 8, 1\)"):
+        ClipLoader(store, **settings, image_size=(8, 8))
+    assert ClipLoader(store, **settings).batch(0).video.shape == (2, 4, 1, 8, 8)
+
+
 def test_episodes_that_are_too_short_are_not_drawn(tmp_path):
     store = number_store(tmp_path, [3, 9, 5])
     loader = ClipLoader(store, clip_length=6, batch_size=40, seed=0, split="all")
@@ -193,6 +203,24 @@ def test_evaluation_clips_are_spread_and_fixed(tmp_path):
     assert [episode for episode, _ in few] == [0, 2]
     with pytest.raises(ValueError, match="num_clips to be at least 1"):
         next(evaluation_clips(store, clip_length=4, num_clips=0))
+
+
+@pytest.mark.parametrize("at_end", [False, True])
+def test_only_episodes_that_are_evaluated_are_checked_and_damaged_ones_replaced(tmp_path, at_end):
+    settings = {"clip_length": 4, "num_clips": 3, "split": "all", "at_end": at_end}
+    number_store(tmp_path, [9] * 12)
+    store = EpisodeStore(tmp_path)
+    checked, check = [], store.check
+    store.check = lambda index: [checked.append(index), check(index)][1]
+    chosen = [places(clip)[0][0] for clip in evaluation_clips(store, **settings)]
+    assert sorted(set(checked)) == chosen == [0, 4, 8]
+    file = tmp_path / "shard-000-00004" / "frames.bin"
+    file.write_bytes(bytes(file.stat().st_size))
+    store = EpisodeStore(tmp_path)
+    found = [places(clip)[0][0] for clip in evaluation_clips(store, **settings)]
+    assert not store.is_sound(4) and 4 not in found and len(set(found)) == 3
+    again = [places(clip)[0][0] for clip in evaluation_clips(store, **settings)]
+    assert again == found
 
 
 def test_evaluation_clips_are_held_out_from_training(tmp_path):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ocrl.data import folders
 from ocrl.data.folders import import_folder, read_episodes, read_frames, read_mask, read_video
 
 GENERATOR = np.random.default_rng(0)
@@ -116,6 +117,28 @@ def test_videos(tmp_path):
     assert [name for name, _ in read_episodes(tmp_path, image_size=None)] == ["a", "b"]
     ((name, episode),) = read_episodes(tmp_path / "b.mkv", image_size=None)
     assert name == "b" and len(episode["frames"]) == 3
+
+
+def test_no_more_is_read_than_asked_for(tmp_path, monkeypatch):
+    frames = write_frames(tmp_path / "frames" / "one", 5)
+    ids = GENERATOR.integers(0, 4, (5, 6, 8))
+    write_masks(tmp_path / "masks" / "one", ids)
+    for folder in ("frames", "masks"):
+        (tmp_path / folder / "one" / "3.png").write_bytes(b"not to be opened")
+    ((_, episode),) = read_episodes(tmp_path, image_size=None, max_frames=3)
+    np.testing.assert_array_equal(episode["frames"], frames[:3])
+    np.testing.assert_array_equal(episode["segmentation/entities"], ids[:3])
+    write_video(tmp_path / "a.mkv", GENERATOR.integers(0, 256, (9, 16, 16, 3), dtype=np.uint8))
+    decoded, fit = [], folders._fit
+
+    def counted(picture, *arguments):
+        decoded.append(picture)
+        return fit(picture, *arguments)
+
+    monkeypatch.setattr(folders, "_fit", counted)
+    found = read_video(tmp_path / "a.mkv", image_size=None, max_frames=2)
+    assert len(found) == len(decoded) == 2
+    assert len(read_video(tmp_path / "a.mkv", image_size=None, max_frames=20)) == 9
 
 
 def test_what_cannot_be_read_is_named(tmp_path):

@@ -45,6 +45,43 @@ def test_a_store_comes_back_as_it_was(make_store, tmp_path, data_format):
             assert found[name].dtype == array.dtype, name
 
 
+@pytest.mark.parametrize("data_format", ["arrow", "hdf5"])
+def test_nothing_of_an_episode_or_its_origin_is_lost(tmp_path, random_episode, data_format):
+    extras = {
+        "action": np.array([1, 2, 0, 0], np.uint8),
+        "reward": np.array([0.0, 0.1, 0.2, 0.3], np.float64),
+        "depth": np.random.default_rng(0).random((4, 8, 8)).astype(np.float16),
+        "has_key": np.array([False, True, True, False]),
+        "observation/camera/back": np.arange(4, dtype=np.int16),
+        "episode": 7,
+        "name": "first",
+        "env_seed": 2**40,
+        "share": 0.1,
+        "is_test": True,
+    }
+    metadata = {
+        "env": "test",
+        "action_space": "Discrete(9)",
+        "attribute_names": ["red", "size"],
+        "categories": {"1": "ball"},
+    }
+    for worker, policy in enumerate(["random", "expert", "random"]):
+        origin = metadata | {"policy": policy}
+        with EpisodeWriter(tmp_path / "store", metadata=origin, worker=worker) as writer:
+            writer.append(random_episode(4, seed=worker) | extras)
+    store = EpisodeStore(tmp_path / "store")
+    export_minari(store, "ocrl/test-v0", data_format=data_format)
+    again = import_minari("ocrl/test-v0", tmp_path / "again")
+    assert again.arrays == store.arrays
+    for index in range(3):
+        assert again.origin(index) == store.origin(index)
+        assert again.entry(index).values == store.entry(index).values
+        found, episode = again.episode(index), store.episode(index)
+        for name in ("has_key", "depth", "observation/camera/back"):
+            np.testing.assert_array_equal(found[name], episode[name], err_msg=name)
+        np.testing.assert_array_equal(found["reward"][1:], episode["reward"][1:])
+
+
 def test_continuous_actions(tmp_path, random_episode):
     episode = random_episode(4) | {"action": np.random.default_rng(0).random((4, 2), np.float32)}
     with EpisodeWriter(tmp_path / "store", metadata={}) as writer:
@@ -86,8 +123,21 @@ def test_a_foreign_dataset_is_understood(tmp_path):
     assert episode["action"].tolist() == [0, 1, 2, 0]
     assert episode["reward"].tolist() == [0, 0, 0.5, 1]
     assert episode["terminated"].tolist() == [False, False, False, True]
+    metadata = EpisodeStore(tmp_path / "store").metadata
+    assert metadata["action_space"] == "Discrete(3)" and metadata["description"] is None
     with pytest.raises(ValueError, match=r"expected an observation 'rgb', got \['direction', 'im"):
         import_minari("other/foreign-v0", tmp_path / "wrong", frames="rgb")
+
+
+def test_frames_that_are_chosen_are_kept(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 256, (2, 4, 8, 8, 3), dtype=np.uint8)
+    image = spaces.Box(0, 255, (8, 8, 3), np.uint8)
+    make_foreign(
+        {"frames": frames[0], "back": frames[1]}, spaces.Dict({"frames": image, "back": image})
+    )
+    store = import_minari("other/foreign-v0", tmp_path / "store", frames="back")
+    np.testing.assert_array_equal(store.episode(0)["frames"], frames[1])
+    np.testing.assert_array_equal(store.episode(0)["observation/frames"], frames[0])
 
 
 def test_pictures_stored_as_jpeg_are_marked(tmp_path, caplog):

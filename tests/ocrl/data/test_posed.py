@@ -218,6 +218,34 @@ def without_rays(folder):
     np.savez(folder / "scene_0.npz", color_image=np.zeros((3, 4, 4, 3), np.uint8))
 
 
+def with_cut_off_metadata(folder):
+    cut_off(folder / "metadata.npz")
+
+
+def with_cut_off_scene(folder):
+    cut_off(folder / "scene_1.npz")
+
+
+def cut_off(file):
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+
+
+def with_altered_scene(folder):
+    content = bytearray((folder / "scene_0.npz").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "scene_0.npz").write_bytes(content)
+
+
+def with_empty_scene(folder):
+    (folder / "scene_1.npz").write_bytes(b"")
+
+
+def with_a_single_array(folder):
+    with (folder / "scene_0.npz").open("wb") as file:
+        np.save(file, np.zeros(3))
+
+
 @pytest.mark.parametrize(
     ("layout", "spoil", "error", "message"),
     [
@@ -230,6 +258,11 @@ def without_rays(folder):
         ("uorf", with_short_pose, ValueError, r"expected a matrix \(4,4\) in .*_RT.txt, got"),
         ("uorf", with_fewer_views, ValueError, "expected 3 views in scene 1 of .*, got 2; give"),
         ("msn", without_rays, ValueError, "expected ray_origins, ray_directions in .*scene_0"),
+        ("clevr3d", with_cut_off_metadata, ValueError, "metadata.npz holds no arrays that can be"),
+        ("msn", with_cut_off_scene, ValueError, "scene_1.npz holds no arrays that can be read"),
+        ("msn", with_altered_scene, ValueError, r"scene_0.npz holds no .*CRC-32.*; restore it"),
+        ("msn", with_empty_scene, ValueError, "scene_1.npz holds no arrays that can be read"),
+        ("msn", with_a_single_array, ValueError, r"scene_0.npz holds .* \(it is a single array\)"),
     ],
 )
 def test_bad_folders_are_refused_in_one_sentence(tmp_path, layout, spoil, error, message):

@@ -51,6 +51,13 @@ def test_each_folder_of_pictures_is_a_clip(tmp_path):
     assert clips[1].segmentation == {}
 
 
+def test_of_footage_only_the_frames_shown_are_read(tmp_path):
+    save_pictures(tmp_path / "film", 9)
+    (tmp_path / "film" / "5.png").write_bytes(b"not to be opened")
+    (clip,) = read_clips(tmp_path / "film", **OPTIONS)
+    assert clip.num_frames == 5
+
+
 def test_masks_beside_frames(tmp_path):
     save_pictures(tmp_path / "frames" / "one", 2)
     (tmp_path / "masks" / "one").mkdir(parents=True)

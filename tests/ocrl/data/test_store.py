@@ -72,6 +72,16 @@ def test_the_documented_numpy_lines_read_it(make_store, random_episode):
     np.testing.assert_array_equal(frames, random_episode(6, seed=1)["frames"])
 
 
+def test_names_may_be_several_folders_deep(tmp_path):
+    episode = small_episode(3, 0) | {"observation/camera/back": np.arange(3)}
+    with EpisodeWriter(tmp_path, metadata={}) as writer:
+        writer.append(episode)
+    assert_same(EpisodeStore(tmp_path).episode(0), episode)
+    with EpisodeWriter(tmp_path, metadata={}) as writer:
+        writer.append(episode)
+    assert len(EpisodeStore(tmp_path, verify="full")) == 2
+
+
 def test_shards_follow_one_another(tmp_path):
     write(tmp_path, [5] * 6, shard_megabytes=1e-4)
     assert len(list(tmp_path.glob("shard-000-*"))) > 1
@@ -265,6 +275,39 @@ def test_an_altered_episode_is_left_out(tmp_path, verify, caplog):
             store.episode(1)
 
 
+def test_arrays_are_read_and_verified_by_themselves(tmp_path):
+    write(tmp_path, [3, 4])
+    (tmp_path / SHARD / "frames.bin").write_bytes(bytes(7 * 6))
+    store = EpisodeStore(tmp_path)
+    assert_same(store.read(1, ["action"]), {"action": small_episode(4, 1)["action"]})
+    with pytest.raises(ValueError, match=r"'frames' of episode 1 of .* is damaged; restore"):
+        store.read(1, ["action", "frames"])
+    unverified = EpisodeStore(tmp_path, verify="none").read(1, ["frames"])
+    assert not unverified["frames"].any()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_store_of_many_shards_keeps_few_files_open(tmp_path, monkeypatch):
+    import resource
+
+    num_shards = 20  # of three arrays each
+    write(tmp_path, [2] * num_shards, shard_megabytes=1e-6)
+    assert len(list(tmp_path.iterdir())) == num_shards
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (64, 64))
+    before = len(os.listdir("/proc/self/fd"))
+    store = EpisodeStore(tmp_path)
+    assert len(os.listdir("/proc/self/fd")) == before
+    for _ in range(2):
+        for index in range(num_shards):
+            assert_same(store.episode(index), small_episode(2, index))
+    assert len(os.listdir("/proc/self/fd")) <= before + 64 // 4
+    frames = np.empty((num_shards, 1, 2, 3, 1), np.uint8)
+    starts = np.ones(num_shards, np.int64)
+    store.gather(np.arange(num_shards), starts, out={"frames": frames})
+    for index, found in enumerate(frames):
+        np.testing.assert_array_equal(found[0], small_episode(2, index)["frames"][1])
+
+
 def test_a_short_file_is_named_and_the_rest_is_read(tmp_path, caplog):
     write(tmp_path, [3, 3, 3])
     os.truncate(tmp_path / SHARD / "frames.bin", 7 * 6)
@@ -350,6 +393,23 @@ def test_rows_are_on_the_disk_before_their_index_line(tmp_path, monkeypatch):
     assert sorted(kinds[:3]) == [("write", name) for name in names]
     assert sorted(kinds[3:6]) == [("sync", name) for name in names]
     assert kinds[6:] == [("write", "index.jsonl"), ("sync", "index.jsonl")]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_new_files_and_folders_are_on_the_disk_with_their_names(tmp_path, monkeypatch):
+    real_sync, synced = os.fsync, []
+
+    def sync(descriptor):
+        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+        real_sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    with EpisodeWriter(tmp_path, metadata={}) as writer:
+        writer.append(small_episode(3, 0) | {"observation/camera/back": np.arange(3)})
+    folders = [path for path in synced if path.is_dir()]
+    shard = tmp_path / SHARD
+    inner = [shard / "observation" / "camera", shard / "observation", shard]
+    assert folders == [*inner, tmp_path]
 
 
 def test_an_interrupt_leaves_the_writer_usable(tmp_path, monkeypatch):

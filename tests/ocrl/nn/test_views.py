@@ -21,9 +21,11 @@ def test_a_single_view_is_left_alone() -> None:
     assert images is frames and num_views == 1
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 5, 4), (3, 4, 5), (1, 1, 1, 3, 4, 5)])
-def test_other_sizes_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"expected frames \(B,C,4,5\)"):
+@pytest.mark.parametrize(
+    "shape", [(2, 3, 5, 4), (3, 4, 5), (1, 1, 1, 3, 4, 5), (2, 1, 4, 5), (2, 3, 4, 4, 5)]
+)
+def test_other_sizes_and_colours_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"expected frames \(B,3,4,5\)"):
         fold_views(torch.rand(shape), image_size=(4, 5))
 
 
