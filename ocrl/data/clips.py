@@ -22,13 +22,12 @@ from torch import Tensor
 from ocrl.data.property_table import PropertyTable
 from ocrl.data.store import EpisodeStore
 from ocrl.properties import PropertySpec
-from ocrl.types import Camera, Clip
+from ocrl.types import NUM_COLOURS, Camera, Clip
 
 Split = Literal["train", "holdout", "all"]
 _PER_STEP = ("is_first", "action", "reward", "terminated", "truncated")
 _CAMERA = ("intrinsics", "extrinsics")
 _MAX_REDRAWS = 1000
-_NUM_COLOURS = 3
 
 
 def split_episodes(store: EpisodeStore, *, split: Split, holdout: float) -> NDArray[np.int64]:
@@ -109,9 +108,9 @@ class _ClipReader:
     def _check_frames(self, image_size: Sequence[int] | None) -> None:
         spec = self.store.arrays["frames"]
         found = spec.shape[-3:-1]
-        if image_size is not None and spec.shape[-1] != _NUM_COLOURS:
+        if image_size is not None and spec.shape[-1] != NUM_COLOURS:
             raise ValueError(
-                f"expected frames (H,W,{_NUM_COLOURS}) in {self.store.path}, got "
+                f"expected frames (H,W,{NUM_COLOURS}) in {self.store.path}, got "
                 f"{spec.shape[-3:]}; collect or import them as RGB"
             )
         if image_size is not None and (tuple(image_size) != found or spec.dtype != "|u1"):
