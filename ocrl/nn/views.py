@@ -8,9 +8,6 @@ from __future__ import annotations
 from einops import rearrange
 from torch import Tensor
 
-NUM_COLOURS = 3
-"""Channels of a frame."""
-
 
 def fold_views(frames: Tensor, *, image_size: tuple[int, int]) -> tuple[Tensor, int]:
     """Make single images of (B,[V,]C,H,W).
@@ -24,10 +21,10 @@ def fold_views(frames: Tensor, *, image_size: tuple[int, int]) -> tuple[Tensor, 
     """
     if not frames.is_floating_point():
         raise ValueError(f"expected float frames in [0,1], got {frames.dtype}")
-    if frames.ndim not in (4, 5) or tuple(frames.shape[-3:]) != (NUM_COLOURS, *image_size):
+    if frames.ndim not in (4, 5) or tuple(frames.shape[-3:]) != (3, *image_size):
         height, width = image_size
         raise ValueError(
-            f"expected frames (B,{NUM_COLOURS},{height},{width}) or with a view axis after B, "
+            f"expected frames (B,3,{height},{width}) or with a view axis after B, "
             f"got {tuple(frames.shape)}; bring them to that size and to three colours"
         )
     if frames.ndim == 4:
