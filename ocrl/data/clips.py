@@ -111,8 +111,8 @@ class _ClipReader:
         if image_size is not None and (tuple(image_size) != found or spec.dtype != "|u1"):
             raise ValueError(
                 f"expected uint8 frames of image_size {tuple(image_size)} in {self.store.path}, "
-                f"got {np.dtype(spec.dtype)} frames of {found}; set image_size to that, or collect "
-                "episodes of the size wanted"
+                f"got {np.dtype(spec.dtype)} frames of {found}; train or take a model of that "
+                "image_size, or collect episodes of the size wanted"
             )
 
     def _depth_name(self) -> str:

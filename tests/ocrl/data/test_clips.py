@@ -128,7 +128,7 @@ def test_one_episode_at_least_is_held_out(tmp_path):
     [
         ({"clip_length": 13}, "at least clip_length=13 frames, got at most 12"),
         ({"clip_length": 0}, "clip_length to be at least 1, got 0"),
-        ({"image_size": [64, 48]}, r"image_size \(64, 48\).*got uint8 frames of \(8, 8\)"),
+        ({"image_size": [64, 48]}, r"size \(64, 48\).*got uint8 frames of \(8, 8\); train or take"),
         ({"segmentation": ["scene"]}, r"segmentation 'scene'.*got \['entities'\]"),
         ({"split": "test"}, "'train', 'holdout' or 'all', got 'test'"),
         ({"holdout": 1.0}, "fraction between 0 and 1, got 1.0"),
