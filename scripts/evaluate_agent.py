@@ -13,6 +13,7 @@ from pathlib import Path
 
 from agent_evaluation import evaluate_run
 from kept_results import FRACTION, read_published
+from measuring import check_rate
 from omegaconf import DictConfig
 from processes import only_writer
 from rich.console import Console
@@ -33,6 +34,7 @@ def main(config: DictConfig) -> None:
     for name in ("episodes", "num_envs", "video_steps"):
         if settings[name] < 1:
             raise ValueError(f"expected {name} of at least 1, got {settings[name]}")
+    check_rate(settings["frames_per_second"])
     if not settings["seeds"]:
         raise ValueError("expected seeds=[NUMBER,...], got none")
     runs = [runs] if isinstance(runs, str) else list(runs)

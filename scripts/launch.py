@@ -15,6 +15,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ def script(
     """
 
     def decorate(main: Callable[[DictConfig], None]) -> Callable[[], None]:
+        @wraps(main)
         def run() -> None:
             program = Path(sys.argv[0]).stem
             # Hydra would print its own shorter traceback and exit.

@@ -60,6 +60,7 @@ def read_episodes(
     source: str | Path, *, image_size: Sequence[int] | None
 ) -> Iterator[tuple[str, Arrays]]:
     """Name and arrays of each episode in `source`, see `import_folder`."""
+    check_image_size(image_size)
     source = Path(source)
     if not source.exists():
         raise FileNotFoundError(f"no pictures or video at {source}; correct the path")
@@ -76,6 +77,17 @@ def read_episodes(
         yield file.stem, {"frames": read_video(file, image_size=image_size)}
     if not videos:
         yield from _read_tree(source, None, image_size)
+
+
+def check_image_size(image_size: Sequence[int] | None) -> None:
+    """Refuse a size that no picture can be brought to.
+
+    Raises:
+        ValueError: if a side is shorter than a pixel.
+    """
+    if image_size is not None and min(image_size) < 1:
+        sides = " ".join(map(str, image_size))
+        raise ValueError(f"expected an image size of at least 1 1, got {sides}")
 
 
 def read_frames(folder: str | Path, *, image_size: Sequence[int] | None) -> NDArray[np.uint8]:

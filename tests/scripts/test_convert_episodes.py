@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from ocrl.data.store import EpisodeStore, EpisodeWriter
 
@@ -53,6 +54,16 @@ def test_importing_a_video_folder_that_is_not_there(command, tmp_path, capsys):
     assert command("import", missing, tmp_path / "store", "--image-size", 8, 8) == 1
     assert "correct the path" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("import_", ["import", "import-clevr", "import-posed --layout uorf"])
+def test_a_size_of_no_pixel_is_one_sentence(command, tmp_path, capsys, import_):
+    Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
+    name, *options = import_.split()
+    arguments = (name, tmp_path, tmp_path / "store", *options, "--image-size", 0, 64)
+    assert command(*arguments) == 1
+    error = capsys.readouterr().err
+    assert "an image size of at least 1 1, got 0 64" in error and error.count("\n") == 1
 
 
 def test_an_unknown_command_lists_those_that_exist(command, capsys):
