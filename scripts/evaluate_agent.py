@@ -24,7 +24,7 @@ from ocrl.agents.comparison_table import evaluation_rows, markdown, markdown_tab
 from ocrl.agents.results import read_run
 
 
-@script("evaluate_agent", writes_here=False)
+@script("evaluate_agent", writes_here=False, goes_on=False)
 def main(config: DictConfig) -> None:
     """Evaluate each run, print its table, and that over seeds where there are several."""
     settings = checkpoint.plain(config)

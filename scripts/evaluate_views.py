@@ -21,7 +21,7 @@ from ocrl.novel_views_report import summary, write_views
 from ocrl.posed import is_posed
 
 
-@script("evaluate_views")
+@script("evaluate_views", goes_on=False)
 def main(config: DictConfig) -> None:
     """Load, measure, write."""
     subject = subject_of(config)

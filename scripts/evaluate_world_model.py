@@ -21,7 +21,7 @@ from ocrl.log import TensorBoard
 from ocrl.world_model import WorldModel
 
 
-@script("evaluate_world_model")
+@script("evaluate_world_model", goes_on=False)
 def main(config: DictConfig) -> None:
     """Load, measure, write."""
     subject = subject_of(config)
