@@ -11,7 +11,7 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
-from agent_evaluation import evaluate_run
+from agent_evaluation import check_comparable, evaluate_run
 from kept_results import FRACTION, read_published
 from measuring import check_rate
 from omegaconf import DictConfig
@@ -38,6 +38,8 @@ def main(config: DictConfig) -> None:
     if not settings["seeds"]:
         raise ValueError("expected seeds=[NUMBER,...], got none")
     runs = [runs] if isinstance(runs, str) else list(runs)
+    if len(runs) > 1:
+        check_comparable(runs)
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     for run in runs:
         console.print(f"{run}: {settings['episodes']} episodes for each of {settings['seeds']}")

@@ -27,7 +27,7 @@ import yaml
 from help_text import help_text
 from hydra import main as hydra_main
 from hydra.core.hydra_config import HydraConfig
-from mistakes import CONFIGS, check_kinds, explain
+from mistakes import CONFIGS, check_kinds, check_sizes, explain
 from omegaconf import DictConfig
 from processes import only_writer
 
@@ -68,6 +68,7 @@ def script(
                 if errors:
                     return
                 try:
+                    check_sizes(config)
                     with only_writer(output_dir()) if writes_here else nullcontext():
                         main(config)
                 except Exception as error:

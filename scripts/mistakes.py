@@ -14,6 +14,14 @@ from hydra.errors import HydraException, InstantiationException, MissingConfigEx
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+_AT_LEAST = {
+    "num_slots": 1,
+    "slot_dim": 1,
+    "image_size": 1,
+    "data.batch_size": 1,
+    "optimizer.lr": 0,
+}
+"""What would else be refused far from the command line, by what is made of it."""
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
@@ -122,6 +130,19 @@ def check_kinds(name: str, arguments: Sequence[str]) -> None:
         if expected is not None:
             shown = override.get_value_string()
             raise ValueError(f"expected {override.key_or_group} to be {expected}, got {shown}")
+
+
+def check_sizes(config: DictConfig) -> None:
+    """Refuse numbers that are too small for any model, by the name of their option.
+
+    Raises:
+        ValueError: naming the first of them.
+    """
+    for key, least in _AT_LEAST.items():
+        value = _standing(config, key)
+        numbers = value if isinstance(value, ListConfig) else [value]
+        if any(isinstance(number, int | float) and number < least for number in numbers):
+            raise ValueError(f"expected {key} of at least {least}, got {value}")
 
 
 def _standing(config: DictConfig, key: str) -> Any:

@@ -232,10 +232,12 @@ class ClipLoader:
             ValueError: if no episode is long enough, frames have another size, a preset or depth is
                 not stored, or `batch_size` cannot be shared out.
         """
-        if batch_size < 1 or batch_size % world_size:
+        if batch_size < 1:
+            raise ValueError(f"expected batch_size to be at least 1, got {batch_size}")
+        if batch_size % world_size:
             raise ValueError(
-                f"expected batch_size to be a positive multiple of the {world_size} processes that "
-                f"share it, got {batch_size}"
+                f"expected batch_size to be a multiple of the {world_size} processes that share "
+                f"it, got {batch_size}"
             )
         if not 0 <= rank < world_size:
             raise ValueError(f"expected rank in [0, {world_size}), got {rank}")

@@ -49,6 +49,12 @@ def test_damage_is_named_with_exit_code_1(command, store, capsys):
     assert error.count("\n") == 1
 
 
+def test_a_store_that_is_none_is_told_without_options_of_others(command, tmp_path, capsys):
+    assert command("verify", tmp_path) == 1
+    error = capsys.readouterr().err
+    assert "holds no whole episode" in error and "data.path" not in error
+
+
 def test_importing_a_video_folder_that_is_not_there(command, tmp_path, capsys):
     missing = tmp_path / "missing"
     assert command("import", missing, tmp_path / "store", "--image-size", 8, 8) == 1

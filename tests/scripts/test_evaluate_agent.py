@@ -226,6 +226,21 @@ def test_settings_are_checked_before_anything_is_played(load_script, changes, me
         load_script("evaluate_agent").main.__wrapped__(config)
 
 
+def test_runs_that_can_not_be_compared_are_not_played(load_script, save_run, tmp_path):
+    runs = [save_run(tmp_path / name, "objects") for name in ("one", "two")]
+    for run in runs:
+        (run / "progress.csv").write_text("step,return\n1,0.5\n")
+    for given, message in (
+        ([runs[0], runs[0]], "each run once, got .*one given twice"),
+        (runs, "with seed 4, got .*one and .*two"),
+    ):
+        config = OmegaConf.create(settings(checkpoint=list(map(str, given))))
+        del config["hydra"]
+        with pytest.raises(ValueError, match=message):
+            load_script("evaluate_agent").main.__wrapped__(config)
+        assert not (runs[0] / "evaluation.json").exists()
+
+
 def test_training_ends_with_an_evaluation(workplace):
     options = [
         *("env=sprites-object_goal", "env.size=32", "env.max_steps=9", "obs=objects"),

@@ -123,6 +123,21 @@ def test_a_value_of_another_kind_is_one_sentence(command, argument, sentence):
 
 
 @pytest.mark.parametrize(
+    ("argument", "sentence"),
+    [
+        ("num_slots=0", "expected num_slots of at least 1, got 0"),
+        ("slot_dim=-1", "expected slot_dim of at least 1, got -1"),
+        ("image_size=[0,64]", "expected image_size of at least 1, got [0, 64]"),
+        ("data.batch_size=0", "expected data.batch_size of at least 1, got 0"),
+        ("optimizer.lr=-1", "expected optimizer.lr of at least 0, got -1"),
+    ],
+)
+def test_a_number_too_small_is_told_by_its_option(command, argument, sentence):
+    code, seen, err = command("env=sprites", argument)
+    assert (code, seen, err) == (1, [], f"pretrain_slots: {sentence}\n")
+
+
+@pytest.mark.parametrize(
     "argument",
     [
         *("trainer.max_steps=null", "trainer.precision=bf16-mixed", "trainer.precision=32"),
@@ -402,6 +417,19 @@ def test_freed_memory_is_kept_unless_switched_off(extra, is_kept):
 )
 def test_added_overrides_stand_beside_the_users(arguments, expected):
     assert launch.with_overrides(arguments, ["x=1"]) == expected
+
+
+@pytest.mark.parametrize(
+    "name", ["compare", "compare_encoders", "compare_methods", "compare_set_prediction"]
+)
+def test_comparing_scripts_say_their_defaults_and_where_they_write(
+    name, load_script, monkeypatch, capsys
+):
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        load_script(name).main()
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"(default: outputs/{name})" in text and f"python scripts/{name}.py" in text
 
 
 @pytest.mark.parametrize("name", ["compare_encoders", "compare_methods", "compare_set_prediction"])

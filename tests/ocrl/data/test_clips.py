@@ -132,6 +132,7 @@ def test_one_episode_at_least_is_held_out(tmp_path):
         ({"segmentation": ["scene"]}, r"segmentation 'scene'.*got \['entities'\]"),
         ({"split": "test"}, "'train', 'holdout' or 'all', got 'test'"),
         ({"holdout": 1.0}, "fraction between 0 and 1, got 1.0"),
+        ({"batch_size": 0}, "batch_size to be at least 1, got 0"),
         ({"batch_size": 7, "world_size": 2}, "multiple of the 2 processes .*got 7"),
         ({"rank": 2, "world_size": 2}, r"rank in \[0, 2\), got 2"),
     ],
