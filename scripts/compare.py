@@ -34,7 +34,7 @@ from ocrl.page import write_text
 def main() -> None:
     """Read the runs, compare them and write what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=WithDefaults)
-    parser.add_argument("runs", nargs="*", default=[], type=Path, help="or folders of runs")
+    parser.add_argument("runs", nargs="*", default=[], type=Path, help="or folders of them")
     parser.add_argument("--fraction", type=float, default=FRACTION, help="of the best return")
     output = Path("outputs/compare")
     parser.add_argument("--output", type=Path, default=output, help="folder of what is written")
