@@ -52,7 +52,8 @@ def grouped(runs: Sequence[Run]) -> Table:
     """Runs by environment and method, in the order given.
 
     Raises:
-        ValueError: if there is no run, or two are of one environment, method and seed.
+        ValueError: if there is no run, one is there twice, or two are of one environment, method
+            and seed.
     """
     if not runs:
         raise ValueError("expected at least one run, got none")
@@ -60,6 +61,8 @@ def grouped(runs: Sequence[Run]) -> Table:
     for run in runs:
         others = table.setdefault(run.env, {}).setdefault(run.method, [])
         for other in others:
+            if other.path.resolve() == run.path.resolve():
+                raise ValueError(f"expected each run once, got {run.path} given twice")
             if other.seed == run.seed:
                 raise ValueError(
                     f"expected one run of {run.method} on {run.env} with seed {run.seed}, got "

@@ -132,8 +132,7 @@ def evaluate_horizons(
         ValueError: if `horizons` do not rise from 1 on, there is no clip, a clip is too short or
             lacks the actions that the dynamics asks for, or slots are not finite.
     """
-    if not horizons or horizons[0] < 1 or list(horizons) != sorted(set(horizons)):
-        raise ValueError(f"expected horizons that rise from 1 on, got {list(horizons)}")
+    check_horizons(horizons)
     tally = _Tally(model, tuple(horizons), preset, judge or model.model.encoder.backbone)
     was_training = model.training
     model.eval()
@@ -149,6 +148,16 @@ def evaluate_horizons(
     if not tally.truths:
         raise ValueError("expected at least one clip to evaluate on, got none")
     return tally.result()
+
+
+def check_horizons(horizons: Sequence[int]) -> None:
+    """Refuse horizons that can not be measured, before anything is read for them.
+
+    Raises:
+        ValueError: if there is none, or they do not rise from 1 on.
+    """
+    if not horizons or horizons[0] < 1 or list(horizons) != sorted(set(horizons)):
+        raise ValueError(f"expected horizons that rise from 1 on, got {list(horizons)}")
 
 
 class _Tally:

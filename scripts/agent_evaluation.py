@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,17 @@ from observations import SLOTS, observed_again
 
 from ocrl import checkpoint
 from ocrl.agents import saving
+from ocrl.agents.comparison import grouped
 from ocrl.agents.evaluation import RandomAgent, evaluate, own_random_numbers
 from ocrl.agents.interface import Agent
-from ocrl.agents.results import EVALUATION, read_evaluation, write_evaluation
+from ocrl.agents.results import (
+    EVALUATION,
+    PROGRESS,
+    Run,
+    read_evaluation,
+    read_progress,
+    write_evaluation,
+)
 from ocrl.agents.video import Look, Recording, draw, record, write_video
 from ocrl.envs import make_vec
 from ocrl.envs.crafter import crafter_score
@@ -39,6 +47,20 @@ def settings_after_training(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     given = {"episodes": "num_episodes", "is_deterministic": "is_deterministic"}
     overrides = [f"{key}={evaluation[name]}" for key, name in given.items()]
     return dict(checkpoint.plain(hydra.compose("evaluate_agent", overrides=overrides)))
+
+
+def check_comparable(runs: Sequence[Path | str]) -> None:
+    """Refuse runs that can not stand in one table, before any of them is played.
+
+    Raises:
+        FileNotFoundError: if one of them is not there.
+        ValueError: if one is given twice, or two are of one environment, method and seed.
+    """
+    found = []
+    for run in runs:
+        known = identity(run, meta=saving.read_meta(run), config=saving.read_config(run))
+        found.append(Run(Path(run), known, read_progress(Path(run) / PROGRESS)))
+    grouped(found)
 
 
 def evaluate_run(

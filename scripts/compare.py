@@ -7,10 +7,10 @@
 
 A run is a directory that scripts/train_agent.py left, or one kept in results/; a folder of runs
 stands for all of them. Runs are grouped by environment, observation and agent. The table goes to
-the terminal; table.md, comparison.json and report.html beside it. `--write` keeps what is needed to
-compare again, a few kilobytes a run. `--slots` sets success against how well the encoders find
-objects, in slots.html and slots.json, instead of comparing. `--readme` writes the tables of what
-is kept in results/ between the two marker comments of each file.
+the terminal; table.md, comparison.json and report.html go into `--output`. `--write` keeps what is
+needed to compare again, a few kilobytes a run. `--slots` sets success against how well the encoders
+find objects, in slots.html and slots.json, instead of comparing. `--readme` writes the tables of
+what is kept in results/ between the two marker comments of each file.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from comparison import WithDefaults
 from kept_results import FRACTION, RESULTS, found_runs, keep, read_published, with_tables
 
 from ocrl.agents import slot_quality
@@ -33,13 +34,12 @@ from ocrl.page import write_text
 
 def main() -> None:
     """Read the runs, compare them and write what was asked for."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("runs", nargs="*", type=Path)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=WithDefaults)
+    parser.add_argument("runs", nargs="*", default=[], type=Path, help="or folders of them")
     parser.add_argument("--fraction", type=float, default=FRACTION, help="of the best return")
-    parser.add_argument("--output", type=Path, default=Path("outputs/compare"))
-    parser.add_argument("--title", default="Agents side by side")
+    output = Path("outputs/compare")
+    parser.add_argument("--output", type=Path, default=output, help="folder of what is written")
+    parser.add_argument("--title", default="Agents side by side", help="of the page")
     parser.add_argument("--write", type=Path, help="keep the runs in this folder")
     parser.add_argument("--slots", help="a figure of discovery, such as video_fg_ari")
     parser.add_argument(

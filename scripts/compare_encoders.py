@@ -14,7 +14,7 @@ import json
 import sys
 from pathlib import Path
 
-from comparison import MODEL, header, run, score_rows
+from comparison import MODEL, WithDefaults, header, run, score_rows
 from launch import resumable
 
 _METRICS = {"video_fg_ari": "video FG-ARI", "video_mbo_i": "video mBO"}
@@ -25,12 +25,13 @@ _ENCODERS = ("psb", "savi", f"smooth_sa,{_PREHEAT}")
 @resumable()
 def main() -> None:
     """Train what is missing, then print the table and write it beside the runs."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("--envs", nargs="+", default=["sprites", "crafter"])
-    parser.add_argument("--encoders", nargs="+", default=list(_ENCODERS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--output", type=Path, default=Path("outputs/compare_encoders"))
-    parser.add_argument("overrides", nargs="*", help="for every run, after --")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=WithDefaults)
+    parser.add_argument("--envs", nargs="+", default=["sprites", "crafter"], help="as env=NAME")
+    parser.add_argument("--encoders", nargs="+", default=list(_ENCODERS), help="as encoder=NAME")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="a run for each")
+    output = Path("outputs/compare_encoders")
+    parser.add_argument("--output", type=Path, default=output, help="folder of runs and table.md")
+    parser.add_argument("overrides", nargs="*", default=[], help="for every run, after --")
     arguments = parser.parse_args()
     rows: list[str] = []
     for env in arguments.envs:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from comparison import MODEL, header, run, score_rows
+from comparison import MODEL, WithDefaults, header, run, score_rows
 from launch import num_cores, resumable
 from mistakes import CONFIGS, options_of, unknown
 
@@ -45,16 +45,16 @@ _NEEDS = {
 @resumable()
 def main() -> None:
     """Train what is missing, then print the table and write it beside the runs."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=WithDefaults)
     known = options_of(_GROUP)
-    parser.add_argument("--envs", nargs="+", default=["sprites", "scenes", "crafter"])
-    parser.add_argument("--methods", nargs="+", default=known)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    envs = ["sprites", "scenes", "crafter"]
+    parser.add_argument("--envs", nargs="+", default=envs, help="as env=NAME")
+    parser.add_argument("--methods", nargs="+", default=known, help="as experiment=small/NAME")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="a run for each")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; they share the cores")
-    parser.add_argument("--output", type=Path, default=Path("outputs/compare_methods"))
-    parser.add_argument("overrides", nargs="*", help="for every run, after --")
+    output = Path("outputs/compare_methods")
+    parser.add_argument("--output", type=Path, default=output, help="folder of runs and table.md")
+    parser.add_argument("overrides", nargs="*", default=[], help="for every run, after --")
     arguments = parser.parse_args()
     for group, options, given in (
         ("method", known, arguments.methods),

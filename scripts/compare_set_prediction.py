@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from comparison import header, run
+from comparison import WithDefaults, header, run
 from launch import resumable
 
 _ITERATIONS = {
@@ -34,14 +34,17 @@ _ITERATIONS = {
 @resumable()
 def main() -> None:
     """Train what is missing, then print the table and write it beside the runs."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("--env", default="sprites")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=WithDefaults)
+    parser.add_argument("--env", default="sprites", help="as env=NAME")
     parser.add_argument("--experiment", default="set_prediction", help="the recipe of all runs")
-    parser.add_argument("--methods", nargs="+", default=list(_ITERATIONS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--iterations", type=int, default=3)
-    parser.add_argument("--output", type=Path, default=Path("outputs/compare_set_prediction"))
-    parser.add_argument("overrides", nargs="*", help="for every run, after --")
+    parser.add_argument("--methods", nargs="+", default=list(_ITERATIONS), help="as encoder=NAME")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="a run for each")
+    parser.add_argument("--iterations", type=int, default=3, help="rounds, where a method has any")
+    output = Path("outputs/compare_set_prediction")
+    parser.add_argument(
+        "--output", type=Path, default=output, help="folder of runs, table.md and metrics.json"
+    )
+    parser.add_argument("overrides", nargs="*", default=[], help="for every run, after --")
     arguments = parser.parse_args()
     spec = f"properties@decoder.spec={arguments.env.split('-')[0]}"
     shared = [f"experiment={arguments.experiment}", spec]

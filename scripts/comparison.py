@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import statistics
 import sys
@@ -15,6 +16,10 @@ from processes import call, ending_all
 
 MODEL = "model"
 """The name under which results have a model's scores; the others are baselines."""
+
+
+class WithDefaults(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Help with the script's docstring as it stands and the default of every option."""
 
 
 def run(

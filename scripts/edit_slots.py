@@ -22,7 +22,7 @@ from ocrl.types import Clip
 from ocrl.visualize import spread, to_png
 
 
-@script("edit")
+@script("edit", goes_on=False)
 def main(config: DictConfig) -> None:
     """Load, encode, edit, draw, write."""
     subject = subject_of(config)

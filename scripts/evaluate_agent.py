@@ -11,8 +11,9 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
-from agent_evaluation import evaluate_run
+from agent_evaluation import check_comparable, evaluate_run
 from kept_results import FRACTION, read_published
+from measuring import check_rate
 from omegaconf import DictConfig
 from processes import only_writer
 from rich.console import Console
@@ -23,7 +24,7 @@ from ocrl.agents.comparison_table import evaluation_rows, markdown, markdown_tab
 from ocrl.agents.results import read_run
 
 
-@script("evaluate_agent", writes_here=False)
+@script("evaluate_agent", writes_here=False, goes_on=False)
 def main(config: DictConfig) -> None:
     """Evaluate each run, print its table, and that over seeds where there are several."""
     settings = checkpoint.plain(config)
@@ -33,9 +34,12 @@ def main(config: DictConfig) -> None:
     for name in ("episodes", "num_envs", "video_steps"):
         if settings[name] < 1:
             raise ValueError(f"expected {name} of at least 1, got {settings[name]}")
+    check_rate(settings["frames_per_second"])
     if not settings["seeds"]:
         raise ValueError("expected seeds=[NUMBER,...], got none")
     runs = [runs] if isinstance(runs, str) else list(runs)
+    if len(runs) > 1:
+        check_comparable(runs)
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     for run in runs:
         console.print(f"{run}: {settings['episodes']} episodes for each of {settings['seeds']}")

@@ -19,7 +19,7 @@ from ocrl.report import example_movie, summary, write_results
 from ocrl.visualize import to_gif
 
 
-@script("evaluate")
+@script("evaluate", goes_on=False)
 def main(config: DictConfig) -> None:
     """Load, measure, write."""
     subject = subject_of(config)

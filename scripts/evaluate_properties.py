@@ -21,7 +21,7 @@ from ocrl.log import TensorBoard
 from ocrl.set_prediction import SetPredictionResult, evaluate_set_prediction, spec_of
 
 
-@script("evaluate_properties")
+@script("evaluate_properties", goes_on=False)
 def main(config: DictConfig) -> None:
     """Load, measure, write."""
     subject = subject_of(config)

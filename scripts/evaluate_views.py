@@ -12,6 +12,7 @@ from measuring import subject_of
 from omegaconf import DictConfig
 
 from ocrl.data.clips import evaluation_clips
+from ocrl.data.sources import stored_presets
 from ocrl.data.store import EpisodeStore
 from ocrl.log import TensorBoard
 from ocrl.model import SlotModel
@@ -20,7 +21,7 @@ from ocrl.novel_views_report import summary, write_views
 from ocrl.posed import is_posed
 
 
-@script("evaluate_views")
+@script("evaluate_views", goes_on=False)
 def main(config: DictConfig) -> None:
     """Load, measure, write."""
     subject = subject_of(config)
@@ -35,7 +36,7 @@ def main(config: DictConfig) -> None:
         store,
         **data,
         image_size=subject.image_size,
-        segmentation=[preset] if f"segmentation/{preset}" in store.arrays else [],
+        segmentation=stored_presets([preset], store.arrays, path=store.path),
         depth="depth" in store.arrays,
     )
     result = evaluate_views(

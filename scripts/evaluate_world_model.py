@@ -15,17 +15,18 @@ from worlds import action_sizes, ending_clips
 import ocrl
 from ocrl.data.sources import is_footage, read_clips
 from ocrl.data.store import EpisodeStore
-from ocrl.horizon import evaluate_horizons
+from ocrl.horizon import check_horizons, evaluate_horizons
 from ocrl.horizon_report import summary, write_results
 from ocrl.log import TensorBoard
 from ocrl.world_model import WorldModel
 
 
-@script("evaluate_world_model")
+@script("evaluate_world_model", goes_on=False)
 def main(config: DictConfig) -> None:
     """Load, measure, write."""
     subject = subject_of(config)
     settings, data, model = subject.settings, dict(subject.data), subject.model
+    check_horizons(settings["horizons"])
     if not isinstance(model, WorldModel):
         raise ValueError(
             f"expected the checkpoint of a world model at {settings['checkpoint']}, as "

@@ -18,7 +18,7 @@ from ocrl.inspection.explorer import explore, render_explorer
 from ocrl.page import write_text
 
 
-@script("explore")
+@script("explore", goes_on=False)
 def main(config: DictConfig) -> None:
     """Load, encode, write."""
     subject = subject_of(config)

@@ -8,6 +8,10 @@ Import this before torch. Two environment variables change what it does:
 
 from __future__ import annotations
 
+# Before all that takes time to load.
+from interruption import BEGINS_ANEW, GOES_ON
+
+# isort: split
 import ctypes
 import math
 import os
@@ -15,13 +19,15 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import yaml
+from help_text import help_text
 from hydra import main as hydra_main
 from hydra.core.hydra_config import HydraConfig
-from mistakes import CONFIGS, check_kinds, explain
+from mistakes import CONFIGS, check_kinds, check_sizes, explain
 from omegaconf import DictConfig
 from processes import only_writer
 
@@ -30,24 +36,25 @@ OF_ENVIRONMENTS = ("rollouts", "experiment", "task")
 
 COMMAND = "command.txt"
 """In the directory of a finished run: what made it."""
-INTERRUPTED = "interrupted; the same command goes on where it was stopped"
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
 _MEBIBYTE = 1 << 20
 _command: list[str] = []
 
 
 def script(
-    name: str, *, writes_here: bool = True
+    name: str, *, writes_here: bool = True, goes_on: bool = True
 ) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
     """Turn `main(config)` into a command over `configs/<name>.yaml`.
 
-    A user's mistake ends in one sentence and exit code 1, an interruption in exit code 130.
+    A user's mistake ends in one sentence and exit code 1, an interruption in exit code 130; it
+    says whether the same command `goes_on` or begins anew.
     One process at a time writes into the command's directory, unless it `writes_here` nothing.
     Where the configuration has a group of `OF_ENVIRONMENTS` and the command line names none of its
     options, that of the environment is taken: `configs/experiment/<env>.yaml`.
     """
 
     def decorate(main: Callable[[DictConfig], None]) -> Callable[[], None]:
+        @wraps(main)
         def run() -> None:
             program = Path(sys.argv[0]).stem
             # Hydra would print its own shorter traceback and exit.
@@ -61,6 +68,7 @@ def script(
                 if errors:
                     return
                 try:
+                    check_sizes(config)
                     with only_writer(output_dir()) if writes_here else nullcontext():
                         main(config)
                 except Exception as error:
@@ -72,11 +80,16 @@ def script(
                 added = [*choices_of_environment(name, sys.argv[1:]), f"hydra.job.name={job}"]
                 sys.argv[1:] = with_overrides(sys.argv[1:], added)
                 check_kinds(name, sys.argv[1:])
+                if {"-h", "--help"} & set(sys.argv[1:]):
+                    overrides = [word for word in sys.argv[1:] if not word.startswith("-")]
+                    told = main.__globals__["__doc__"]
+                    sys.stdout.write(help_text(name, overrides, job=job, docstring=told))
+                    return
                 hydra_main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(task)()
                 if errors:
                     raise errors[0]
             except KeyboardInterrupt as error:
-                _end(program, str(error) or INTERRUPTED, 130)
+                _end(program, str(error) or (GOES_ON if goes_on else BEGINS_ANEW), 130)
             except Exception as error:
                 sentence = explain(error, name, sys.argv[1:])
                 if sentence is None or os.environ.get("OCRL_TRACEBACK") == "1":
@@ -118,7 +131,7 @@ def resumable() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        _end(Path(sys.argv[0]).stem, INTERRUPTED, 130)
+        _end(Path(sys.argv[0]).stem, GOES_ON, 130)
 
 
 def _is_own(word: str) -> bool:

@@ -17,7 +17,7 @@ from ocrl.inspection.object_slots import split_reader
 from ocrl.inspection.probes import ProbeSettings
 
 
-@script("disentangle")
+@script("disentangle", goes_on=False)
 def main(config: DictConfig) -> None:
     """Load, encode, count, edit, write."""
     subject = subject_of(config)

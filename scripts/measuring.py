@@ -74,14 +74,26 @@ def subject_of(config: DictConfig) -> Subject:
     """Open what a command is asked to measure.
 
     Raises:
-        ValueError: if the command line names no checkpoint or no data, or there is no such device.
+        ValueError: if the command line names no checkpoint or no data, moving pictures could not be
+            written at that rate, or there is no such device.
     """
     settings = checkpoint.plain(config)
     source, data = settings["checkpoint"], settings["data"]
     for key, value in (("checkpoint", source), ("data.path", data["path"])):
         if value is None:
             raise ValueError(f"expected {key}=PATH on the command line, got none")
+    check_rate(settings.get("frames_per_second", 1.0))
     device = find_device(settings["device"])
     meta = checkpoint.read_meta(source)
     model = ocrl.load(source).to(device)
     return Subject(settings, data, model, meta["step"], meta["env"], device)
+
+
+def check_rate(frames_per_second: float | None) -> None:
+    """Refuse a rate of moving pictures before anything is measured for them.
+
+    Raises:
+        ValueError: if it is not above 0.
+    """
+    if frames_per_second is None or not frames_per_second > 0:
+        raise ValueError(f"expected frames_per_second above 0, got {frames_per_second}")

@@ -14,6 +14,14 @@ from hydra.errors import HydraException, InstantiationException, MissingConfigEx
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+_AT_LEAST = {
+    "num_slots": 1,
+    "slot_dim": 1,
+    "image_size": 1,
+    "data.batch_size": 1,
+    "optimizer.lr": 0,
+}
+"""What would else be refused far from the command line, by what is made of it."""
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
@@ -38,17 +46,21 @@ def explain(error: Exception, name: str, arguments: list[str]) -> str | None:
     return None
 
 
-def unknown(what: str, given: str, known: Iterable[str]) -> str:
-    """Say that a name does not exist, which ones do, and which of them is nearest."""
+def unknown(what: str, given: str, known: Iterable[str], *, meant: Sequence[str] = ()) -> str:
+    """Say that a name does not exist, which ones do, and which was meant: else the nearest."""
     names = sorted(known)
-    nearest = difflib.get_close_matches(given, names, n=1, cutoff=0.4)
-    guess = f" Did you mean {nearest[0]!r}?" if nearest else ""
-    return f"there is no {what} {given!r}; there are {', '.join(names)}.{guess}"
+    meant = meant or difflib.get_close_matches(given, names, n=1, cutoff=0.4)
+    return f"there is no {what} {given!r}; there are {', '.join(names)}.{_guess(meant)}"
+
+
+def _guess(meant: Sequence[str]) -> str:
+    return f" Did you mean {' or '.join(map(repr, meant))}?" if meant else ""
 
 
 def options_of(group: str) -> list[str]:
-    """Names of the files in a configuration group."""
-    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+    """Names of the files in a configuration group, those in its folders as folder/name."""
+    files = (path.relative_to(CONFIGS / group) for path in (CONFIGS / group).rglob("*.yaml"))
+    return sorted(file.with_suffix("").as_posix() for file in files)
 
 
 def _one_line(error: BaseException) -> str:
@@ -64,14 +76,32 @@ def _explain_override(error: Exception, name: str, arguments: list[str]) -> str:
             continue
         known = known_keys(name, arguments, without=argument)
         if known and key not in known:
-            depth = key.count(".")
-            parent = key.rpartition(".")[0]
-            known = {k for k in known if not k.endswith("_target_")}
-            siblings = [
-                k for k in known if k.count(".") == depth and k.rpartition(".")[0] == parent
-            ]
-            return unknown("option", key, siblings or [k for k in known if "." not in k])
+            return _unknown_option(key, {k for k in known if not k.endswith("_target_")})
     return _one_line(error)
+
+
+def _unknown_option(key: str, known: set[str]) -> str:
+    if "@" in key:
+        places = [k for k in known if "@" in k] or [k for k in known if "." not in k]
+        adds = f" +{key} adds it." if options_of(key.partition("@")[0]) else ""
+        return unknown("group", key, places) + adds
+    parent = key.rpartition(".")[0]
+    siblings = [k for k in known if "@" not in k and k.rpartition(".")[0] == parent]
+    meant = _of_same_name(key, known)
+    if not siblings and parent in known and not options_of(parent):
+        return f"there is no option {key!r}: {parent} is a value.{_guess(meant)}"
+    return unknown("option", key, siblings or [k for k in known if "." not in k], meant=meant)
+
+
+def _of_same_name(key: str, known: set[str]) -> list[str]:
+    """Up to three options that end as a key does, below what exists of the way to it."""
+    parent, _, last = key.rpartition(".")
+    while parent and not any(k.startswith(f"{parent}.") for k in known):
+        parent = parent.rpartition(".")[0]
+    below = f"{parent}." if parent else ""
+    groups = [k for k in known if k.startswith(f"{last}@{below}")]
+    same = [k for k in known if k.startswith(below) and k.endswith(f".{last}") and "@" not in k]
+    return sorted(groups or same, key=lambda k: (k.count("."), k))[:3]
 
 
 def check_kinds(name: str, arguments: Sequence[str]) -> None:
@@ -89,7 +119,7 @@ def check_kinds(name: str, arguments: Sequence[str]) -> None:
         parsed = OverridesParser.create().parse_overrides(given)
         values = [o for o in parsed if "." in o.key_or_group or o.key_or_group not in groups]
         chosen = [o.input_line for o in parsed if o not in values or o.is_add()]
-        config = _composed(name, [word for word in chosen if word is not None])
+        config = composed(name, [word for word in chosen if word is not None])
     except (HydraException, OmegaConfBaseException):
         return  # said better where the configuration is composed
     for override in values:
@@ -100,6 +130,19 @@ def check_kinds(name: str, arguments: Sequence[str]) -> None:
         if expected is not None:
             shown = override.get_value_string()
             raise ValueError(f"expected {override.key_or_group} to be {expected}, got {shown}")
+
+
+def check_sizes(config: DictConfig) -> None:
+    """Refuse numbers that are too small for any model, by the name of their option.
+
+    Raises:
+        ValueError: naming the first of them.
+    """
+    for key, least in _AT_LEAST.items():
+        value = _standing(config, key)
+        numbers = value if isinstance(value, ListConfig) else [value]
+        if any(isinstance(number, int | float) and number < least for number in numbers):
+            raise ValueError(f"expected {key} of at least {least}, got {value}")
 
 
 def _standing(config: DictConfig, key: str) -> Any:
@@ -124,22 +167,30 @@ def _kind_beside(stands: Any, value: Any) -> str | None:
 
 
 def known_keys(name: str, arguments: list[str], *, without: str) -> set[str]:
-    """Every dotted key, and every group, that the command line may set."""
+    """Every dotted key, and every group in its place, that the command line may set."""
     groups = _groups()
     others = [argument for argument in arguments if argument != without and "=" in argument]
     for overrides in (others, [a for a in others if a.split("=", 1)[0] in groups], []):
         try:
             OverridesParser.create().parse_overrides(overrides)
-            config = _composed(name, overrides)
+            config = composed(name, overrides)
         except (HydraException, OmegaConfBaseException):
             continue
-        return groups | set(_dotted(OmegaConf.to_container(config), ""))
+        keys = set(_dotted(OmegaConf.to_container(config), ""))
+        return keys | set(chosen_groups(name, overrides))
     return set()
 
 
-def _composed(name: str, overrides: list[str]) -> DictConfig:
+def chosen_groups(name: str, overrides: list[str]) -> list[str]:
+    """The groups that a configuration chooses from, each as group or group@place."""
+    choices = composed(name, overrides, with_hydra=True).hydra.runtime.choices
+    return sorted(key for key in map(str, choices) if not key.startswith("hydra/"))
+
+
+def composed(name: str, overrides: list[str], *, with_hydra: bool = False) -> DictConfig:
+    """The configuration that a command line makes, with Hydra's own part if asked for."""
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
-        return compose(name, overrides=overrides)
+        return compose(name, overrides=overrides, return_hydra_config=with_hydra)
 
 
 def _groups() -> set[str]:

@@ -15,6 +15,7 @@ from rich.console import Console
 import ocrl
 from ocrl import checkpoint
 from ocrl.data.clips import ClipLoader, Prefetcher, evaluation_clips
+from ocrl.data.sources import stored_presets
 from ocrl.data.store import EpisodeStore
 from ocrl.discovery import evaluate_discovery
 from ocrl.distributed import World, join_world
@@ -52,7 +53,7 @@ def pretrain(config: DictConfig, *, directory: Path, env: str, encoder: str) -> 
         loader = training_clips(store, settings, seed=trainer.seed, world=world, **shared)
         held_out = shared | {
             "clip_length": evaluation["clip_length"],
-            "segmentation": [p for p in data["presets"] if f"segmentation/{p}" in store.arrays],
+            "segmentation": stored_presets(data["presets"], store.arrays, path=store.path),
             "objects": any(name.startswith("objects/") for name in store.arrays),
         }
         for name in ("num_clips", "num_clips_in_training"):

@@ -19,7 +19,7 @@ from ocrl.inspection.probe_report import compare_probes, summary, write_probes
 from ocrl.inspection.probes import ProbeSettings
 
 
-@script("probe")
+@script("probe", goes_on=False)
 def main(config: DictConfig) -> None:
     """Load, encode, probe, write."""
     subject = subject_of(config)

@@ -20,7 +20,7 @@ from ocrl.scene_prior import ScenePrior, scene_picture
 from ocrl.visualize import to_png
 
 
-@script("sample_scenes")
+@script("sample_scenes", goes_on=False)
 def main(config: DictConfig) -> None:
     """Load, draw, write."""
     settings = checkpoint.plain(config)

@@ -12,8 +12,9 @@ from omegaconf import DictConfig
 
 from ocrl import checkpoint
 from ocrl.data.clips import Split, evaluation_clips, split_episodes
-from ocrl.data.sources import stored_clips
+from ocrl.data.sources import stored_clips, stored_presets
 from ocrl.data.store import EpisodeStore
+from ocrl.horizon import check_horizons
 from ocrl.interfaces import SlotCodes
 from ocrl.model import SlotModel
 from ocrl.types import Clip
@@ -110,8 +111,14 @@ def build_world(
 def held_out_clips(
     config: DictConfig, model: WorldModel, store: EpisodeStore
 ) -> Callable[[int], Iterator[Clip]]:
-    """Gives so many held-out clips, of the context and the longest horizon of the evaluation."""
+    """Gives so many held-out clips, of the context and the longest horizon of the evaluation.
+
+    Raises:
+        ValueError: if the horizons do not rise, or the episodes have other segmentations only.
+    """
     evaluation = config.evaluation
+    check_horizons(evaluation.horizons)
+    stored_presets([evaluation.preset], store.arrays, path=store.path)
     return lambda num_clips: stored_clips(
         store,
         image_size=model.model.encoder.backbone.image_size,

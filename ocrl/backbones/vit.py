@@ -139,13 +139,15 @@ class ViT(Backbone):
 
 def _load(path: str) -> Any:
     try:
+        from huggingface_hub.utils import logging as hub_logging
         from transformers import AutoModel
         from transformers.utils import logging
     except ImportError as error:
         raise ImportError("the vit backbone needs transformers: pip install 'ocrl[vit]'") from error
-    verbosity = logging.get_verbosity()
-    # What does not fit is told below, in one sentence.
+    verbosity, verbosity_of_hub = logging.get_verbosity(), hub_logging.get_verbosity()
+    # What does not fit, or can not be reached, is told below, in one sentence.
     logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()
     try:
         network, found = AutoModel.from_pretrained(
             path, output_loading_info=True, ignore_mismatched_sizes=True
@@ -153,10 +155,12 @@ def _load(path: str) -> Any:
     except (OSError, ValueError) as error:
         raise OSError(
             f"expected a folder with config.json and weights, or a name on the Hugging Face hub, "
-            f"got {path!r}: {str(error).splitlines()[0]}"
+            f"got {path!r}: {str(error).splitlines()[0]} Without a network, copy that folder from "
+            "where there is one and give it as vit=FOLDER"
         ) from error
     finally:
         logging.set_verbosity(verbosity)
+        hub_logging.set_verbosity(verbosity_of_hub)
     misfits = [*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])]
     # A pooler is not read here, and many published networks have none.
     misfits = sorted(name for name in misfits if "pooler" not in name)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ocrl.data.folders import open_picture
+from ocrl.data.folders import check_image_size, open_picture
 from ocrl.data.format import Arrays
 from ocrl.data.store import EpisodeStore, EpisodeWriter, new_folder
 
@@ -52,6 +52,7 @@ def import_clevr(
         ValueError: if the scenes or a picture can not be read, or name another class than CLEVR's.
         OSError: if the store can not be written.
     """
+    check_image_size(image_size)
     source = Path(source)
     scenes = _read_scenes(source / "scenes" / f"CLEVR_{split}_scenes.json")
     most = max(len(scene["objects"]) for scene in scenes)

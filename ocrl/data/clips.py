@@ -116,8 +116,8 @@ class _ClipReader:
         if image_size is not None and (tuple(image_size) != found or spec.dtype != "|u1"):
             raise ValueError(
                 f"expected uint8 frames of image_size {tuple(image_size)} in {self.store.path}, "
-                f"got {np.dtype(spec.dtype)} frames of {found}; set image_size to that, or collect "
-                "episodes of the size wanted"
+                f"got {np.dtype(spec.dtype)} frames of {found}; train or take a model of that "
+                "image_size, or collect episodes of the size wanted"
             )
 
     def _depth_name(self) -> str:
@@ -237,10 +237,12 @@ class ClipLoader:
             ValueError: if no episode is long enough, frames are not of `image_size`, a preset or
                 depth is not stored, or `batch_size` cannot be shared out.
         """
-        if batch_size < 1 or batch_size % world_size:
+        if batch_size < 1:
+            raise ValueError(f"expected batch_size to be at least 1, got {batch_size}")
+        if batch_size % world_size:
             raise ValueError(
-                f"expected batch_size to be a positive multiple of the {world_size} processes that "
-                f"share it, got {batch_size}"
+                f"expected batch_size to be a multiple of the {world_size} processes that share "
+                f"it, got {batch_size}"
             )
         if not 0 <= rank < world_size:
             raise ValueError(f"expected rank in [0, {world_size}), got {rank}")

@@ -67,6 +67,7 @@ def read_episodes(
         image_size: as there.
         max_frames: no more than so many of the first frames of each are read; None for all.
     """
+    check_image_size(image_size)
     source = Path(source)
     if not source.exists():
         raise FileNotFoundError(f"no pictures or video at {source}; correct the path")
@@ -85,6 +86,17 @@ def read_episodes(
         yield file.stem, {"frames": frames}
     if not videos:
         yield from _read_tree(source, None, image_size, max_frames)
+
+
+def check_image_size(image_size: Sequence[int] | None) -> None:
+    """Refuse a size that no picture can be brought to.
+
+    Raises:
+        ValueError: if a side is shorter than a pixel.
+    """
+    if image_size is not None and min(image_size) < 1:
+        sides = " ".join(map(str, image_size))
+        raise ValueError(f"expected an image size of at least 1 1, got {sides}")
 
 
 def read_frames(

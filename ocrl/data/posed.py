@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ocrl.data.folders import open_picture
+from ocrl.data.folders import check_image_size, open_picture
 from ocrl.data.format import Arrays
 from ocrl.data.store import EpisodeStore, EpisodeWriter, new_folder
 
@@ -70,6 +70,7 @@ def import_posed(
     """
     if layout not in LAYOUTS:
         raise ValueError(f"expected a layout of {', '.join(LAYOUTS)}, got {layout!r}")
+    check_image_size(image_size)
     source = Path(source)
     if not source.is_dir():
         raise FileNotFoundError(f"no folder {source}; correct the path")

@@ -5,7 +5,7 @@ B batch, T frames, H W image.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -51,7 +51,7 @@ def read_clips(
 
     Raises:
         FileNotFoundError: if there is nothing at `path`.
-        ValueError: if it cannot be read, or does not fit.
+        ValueError: if it cannot be read, does not fit, or has other segmentations only.
     """
     if is_footage(path):
         yield from _read_footage(path, image_size, presets, max_frames)
@@ -82,6 +82,9 @@ def stored_clips(
     """Clips of a store that is open, with its objects and those of `presets` that it has.
 
     The other arguments are those of `evaluation_clips`.
+
+    Raises:
+        ValueError: as there, or if it has other segmentations only.
     """
     return evaluation_clips(
         store,
@@ -91,9 +94,26 @@ def stored_clips(
         holdout=holdout,
         batch_size=batch_size,
         image_size=image_size,
-        segmentation=[name for name in presets if f"segmentation/{name}" in store.arrays],
+        segmentation=stored_presets(presets, store.arrays, path=store.path),
         objects=any(name.startswith("objects/") for name in store.arrays),
     )
+
+
+def stored_presets(presets: Sequence[str], arrays: Iterable[str], *, path: str | Path) -> list[str]:
+    """Those of the presets that are among the arrays of an episode.
+
+    Raises:
+        ValueError: if none is, although there are others: a name that is misspelt would look like
+            data without masks.
+    """
+    stored = sorted(a.removeprefix("segmentation/") for a in arrays if "segmentation/" in a)
+    found = [preset for preset in presets if preset in stored]
+    if presets and stored and not found:
+        raise ValueError(
+            f"expected a segmentation of {path}, one of {', '.join(stored)}, got "
+            f"{', '.join(map(repr, presets))}; correct the name"
+        )
+    return found
 
 
 def _read_footage(
@@ -106,7 +126,6 @@ def _read_footage(
         is_first[:, 0] = True
         truth = {
             preset: arrays[f"segmentation/{preset}"][None].to(torch.int32)
-            for preset in presets
-            if f"segmentation/{preset}" in arrays
+            for preset in stored_presets(presets, arrays, path=path)
         }
         yield Clip(video, is_first, segmentation=truth)

@@ -27,9 +27,7 @@ __all__ = ["EpisodeStore", "EpisodeWriter", "Verify", "new_folder"]
 Verify = Literal["lazy", "full", "none"]
 _MAX_WARNINGS = 5
 _logger = logging.getLogger(__name__)
-_HOW_TO_COLLECT = (
-    "collect episodes with `python scripts/collect_rollouts.py`, or correct `data.path`"
-)
+_HOW_TO_COLLECT = "collect episodes with `python scripts/collect_rollouts.py`, or correct the path"
 
 
 class EpisodeStore:

@@ -1,6 +1,7 @@
 """Curves, steps to a threshold and estimates follow from the runs; pages show all of them."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -174,6 +175,8 @@ def test_mistakes(runs):
     with pytest.raises(ValueError, match="at least one run, got none"):
         grouped([])
     with pytest.raises(ValueError, match=r"expected one run of pixels ppo on .* with seed 0, got"):
+        grouped([runs[0], replace(runs[0], path=runs[0].path / "again")])
+    with pytest.raises(ValueError, match=r"each run once, got .* given twice"):
         grouped([runs[0], runs[0]])
     with pytest.raises(ValueError, match=r"fraction in \(0,1\], got 90"):
         compare(runs, fraction=90)

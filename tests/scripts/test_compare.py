@@ -137,7 +137,7 @@ def test_published_figures_are_of_environments_that_exist_and_name_their_source(
         ((), "expected directories of runs, or --readme FILES"),
         (("nowhere",), "expected the directory of a training run, got nowhere"),
         (("runs", "--fraction", "90"), r"expected a fraction in (0,1], got 90"),
-        (("runs", "runs"), "expected one run of pixels ppo on sprites-object_goal with seed 0"),
+        (("runs", "runs"), "expected each run once, got runs/pixels-0 given twice"),
         (("--readme", "broken.md"), "expected '<!-- results"),
     ],
 )

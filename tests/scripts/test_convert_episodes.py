@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from ocrl.data.store import EpisodeStore, EpisodeWriter
 
@@ -48,11 +49,27 @@ def test_damage_is_named_with_exit_code_1(command, store, capsys):
     assert error.count("\n") == 1
 
 
+def test_a_store_that_is_none_is_told_without_options_of_others(command, tmp_path, capsys):
+    assert command("verify", tmp_path) == 1
+    error = capsys.readouterr().err
+    assert "holds no whole episode" in error and "data.path" not in error
+
+
 def test_importing_a_video_folder_that_is_not_there(command, tmp_path, capsys):
     missing = tmp_path / "missing"
     assert command("import", missing, tmp_path / "store", "--image-size", 8, 8) == 1
     assert "correct the path" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("import_", ["import", "import-clevr", "import-posed --layout uorf"])
+def test_a_size_of_no_pixel_is_one_sentence(command, tmp_path, capsys, import_):
+    Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
+    name, *options = import_.split()
+    arguments = (name, tmp_path, tmp_path / "store", *options, "--image-size", 0, 64)
+    assert command(*arguments) == 1
+    error = capsys.readouterr().err
+    assert "an image size of at least 1 1, got 0 64" in error and error.count("\n") == 1
 
 
 def test_an_unknown_command_lists_those_that_exist(command, capsys):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import yaml
 from gymnasium.spaces import Box
+from omegaconf import OmegaConf
 from PIL import Image
 
 import ocrl
@@ -224,6 +225,32 @@ def test_held_out_worlds_are_of_the_task_and_new(scripts, task):
 def test_the_free_world_has_no_variants(scripts):
     assert scripts["agent_context"].variants_of("sprites", registry.settings("sprites"), True) == {}
     assert scripts["agent_context"].variants_of("crafter", registry.settings("crafter"), True) == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"frames_per_second": 0}, "frames_per_second above 0, got 0")],
+)
+def test_settings_are_checked_before_anything_is_played(load_script, changes, message):
+    config = OmegaConf.create(settings(checkpoint="nowhere", **changes))
+    del config["hydra"]
+    with pytest.raises(ValueError, match=message):
+        load_script("evaluate_agent").main.__wrapped__(config)
+
+
+def test_runs_that_can_not_be_compared_are_not_played(load_script, save_run, tmp_path):
+    runs = [save_run(tmp_path / name, "objects") for name in ("one", "two")]
+    for run in runs:
+        (run / "progress.csv").write_text("step,return\n1,0.5\n")
+    for given, message in (
+        ([runs[0], runs[0]], "each run once, got .*one given twice"),
+        (runs, "with seed 4, got .*one and .*two"),
+    ):
+        config = OmegaConf.create(settings(checkpoint=list(map(str, given))))
+        del config["hydra"]
+        with pytest.raises(ValueError, match=message):
+            load_script("evaluate_agent").main.__wrapped__(config)
+        assert not (runs[0] / "evaluation.json").exists()
 
 
 def test_training_ends_with_an_evaluation(workplace):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -165,11 +166,22 @@ def test_pictures_with_masks(run, workplace):
     assert list(record["table"]["model"]) == ["entities"]
 
 
+@pytest.mark.parametrize("rate", [0, -1, None])
+def test_a_rate_of_no_frames_is_refused_at_the_start(load_script, rate):
+    config = OmegaConf.load(SCRIPT.parents[1] / "configs" / "evaluate.yaml")
+    config.checkpoint = config.data.path = "nowhere"
+    config.frames_per_second = rate
+    del config["hydra"]
+    with pytest.raises(ValueError, match=f"frames_per_second above 0, got {rate}"):
+        load_script("measuring").subject_of(config)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         (["checkpoint=run", "data.path=nowhere"], "nowhere"),
         (["checkpoint=run", "data.path=large", "data.clip_length=4"], "image_size"),
+        (["checkpoint=run", "data.path=episodes", "data.presets=[scne]"], "entities, got 'scne'"),
         (["checkpoint=run", "data.path=episodes", "protocol=slotcontrasts"], "'slotcontrast'"),
         (
             ["checkpoint=run", "data.path=episodes", "data.clip_length=4", "merge=1.5"],

@@ -1,6 +1,7 @@
 import importlib
 import logging
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,7 @@ def command(tmp_path, monkeypatch, capsys):
     """Run a main function as a script would be; gives exit code, configuration and stderr."""
     before, handlers = dict(Singleton._instances), set(logging.getLogger().handlers)
 
-    def run(*arguments, main=None, name="pretrain"):
+    def run(*arguments, main=None, name="pretrain", **options):
         seen = []
 
         def keep(config):
@@ -37,7 +38,7 @@ def command(tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["scripts/pretrain_slots.py", *arguments])
         code = 0
         try:
-            launch.script(name)(keep)()
+            launch.script(name, **options)(keep)()
         except SystemExit as error:
             code = error.code
         finally:
@@ -75,6 +76,35 @@ def test_an_unknown_name_gives_those_that_exist_and_the_nearest(command, argumen
 
 
 @pytest.mark.parametrize(
+    ("name", "arguments", "sentence", "absent"),
+    [
+        (
+            "evaluate",
+            "encoder=savi",
+            "no option 'encoder'; there are baselines",
+            "decoder",
+        ),
+        ("collect", "decoder=mlp", "there are collect, data, env, ", "solver"),
+        ("agent", "agent.n_steps=1", "Did you mean 'agent.arguments.n_steps'?", "'pooling"),
+        (
+            *("agent", "agent.algorithm.n_steps=8"),
+            "'agent.algorithm.n_steps': agent.algorithm is a value. Did you mean "
+            "'agent.arguments.n_steps'?",
+            "there are",
+        ),
+        ("pretrain", "seed=1", "Did you mean 'collect.seed' or 'trainer.seed'?", "append"),
+        ("pretrain", "backbone=vit", "mean 'backbone@encoder.backbone'?", "append"),
+        ("pretrain", "backbone@encoder.backbone=cnn encodr=savi", "mean 'encoder'?", "append"),
+        ("pretrain", "objective@weights.x=preheat", " +objective@weights.x adds it.", "append"),
+    ],
+)
+def test_an_unknown_option_lists_what_the_script_has(command, name, arguments, sentence, absent):
+    code, seen, err = command(*arguments.split(), name=name)
+    assert code == 1 and not seen and err.count("\n") == 1
+    assert sentence in err and absent not in err
+
+
+@pytest.mark.parametrize(
     ("argument", "sentence"),
     [
         ("num_slots=seven", "num_slots to be a number, such as "),
@@ -93,6 +123,21 @@ def test_a_value_of_another_kind_is_one_sentence(command, argument, sentence):
 
 
 @pytest.mark.parametrize(
+    ("argument", "sentence"),
+    [
+        ("num_slots=0", "expected num_slots of at least 1, got 0"),
+        ("slot_dim=-1", "expected slot_dim of at least 1, got -1"),
+        ("image_size=[0,64]", "expected image_size of at least 1, got [0, 64]"),
+        ("data.batch_size=0", "expected data.batch_size of at least 1, got 0"),
+        ("optimizer.lr=-1", "expected optimizer.lr of at least 0, got -1"),
+    ],
+)
+def test_a_number_too_small_is_told_by_its_option(command, argument, sentence):
+    code, seen, err = command("env=sprites", argument)
+    assert (code, seen, err) == (1, [], f"pretrain_slots: {sentence}\n")
+
+
+@pytest.mark.parametrize(
     "argument",
     [
         *("trainer.max_steps=null", "trainer.precision=bf16-mixed", "trainer.precision=32"),
@@ -103,6 +148,39 @@ def test_a_value_of_another_kind_is_one_sentence(command, argument, sentence):
 def test_a_value_of_the_same_kind_nothing_or_another_setting_passes(command, argument):
     code, seen, err = command("env=crafter", argument)
     assert code == 0 and len(seen) == 1 and err == ""
+
+
+@pytest.mark.parametrize(
+    ("script", "name", "groups"),
+    [
+        (
+            *("train_properties", "pretrain"),
+            {"env", "encoder", "decoder", "optimizer", "trainer", "rollouts", "experiment"}
+            | {"objective@objectives.reconstruction", "backbone@encoder.backbone"}
+            | {"initializer@encoder.initializer", "properties@decoder.spec"},
+        ),
+        ("collect_rollouts", "collect", {"env", "rollouts"}),
+        ("evaluate_discovery", "evaluate", set()),
+    ],
+)
+def test_help_is_the_scripts_own(script, name, groups):
+    help_text = importlib.import_module("help_text").help_text
+    chosen = ["experiment=set_prediction"] if name == "pretrain" else []
+    docstring = f"Do what {script} does.\n\npython scripts/{script}.py\n"
+    text = help_text(name, chosen, job=script, docstring=docstring)
+    assert f"  python scripts/{script}.py" in text and "--cfg job shows" in text
+    listed = text.partition("Groups, chosen as")[2].splitlines()[2:]
+    assert {line.partition(": ")[0] for line in listed} == groups
+    assert all(": " in line and line.split(": ")[1] for line in listed)
+    assert (script == "train_properties") == ("Do what" in text)
+
+
+def test_help_is_said_and_nothing_is_done(command):
+    for flag in ("--help", "-h"):
+        code, seen, err = command(flag, "env=sprites", "optimizer=sgd")
+        assert (code, seen, err) == (0, [], "")
+    code, _, err = command("--help", "encodr=savi")
+    assert code == 1 and "Did you mean 'encoder'?" in err
 
 
 def test_settings_of_hydra_are_not_taken_for_the_mistake(command):
@@ -150,6 +228,38 @@ def test_an_interruption_keeps_its_message_and_exits_130(command):
 
     code, _, err = command(main=main)
     assert (code, err) == (130, "pretrain_slots: stopped at step 3\n")
+
+
+@pytest.mark.parametrize(
+    ("goes_on", "says"),
+    [(True, "the same command goes on where it was stopped"), (False, "begins anew")],
+)
+def test_an_interruption_says_whether_the_command_goes_on(command, goes_on, says):
+    def main(config):
+        raise KeyboardInterrupt
+
+    code, _, err = command(main=main, goes_on=goes_on)
+    assert code == 130 and says in err and err.count("\n") == 1
+
+
+def test_what_saves_nothing_on_the_way_does_not_say_that_it_goes_on():
+    scripts = sorted((ROOT / "scripts").glob("*.py"))
+    marked = {path.stem for path in scripts if "goes_on=False" in path.read_text()}
+    measuring = {path.stem for path in scripts if "import subject_of" in path.read_text()}
+    assert marked == measuring | {"evaluate_agent", "sample_scenes"}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are another matter there")
+def test_an_interruption_of_the_imports_is_one_sentence(tmp_path):
+    (tmp_path / "hydra.py").write_text("raise KeyboardInterrupt")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "pretrain_slots.py")],
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "OCRL_TRACEBACK": "0"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stderr == "pretrain_slots: interrupted before anything was begun\n"
+    assert done.returncode == -signal.SIGINT
 
 
 def test_two_commands_do_not_write_into_one_directory(command):
@@ -307,6 +417,19 @@ def test_freed_memory_is_kept_unless_switched_off(extra, is_kept):
 )
 def test_added_overrides_stand_beside_the_users(arguments, expected):
     assert launch.with_overrides(arguments, ["x=1"]) == expected
+
+
+@pytest.mark.parametrize(
+    "name", ["compare", "compare_encoders", "compare_methods", "compare_set_prediction"]
+)
+def test_comparing_scripts_say_their_defaults_and_where_they_write(
+    name, load_script, monkeypatch, capsys
+):
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        load_script(name).main()
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"(default: outputs/{name})" in text and f"python scripts/{name}.py" in text
 
 
 @pytest.mark.parametrize("name", ["compare_encoders", "compare_methods", "compare_set_prediction"])

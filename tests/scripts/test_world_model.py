@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import av
 import numpy as np
@@ -13,6 +14,7 @@ from ocrl import checkpoint
 from ocrl.data.store import EpisodeStore, EpisodeWriter
 from ocrl.world_model import WorldModel
 
+ROOT = Path(__file__).parents[2]
 ENV = ("env=sprites", "env.size=32")
 SMALL = (
     *ENV,
@@ -97,6 +99,25 @@ def test_mistakes_end_in_one_sentence(workplace, trained):
         "evaluation.horizons=[1,900]",
         words="expected evaluation.horizons up to ",
     )
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("horizons=[]", r"horizons that rise from 1 on, got \[\]"),
+        ("data.preset=scne", "one of entities, got 'scne'"),
+    ],
+)
+def test_what_can_not_be_measured_is_refused(workplace, trained, load_script, option, words):
+    config = OmegaConf.merge(
+        OmegaConf.load(ROOT / "configs" / "evaluate_world_model.yaml"),
+        {"checkpoint": str(workplace.output("train_world_model", "small")), "horizons": [1]},
+        {"data": {"path": str(workplace.folder / "episodes")}},
+        OmegaConf.from_dotlist([option]),
+    )
+    del config["hydra"]
+    with pytest.raises(ValueError, match=words):
+        load_script("evaluate_world_model").main.__wrapped__(config)
 
 
 def test_the_actions_of_episodes_are_known(workplace, load_script, tmp_path):

@@ -1,5 +1,6 @@
 """The ViT backbone on small random networks made here."""
 
+import logging
 import sys
 from pathlib import Path
 
@@ -97,6 +98,22 @@ def test_input_size_must_be_whole_patches(folder: str) -> None:
 def test_a_folder_without_network(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="expected a folder with config"):
         make(str(tmp_path))
+
+
+def test_a_hub_out_of_reach_is_told_once_and_how_to_do_without(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    logger = logging.getLogger("huggingface_hub.utils._http")
+
+    def unreachable(*_: object, **__: object) -> None:
+        logger.warning("Retrying in 1s [Retry 1/5].")
+        raise OSError("We couldn't connect.\nMore.")
+
+    monkeypatch.setattr(transformers.AutoModel, "from_pretrained", unreachable)
+    before = logger.getEffectiveLevel()
+    with pytest.raises(OSError, match=r"'some/name': We couldn't connect. .* vit=FOLDER"):
+        make("some/name")
+    assert not caplog.records and logger.getEffectiveLevel() == before
 
 
 def test_a_folder_of_another_kind_of_network(tmp_path: Path) -> None:

@@ -128,10 +128,11 @@ def test_one_episode_at_least_is_held_out(tmp_path):
     [
         ({"clip_length": 13}, "at least clip_length=13 frames, got at most 12"),
         ({"clip_length": 0}, "clip_length to be at least 1, got 0"),
-        ({"image_size": [64, 48]}, r"image_size \(64, 48\).*got uint8 frames of \(8, 8\)"),
+        ({"image_size": [64, 48]}, r"size \(64, 48\).*got uint8 frames of \(8, 8\); train or take"),
         ({"segmentation": ["scene"]}, r"segmentation 'scene'.*got \['entities'\]"),
         ({"split": "test"}, "'train', 'holdout' or 'all', got 'test'"),
         ({"holdout": 1.0}, "fraction between 0 and 1, got 1.0"),
+        ({"batch_size": 0}, "batch_size to be at least 1, got 0"),
         ({"batch_size": 7, "world_size": 2}, "multiple of the 2 processes .*got 7"),
         ({"rank": 2, "world_size": 2}, r"rank in \[0, 2\), got 2"),
     ],

@@ -38,6 +38,9 @@ def test_store(tmp_path):
     assert [clip.video.shape for clip in clips] == [(3, 3, 3, 8, 8), (1, 3, 3, 8, 8)]
     assert list(clips[0].segmentation) == ["scene"]
     assert clips[0].segmentation["scene"].unique().tolist() == [40000]
+    with pytest.raises(ValueError, match=r"store, one of scene, got 'scne'; correct the name"):
+        next(read_clips(tmp_path / "store", **OPTIONS | {"presets": ["scne"]}))
+    assert next(read_clips(tmp_path / "store", **OPTIONS | {"presets": []})).segmentation == {}
 
 
 def test_each_folder_of_pictures_is_a_clip(tmp_path):
@@ -67,6 +70,8 @@ def test_masks_beside_frames(tmp_path):
     assert clip.segmentation["entities"].dtype == torch.int32
     assert clip.segmentation["entities"].shape == (1, 2, 8, 8)
     assert clip.segmentation["entities"].unique().tolist() == [7]
+    with pytest.raises(ValueError, match="one of entities, got 'scene'"):
+        next(read_clips(tmp_path, **OPTIONS | {"presets": ["scene"]}))
 
 
 def test_nothing_there(tmp_path):

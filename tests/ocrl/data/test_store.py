@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -480,6 +481,18 @@ def test_a_new_folder_is_whole_or_not_there(tmp_path):
         folder.mkdir()
     with pytest.raises(FileExistsError, match="there already"), new_folder(tmp_path / "made"):
         pass
+
+
+def test_the_snippets_of_the_documentation_run(tmp_path, monkeypatch):
+    text = (Path(__file__).parents[3] / "docs" / "data.md").read_text()
+    plain, with_library = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(with_library, names)
+    assert names["clip"].to_float().video.shape == (1, 16, 3, 64, 64)
+    first = names["store"].episode(0)["frames"]
+    exec(plain, names)
+    np.testing.assert_array_equal(names["frames"], first)
 
 
 def test_a_closed_writer_refuses(tmp_path):
