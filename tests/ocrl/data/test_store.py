@@ -431,7 +431,7 @@ def test_an_interrupt_leaves_the_writer_usable(tmp_path, monkeypatch):
 
 def test_what_cannot_be_opened_says_what_to_do(tmp_path):
     for path in (tmp_path / "missing", tmp_path):
-        with pytest.raises(FileNotFoundError, match=r"collect_rollouts\.py.*data\.path"):
+        with pytest.raises(FileNotFoundError, match=r"collect_rollouts\.py.*correct the path"):
             EpisodeStore(path)
     (tmp_path / "text").write_text("hello")
     with pytest.raises(ValueError, match="no episode archive"):
