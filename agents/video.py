@@ -19,13 +19,13 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ocrl.agents.interface import Agent
+from ocrl.colours import is_ground, palette, slot_colours
 from ocrl.page import write_bytes
 from ocrl.visualize import (
     borders,
     captioned,
     enlarge,
     overlay,
-    palette,
     resize_masks,
     to_gif,
     write_mp4,
@@ -135,16 +135,19 @@ def draw(recording: Recording) -> Tensor:
     large = enlarge(frames, scale)
     panels = {"frame": large}
     share = None if recording.attention is None else torch.from_numpy(recording.attention)
+    colours = None if share is None else palette(share.shape[1])
     if recording.masks is not None:
         size = (frames.shape[-2], frames.shape[-1])
         masks = resize_masks(torch.from_numpy(recording.masks), size)
         ids = masks.argmax(1)
-        panels["slots"] = overlay(frames, ids, scale=scale)
+        colours = slot_colours(ids, num_slots=masks.shape[1])
+        panels["slots"] = overlay(frames, ids, colours=colours, scale=scale)
         if share is not None:
-            panels["attended"] = _attended(large, masks, share, scale)
+            panels["attended"] = _attended(large, masks, share, _visible(colours), scale)
     columns = [captioned(panel, [name]) for name, panel in panels.items()]
-    if share is not None:
-        bars = [_bars(row, height=columns[0].shape[-2]) for row in share]
+    if share is not None and colours is not None:
+        shown = _visible(colours).tolist()
+        bars = [_bars(row, shown, height=columns[0].shape[-2]) for row in share]
         columns.append(torch.stack(bars))
     pictures = [_joined([column[t] for column in columns]) for t in range(len(frames))]
     rows = zip(pictures, _lines(recording), strict=True)
@@ -152,7 +155,13 @@ def draw(recording: Recording) -> Tensor:
     return torch.cat([video, video[-1:].expand(_HELD - 1, -1, -1, -1)])
 
 
-def _attended(large: Tensor, masks: Tensor, share: Tensor, scale: int) -> Tensor:
+def _visible(colours: Tensor) -> Tensor:
+    """Colours (K,3) with a light grey for the ground, which pictures of slots leave untinted."""
+    soft = torch.tensor(_SOFT, dtype=torch.uint8)
+    return torch.where(is_ground(colours)[:, None], soft, colours)
+
+
+def _attended(large: Tensor, masks: Tensor, share: Tensor, colours: Tensor, scale: int) -> Tensor:
     """Frames (T,3,H,W) dimmed where the policy does not attend; the largest share is bright."""
     weight = share / share.amax(dim=1, keepdim=True).clamp(min=1e-6)
     bright = enlarge((masks * weight[:, :, None, None]).sum(1), scale).clamp(0, 1)
@@ -161,17 +170,15 @@ def _attended(large: Tensor, masks: Tensor, share: Tensor, scale: int) -> Tensor
     ids = enlarge(masks.argmax(1), scale)
     first = share.argmax(1)
     is_edge = borders((ids == first[:, None, None]).long())
-    colours = palette(masks.shape[1])[first].view(-1, 3, 1, 1)
-    return torch.where(is_edge[:, None], colours, picture)
+    return torch.where(is_edge[:, None], colours[first][:, :, None, None], picture)
 
 
-def _bars(share: Tensor, *, height: int) -> Tensor:
-    """A picture (3,height,132) with a bar for each share (K,), in the slots' colours."""
+def _bars(share: Tensor, colours: Sequence[Sequence[int]], *, height: int) -> Tensor:
+    """A picture (3,height,132) with a bar for each share (K,), in the slots' colours (K,3)."""
     picture = Image.new("RGB", (_BARS_WIDTH, height), _DARK)
     pen = ImageDraw.Draw(picture)
     pen.text((_BARS_WIDTH / 2, 9), "attention", fill=_INK, anchor="mm", font_size=11)
     row = (height - 26) / len(share)
-    colours = palette(len(share)).tolist()
     width = _BARS_WIDTH - 66
     for slot, value in enumerate(share.tolist()):
         top, bottom = 22 + slot * row, 22 + (slot + 0.78) * row

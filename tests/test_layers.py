@@ -11,8 +11,18 @@ PARTS = ("backbones", "encoders", "decoders", "objectives", "dynamics", "tokeniz
 BASE = {"ocrl.types", "ocrl.interfaces"}
 PROPERTIES = {"ocrl.properties"}
 TRAINING = {
-    *("average_precision", "baselines", "charts", "check", "checkpoint", "data", "diagnose"),
-    *("discovery", "distributed", "health", "interrupt", "log", "matching", "merging", "meter"),
+    *("average_precision", "baselines", "charts", "check", "checkpoint", "colours", "data"),
+    *(
+        "diagnose",
+        "discovery",
+        "distributed",
+        "health",
+        "interrupt",
+        "log",
+        "matching",
+        "merging",
+        "meter",
+    ),
     *("metrics", "model", "monitor", "page", "properties", "report", "scene_prior", "schedules"),
     *("set_prediction", "step", "train", "visualize", "world_model", "horizon"),
     *("horizon_report", "novel_views", "novel_views_report", "posed", "slot_world"),

@@ -9,14 +9,7 @@ import torch
 from PIL import Image
 
 from ocrl import visualize
-from ocrl.types import VOID_ID
-
-
-def test_palette_is_stable_and_differs():
-    many = visualize.palette(40)
-    assert many.dtype == torch.uint8
-    assert torch.equal(visualize.palette(7), many[:7])
-    assert len({tuple(colour) for colour in many.tolist()}) == 40
+from ocrl.colours import slot_colours
 
 
 def test_bytes_and_floats():
@@ -24,25 +17,27 @@ def test_bytes_and_floats():
     assert visualize.to_uint8(torch.tensor([7], dtype=torch.uint8)).tolist() == [7]
 
 
-def test_truth_keeps_colours_over_time():
-    ids = torch.tensor([[[0, 9000], [VOID_ID, 7]], [[9000, 9000], [0, 0]]])
-    colours = visualize.colour_objects(ids)
-    assert torch.equal(colours[0, :, 0, 1], colours[1, :, 0, 0])
-    assert torch.equal(colours[0, :, 0, 0], colours[1, :, 1, 0])
-    seen = {tuple(c) for c in colours[0].flatten(1).T.tolist()}
-    assert len(seen) == 4
+def test_overlay_paints_slots_leaves_the_ground_grey_and_outlines():
+    ids = torch.zeros(1, 1, 6, dtype=torch.long)
+    ids[..., 4:] = 1
+    red = torch.tensor([200, 0, 0], dtype=torch.uint8)
+    got = visualize.overlay(red.view(1, 3, 1, 1).expand(1, 3, 1, 6), ids, opacity=0.5)
+    grey = 200 * 0.299
+    # What was red has no hue: it is the slot's colour over grey.
+    assert got[0, :, 0, 0].unique().tolist() == [round(grey * 0.6)]
+    assert got[0, :, 0, 3].tolist() == [255, 255, 255]
+    expected = slot_colours(ids)[1].float() * 0.5 + grey * 0.5
+    assert (got[0, :, 0, 5].float() - expected).abs().max() <= 1
+    assert visualize.overlay(torch.zeros(1, 3, 1, 6), ids, scale=3).shape == (1, 3, 3, 18)
+    bright = visualize.overlay(torch.ones(1, 3, 1, 6), ids)
+    assert bright[0, :, 0, 3].tolist() == [0, 0, 0]
 
 
-def test_overlay_mixes_inside_and_draws_borders():
-    ids = torch.zeros(1, 1, 4, dtype=torch.long)
-    ids[..., 2:] = 1
-    video = torch.full((1, 3, 1, 4), 100, dtype=torch.uint8)
-    got = visualize.overlay(video, ids, opacity=0.5)
-    colours = visualize.palette(2)
-    assert got[0, :, 0, 1].tolist() == colours[0].tolist()
-    expected = (colours[1].float() * 0.5 + 50).round()
-    assert (got[0, :, 0, 3].float() - expected).abs().max() <= 1
-    assert visualize.overlay(video, ids, scale=3).shape == (1, 3, 3, 12)
+def test_overlay_takes_colours():
+    ids = torch.arange(2).view(1, 1, 2)
+    colours = torch.tensor([[10, 20, 30], [40, 50, 60]], dtype=torch.uint8)
+    got = visualize.overlay(torch.zeros(1, 3, 1, 2), ids, colours=colours, opacity=1.0)
+    assert got[0, :, 0, 1].tolist() == [40, 50, 60]
 
 
 def test_slots_show_what_their_mask_lets_through():
@@ -72,8 +67,46 @@ def test_clip_picture_has_a_row_for_everything():
     ids = torch.zeros(5, 8, 8, dtype=torch.int32)
     plain = visualize.clip_picture(video, masks, num_frames=3)
     full = visualize.clip_picture(video, masks, recon=video, segmentation=ids, num_frames=3)
-    assert plain.shape == (3, 6 * 10 - 2, 3 * 10 - 2)
-    assert full.shape == (3, 8 * 10 - 2, 3 * 10 - 2)
+    # Rows are 48 pixels high, a gap of 4 below each and a line of 26 above.
+    assert plain.shape[:2] == (3, 26 + 6 * 52) and full.shape[:2] == (3, 26 + 8 * 52)
+    # The name "reconstruction" is the longest.
+    assert full.shape[2] > plain.shape[2] > 3 * 52
+
+
+class TestLabelled:
+    def tables(self, *, num_columns=3):
+        rows = {
+            "frame": torch.full((num_columns, 3, 40, 50), 200, dtype=torch.uint8),
+            "what was foretold": torch.full((num_columns, 3, 40, 50), 90, dtype=torch.uint8),
+        }
+        return visualize.Table("clip 1", [f"+{n}" for n in range(num_columns)], rows)
+
+    def test_rows_stand_beside_their_names_and_examples_apart(self):
+        table = self.tables()
+        one, two = visualize.labelled([table]), visualize.labelled([table, table])
+        height = 26 + 2 * 44
+        assert one.shape[1] == height and two.shape[1] == 2 * height
+        margin = one.shape[2] - 3 * 54
+        assert torch.equal(two[:, height:], one)
+        for row, value in enumerate((200, 90)):
+            top = 26 + row * 44
+            assert one[:, top : top + 40, margin : margin + 50].unique().tolist() == [value]
+            assert one[:, top : top + 40, 10 : margin - 10].float().std() > 10
+        # Names keep off the edge of the picture.
+        assert len(one[:, :, :9].flatten(1).unique(dim=1).T) == 1
+
+    def test_examples_may_have_other_numbers_of_columns(self):
+        wide = visualize.labelled([self.tables(num_columns=1), self.tables()])
+        assert wide.shape[2] == visualize.labelled([self.tables()]).shape[2]
+
+    def test_a_note_stands_below_and_is_not_cut_off(self):
+        table = self.tables()
+        plain = visualize.labelled([table])
+        noted = visualize.labelled([table], note="what the colours of all the slots mean " * 4)
+        below = noted[:, plain.shape[1] :].float()
+        assert torch.equal(noted[:, : plain.shape[1]], plain)
+        assert below.std() > 10
+        assert below[..., -10:].std((1, 2)).max() == 0
 
 
 @pytest.mark.parametrize(
@@ -90,6 +123,20 @@ def test_captions_stand_over_their_columns():
     line = got[:, :, :-10].float().mean((0, 1, 2))
     assert torch.equal(got[:, :, -10:], video)
     assert line[:50].max() > line[50:].max()
+
+
+def test_captions_are_never_cut_off():
+    video = torch.zeros(1, 3, 10, 90, dtype=torch.uint8)
+    line = visualize.captioned(video, ["camera 3, held out", ""])[0, :, :-10].float()
+    ink = (line - line[:, :1, -1:]).abs().sum((0, 1)) > 0
+    assert ink[:45].any() and not ink[46:].any() and not ink[0]
+
+
+def test_lines_are_no_wider_than_there_is_room():
+    words = ["step 12", "action: move right", "reward +0.00", "return 10.00"]
+    assert visualize.wrapped(words, 1000, size=12) == [" ".join(words)]
+    assert visualize.wrapped(words, 120, size=12) == words
+    assert visualize.wrapped([], 120, size=12) == []
 
 
 def test_png_and_gif_come_back():
