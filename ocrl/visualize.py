@@ -18,7 +18,9 @@ import av
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from ocrl.colours import colour_objects, is_ground, slot_colours
@@ -29,6 +31,9 @@ _PAPER, _INK = (16, 18, 22), (232, 234, 240)
 _CAPTION_HEIGHT, _CAPTION_SIZE = 18, 11
 _LABEL_LINE, _LABEL_SIZE, _LABEL_SPACE, _LABEL_GAP = 26, 13, 10, 4
 _NOTE_LINE, _NOTE_SIZE = 16, 12
+_NUMBER_SIZE = 14
+_LEAST_SHARE = 0.001
+"""Of the picture, below which a region has no number."""
 _LUMINANCE = torch.tensor([0.299, 0.587, 0.114])
 _GROUND_BRIGHTNESS = 0.6
 _BRIGHT = 150.0
@@ -169,6 +174,70 @@ def clip_picture(
     for slot, pictures in enumerate(slot_pictures(video, masks, shown_parts)):
         rows[f"slot {slot}"] = enlarge(pictures, scale)
     return labelled([Table("", [f"frame {t}" for t in shown], rows)])
+
+
+def numbered(picture: Tensor, ids: Tensor, labels: Sequence[int | str], *, scale: int) -> Tensor:
+    """Write the number of each slot that owns pixels into its region, away from other numbers.
+
+    A number stands where its region is widest, small regions first; one that would lie on another
+    moves on, beside its region if it must. Regions of less than a thousandth of the picture are
+    left out.
+
+    Args:
+        picture: (3,H*scale,W*scale) uint8.
+        ids: (H,W) slots from 0.
+        labels: K names.
+        scale: whole factor between both.
+
+    Returns:
+        (3,H*scale,W*scale) uint8.
+    """
+    ids = ids.detach().cpu()
+    sizes = ids.flatten().bincount(minlength=len(labels))
+    shown = [row for row in sizes.argsort().tolist() if sizes[row] >= _LEAST_SHARE * ids.numel()]
+    image = _image(picture)
+    pen = ImageDraw.Draw(image)
+    is_free = np.ones(tuple(ids.shape), dtype=bool)
+    for row in shown:
+        y, x = _place((ids == row).numpy(), is_free)
+        high, wide = (
+            _NUMBER_SIZE / scale,
+            _NUMBER_SIZE * (0.3 + 0.6 * len(str(labels[row]))) / scale,
+        )
+        is_free[max(0, round(y - high)) : round(y + high) + 1][
+            :, max(0, round(x - wide)) : round(x + wide) + 1
+        ] = False
+        _write_number(pen, ((x + 0.5) * scale, (y + 0.5) * scale), str(labels[row]))
+    return _tensor(image)
+
+
+def _place(region: NDArray[np.bool_], is_free: NDArray[np.bool_]) -> tuple[int, int]:
+    """Row and column of the free pixel that is deepest in a region, else of the nearest to it."""
+    depth = distance_transform_edt(np.pad(region, 1))[1:-1, 1:-1]
+    if not (region & is_free).any():
+        depth = -distance_transform_edt(~region)
+    if is_free.any():
+        depth = np.where(is_free, depth, -np.inf)
+    y, x = np.unravel_index(depth.argmax(), depth.shape)
+    return int(y), int(x)
+
+
+def _write_number(pen: ImageDraw.ImageDraw, place: tuple[float, float], text: str) -> None:
+    """Light letters with a dark edge, readable on everything, within the picture."""
+    width, height = pen.im.size
+    room = 0.6 * _NUMBER_SIZE
+    x, y = (
+        min(max(at, room), side - room) for at, side in zip(place, (width, height), strict=True)
+    )
+    pen.text(
+        (x, y),
+        text,
+        fill=(255, 255, 255),
+        anchor="mm",
+        font_size=_NUMBER_SIZE,
+        stroke_width=2,
+        stroke_fill=(0, 0, 0),
+    )
 
 
 def captioned(video: Tensor, names: Sequence[str]) -> Tensor:

@@ -125,6 +125,42 @@ def test_captions_stand_over_their_columns():
     assert line[:50].max() > line[50:].max()
 
 
+class TestNumbered:
+    def marks(self, ids, labels, *, scale=4):
+        """The middles of what is written on grey, by the colour of the slots below."""
+        height, width = ids.shape
+        grey = torch.full((3, height * scale, width * scale), 128, dtype=torch.uint8)
+        return (visualize.numbered(grey, ids, labels, scale=scale) != 128).any(0)
+
+    def test_a_number_stands_in_its_region(self):
+        ids = torch.zeros(32, 32, dtype=torch.int64)
+        ids[2:12, 20:30] = 1
+        marks = self.marks(ids, [0, 1])
+        inside = marks[8:48, 80:120]
+        assert inside.any() and marks.any()
+        marks[8:48, 80:120] = False
+        ys, xs = torch.nonzero(marks, as_tuple=True)
+        # The ground's own number stands where there is most room for it.
+        assert ys.min() > 50 and xs.max() - xs.min() < 20
+
+    def test_slots_that_own_nothing_have_no_number(self):
+        ids = torch.zeros(64, 64, dtype=torch.int64)
+        alone = self.marks(ids, ["0"])
+        assert torch.equal(self.marks(ids, ["0", "1", "2"]), alone)
+        ids[10, 10] = 1
+        assert torch.equal(self.marks(ids, ["0", "1"])[:100, :100], alone[:100, :100])
+
+    def test_numbers_lie_beside_each_other(self):
+        # Four small regions meet in one place.
+        ids = torch.zeros(32, 32, dtype=torch.int64)
+        for row, (y, x) in enumerate([(14, 14), (14, 17), (17, 14), (17, 17)], start=1):
+            ids[y : y + 3, x : x + 3] = row
+        together = int(self.marks(ids, ["", "8", "8", "8", "8"]).sum())
+        ids[ids > 1] = 0
+        alone = int(self.marks(ids, ["", "8"]).sum())
+        assert together == 4 * alone
+
+
 def test_captions_are_never_cut_off():
     video = torch.zeros(1, 3, 10, 90, dtype=torch.uint8)
     line = visualize.captioned(video, ["camera 3, held out", ""])[0, :, :-10].float()
