@@ -9,9 +9,10 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 
 import av
@@ -195,19 +196,46 @@ def numbered(picture: Tensor, ids: Tensor, labels: Sequence[int | str], *, scale
     ids = ids.detach().cpu()
     sizes = ids.flatten().bincount(minlength=len(labels))
     shown = [row for row in sizes.argsort().tolist() if sizes[row] >= _LEAST_SHARE * ids.numel()]
+    regions = ((labels[row], (ids == row).numpy()) for row in shown)
+    return _with_numbers(picture, regions, scale=scale)
+
+
+def marked(picture: Tensor, places: Tensor, *, scale: int) -> Tensor:
+    """Write 0, 1, 2, ... where things are, or beside that place if another number stands there.
+
+    Args:
+        picture: (3,H*scale,W*scale) uint8.
+        places: (K,2) x and y in [0,1]; not a number for what is nowhere.
+        scale: whole factor; numbers stand in the middle of the pixels of (H,W).
+
+    Returns:
+        (3,H*scale,W*scale) uint8.
+    """
+    height, width = (side // scale for side in picture.shape[-2:])
+    regions = []
+    for number, (x, y) in enumerate(places.tolist()):
+        if math.isfinite(x) and math.isfinite(y):
+            region = np.zeros((height, width), dtype=bool)
+            row, column = int(y * height), int(x * width)
+            region[min(max(row, 0), height - 1), min(max(column, 0), width - 1)] = True
+            regions.append((number, region))
+    return _with_numbers(picture, regions, scale=scale)
+
+
+def _with_numbers(
+    picture: Tensor, regions: Iterable[tuple[int | str, NDArray[np.bool_]]], *, scale: int
+) -> Tensor:
+    """Numbers in their regions (H,W), none on another."""
     image = _image(picture)
     pen = ImageDraw.Draw(image)
-    is_free = np.ones(tuple(ids.shape), dtype=bool)
-    for row in shown:
-        y, x = _place((ids == row).numpy(), is_free)
-        high, wide = (
-            _NUMBER_SIZE / scale,
-            _NUMBER_SIZE * (0.3 + 0.6 * len(str(labels[row]))) / scale,
-        )
-        is_free[max(0, round(y - high)) : round(y + high) + 1][
-            :, max(0, round(x - wide)) : round(x + wide) + 1
-        ] = False
-        _write_number(pen, ((x + 0.5) * scale, (y + 0.5) * scale), str(labels[row]))
+    is_free = np.ones((image.height // scale, image.width // scale), dtype=bool)
+    for label, region in regions:
+        y, x = _place(region, is_free)
+        _write_number(pen, ((x + 0.5) * scale, (y + 0.5) * scale), str(label))
+        high, wide = (_NUMBER_SIZE * share / scale for share in (1.0, 0.3 + 0.6 * len(str(label))))
+        rows = slice(max(0, round(y - high)), round(y + high) + 1)
+        columns = slice(max(0, round(x - wide)), round(x + wide) + 1)
+        is_free[rows, columns] = False
     return _tensor(image)
 
 
@@ -332,9 +360,10 @@ def _fitting(text: str, width: float, size: int) -> int:
 
 
 def wrapped(words: Sequence[str], width: float, *, size: int, space: str = " ") -> list[str]:
-    """Words in lines of at most `width` pixels; a word that is wider has a line of its own."""
+    """Words in lines of at most `width` pixels; those that are wider are parted at their spaces."""
     lines: list[str] = []
-    for word in words:
+    parts = ([word] if _length(word, size) <= width else word.split() for word in words)
+    for word in chain.from_iterable(parts):
         longer = f"{lines[-1]}{space}{word}" if lines else word
         if lines and _length(longer, size) <= width:
             lines[-1] = longer

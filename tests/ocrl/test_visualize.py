@@ -161,6 +161,17 @@ class TestNumbered:
         assert together == 4 * alone
 
 
+def test_marks_stand_where_things_are():
+    grey = torch.full((3, 128, 128), 128, dtype=torch.uint8)
+    places = torch.tensor([[0.25, 0.75], [torch.nan, torch.nan], [0.75, 0.25], [0.75, 0.25]])
+    marks = (visualize.marked(grey, places, scale=2) != 128).any(0)
+    assert marks[88:104, 24:40].any() and marks[24:40, 88:104].any()
+    # The third and the last are in one place, and both are read.
+    assert marks[:64].sum() > 1.5 * marks[64:].sum()
+    assert not marks[:64, :64].any() and not marks[64:, 64:].any()
+    assert torch.equal(visualize.marked(grey, places[1:2], scale=2), grey)
+
+
 def test_captions_are_never_cut_off():
     video = torch.zeros(1, 3, 10, 90, dtype=torch.uint8)
     line = visualize.captioned(video, ["camera 3, held out", ""])[0, :, :-10].float()
@@ -173,6 +184,7 @@ def test_lines_are_no_wider_than_there_is_room():
     assert visualize.wrapped(words, 1000, size=12) == [" ".join(words)]
     assert visualize.wrapped(words, 120, size=12) == words
     assert visualize.wrapped([], 120, size=12) == []
+    assert visualize.wrapped(["action: +0.50 -1.00"], 60, size=12) == ["action:", "+0.50", "-1.00"]
 
 
 def test_png_and_gif_come_back():
