@@ -20,20 +20,10 @@ from torch import Tensor
 
 from ocrl.agents.interface import Agent
 from ocrl.colours import is_ground, slot_colours
+from ocrl.lettering import captioned, marked, numbered, wrapped
 from ocrl.matching import align_over_time
 from ocrl.page import write_bytes
-from ocrl.visualize import (
-    borders,
-    captioned,
-    enlarge,
-    marked,
-    numbered,
-    overlay,
-    resize_masks,
-    to_gif,
-    wrapped,
-    write_mp4,
-)
+from ocrl.visualize import borders, enlarge, overlay, resize_masks, to_gif, write_mp4
 
 Look = Callable[[], tuple[NDArray[np.uint8], NDArray[np.float32] | None]]
 """The frame (H,W,3) of the observation that came last, and its masks (K,h,w) where it has slots."""

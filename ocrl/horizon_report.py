@@ -13,18 +13,9 @@ import torch
 from torch import Tensor
 
 from ocrl.horizon import METHODS, PREDICTION, HorizonResult, Rollout
+from ocrl.lettering import Table, captioned, labelled
 from ocrl.page import hint, meanings, movie, number, page, table, write_bytes, write_record
-from ocrl.visualize import (
-    Table,
-    captioned,
-    enlarge,
-    labelled,
-    overlay,
-    strip,
-    to_png,
-    to_uint8,
-    write_mp4,
-)
+from ocrl.visualize import enlarge, overlay, strip, to_png, to_uint8, write_mp4
 
 METRICS = {
     "slot_error": (

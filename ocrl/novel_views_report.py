@@ -15,17 +15,10 @@ from torch import Tensor
 
 from ocrl.colours import colour_objects, slot_colours
 from ocrl.discovery import MODEL
+from ocrl.lettering import captioned
 from ocrl.novel_views import ViewsExample, ViewsResult
 from ocrl.page import hint, meanings, movie, number, page, table, write_record
-from ocrl.visualize import (
-    captioned,
-    enlarge,
-    grid,
-    overlay,
-    slot_pictures,
-    to_uint8,
-    write_mp4,
-)
+from ocrl.visualize import enlarge, grid, overlay, slot_pictures, to_uint8, write_mp4
 
 _SEGMENTS = {
     "fg_ari": ("FG-ARI", "Pixels of objects, each picture of each camera by itself."),

@@ -16,13 +16,11 @@ from torch import Tensor
 from ocrl.charts import dot_chart, line_chart
 from ocrl.colours import colour_objects, slot_colours
 from ocrl.discovery import MODEL, DiscoveryResult, Example
+from ocrl.lettering import Table, captioned, labelled
 from ocrl.page import image, movie, number, page, write_bytes, write_record, write_text
 from ocrl.types import VOID_ID
 from ocrl.visualize import (
-    Table,
-    captioned,
     enlarge,
-    labelled,
     overlay,
     slot_pictures,
     spread,

@@ -13,15 +13,8 @@ from torch import Tensor
 from ocrl.colours import slot_colours
 from ocrl.inspection.edit import Scene, draw
 from ocrl.interfaces import Decoder
-from ocrl.visualize import (
-    Table,
-    enlarge,
-    labelled,
-    numbered,
-    overlay,
-    resize_masks,
-    to_uint8,
-)
+from ocrl.lettering import Table, labelled, numbered
+from ocrl.visualize import enlarge, overlay, resize_masks, to_uint8
 
 _LEAST_TILE = 160
 _NOTE = (
