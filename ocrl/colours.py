@@ -18,6 +18,10 @@ GROUND = (24, 26, 32)
 _VOID = (110, 110, 110)
 _LEAST_OVERLAP = 0.1
 """IoU below which a slot is not taken for an object."""
+_NUM_READABLE = 8
+"""First colours that differ with colour-blindness; as long as they last, none else is used."""
+_NUM_SPARE = 12
+"""Colours more than are needed beyond those, to choose the ones that differ most."""
 _GOLDEN_RATIO = 0.618033988749895
 _FIRST_COLOURS = (
     (0.90, 0.62, 0.00),
@@ -64,8 +68,8 @@ def slot_colours(
 
     With a truth a slot has the colour that `colour_objects` gives to the object it is matched with,
     one to one, so that the sum of overlaps (IoU, whole clip) is largest; the slot that is matched
-    with the background is the ground. Other slots have colours that no object has. Without a truth
-    the slot that owns most pixels is the ground.
+    with the background is the ground. Other slots have colours that no object has and that differ
+    most from those of the slots before. Without a truth the slot that owns most is the ground.
 
     Args:
         ids: (T,H,W) slots from 0.
@@ -83,12 +87,27 @@ def slot_colours(
     overlap = _overlap(dense, ids, num_slots=num_slots, is_counted=values != VOID_ID)
     matched = hungarian(overlap, maximize=True)
     truth = _object_colours(values)
-    num_objects = int(_is_object(values).sum())
-    colours = palette(num_objects + num_slots)[num_objects:].clone()
+    colours = torch.zeros(num_slots, 3, dtype=torch.uint8)
+    is_known = torch.zeros(num_slots, dtype=torch.bool)
     for row, column in enumerate(matched.tolist()):
         if column >= 0 and overlap[row, column] >= _LEAST_OVERLAP:
-            colours[column] = truth[row]
+            colours[column], is_known[column] = truth[row], True
+    num_objects, others = int(_is_object(values).sum()), int((~is_known).sum())
+    needed = num_objects + others
+    spare = palette(_NUM_READABLE if needed <= _NUM_READABLE else needed + _NUM_SPARE)[num_objects:]
+    colours[~is_known] = _furthest(spare, torch.cat([colours[is_known], ground[None]]), others)
     return colours
+
+
+def _furthest(spare: Tensor, taken: Tensor, number: int) -> Tensor:
+    """So many of spare colours, each the one that differs most from those taken before it."""
+    nearest = torch.cdist(spare.double(), taken.double()).amin(1)
+    chosen = []
+    for _ in range(number):
+        chosen.append(int(nearest.argmax()))
+        distance = torch.cdist(spare.double(), spare[chosen[-1:]].double())[:, 0]
+        nearest = torch.minimum(nearest, distance)
+    return spare[chosen]
 
 
 def is_ground(colours: Tensor) -> Tensor:

@@ -38,7 +38,8 @@ def test_slots_have_the_colours_of_the_objects_that_they_cover():
     assert colours[2].tolist() == drawn[0, :, 0, 0].tolist()
     assert colours[0].tolist() == drawn[0, :, 5, 5].tolist()
     assert is_ground(colours).tolist() == [False, True, False, False, False]
-    # Slots without an object have colours that stand for nothing else.
+    # Slots without an object have colours that stand for nothing else, of the readable ones.
+    assert (colours[3:, None] == palette(8)[2:]).all(-1).any(1).all()
     assert len({tuple(colour) for colour in colours.tolist()}) == 5
 
 
@@ -67,3 +68,18 @@ def test_without_truth_the_largest_slot_is_the_ground():
     colours = slot_colours(ids, num_slots=4)
     assert colours[2].tolist() == list(GROUND)
     assert torch.equal(colours[[0, 1, 3]], palette(4)[[0, 1, 3]])
+
+
+def test_slots_without_an_object_differ_from_those_with_one():
+    # Twelve objects take the best colours; slot 1 holds the third, slots 2 and 3 none.
+    truth = torch.zeros(1, 20, 20, dtype=torch.int64)
+    for number in range(12):
+        truth[0, 0, number] = number + 1
+    ids = torch.zeros(1, 20, 20, dtype=torch.int64)
+    ids[0, 0, 2], ids[0, 10:12], ids[0, 12:14] = 1, 2, 3
+    colours = slot_colours(ids, truth)
+    assert colours[1].tolist() == palette(3)[2].tolist()
+    assert is_ground(colours).tolist() == [True, False, False, False]
+    others = torch.cdist(colours.double(), colours.double()) + 1000 * torch.eye(4)
+    assert others.min() > 100
+    assert not (colours[2:, None] == palette(12)).all(-1).any()
