@@ -75,6 +75,11 @@ class ObservedEnv(gymnasium.Wrapper[Any, Any, NDArray[np.uint8], Any]):
         spaces = {key: self._space(key) for key in keys}
         self.observation_space = spaces[keys[0]] if len(keys) == 1 else Dict(spaces)
 
+    @property
+    def object_columns(self) -> tuple[str, ...]:
+        """Names of the columns of `objects`, see `ObjectTable`; none where they are not a part."""
+        return () if self._table is None else self._table.columns
+
     def _space(self, key: str) -> gymnasium.Space[Any]:
         if key == FRAME:
             space = self._env.observation_space

@@ -13,17 +13,9 @@ import torch
 from torch import Tensor
 
 from ocrl.horizon import METHODS, PREDICTION, HorizonResult, Rollout
+from ocrl.lettering import Table, captioned, labelled
 from ocrl.page import hint, meanings, movie, number, page, table, write_bytes, write_record
-from ocrl.visualize import (
-    captioned,
-    enlarge,
-    grid,
-    overlay,
-    strip,
-    to_png,
-    to_uint8,
-    write_mp4,
-)
+from ocrl.visualize import enlarge, overlay, strip, to_png, to_uint8, write_mp4
 
 METRICS = {
     "slot_error": (
@@ -44,6 +36,10 @@ METRICS = {
 }
 """Short names of the figures and what they mean, in the order of a table."""
 _SMALLEST_PICTURE = 192
+_NOTE = (
+    "+n: so many steps after the last frame that the model saw. its masks: a colour for each "
+    "slot; the slot that owns most of the clip is left without colour."
+)
 
 
 def write_results(
@@ -102,9 +98,12 @@ def summary(result: HorizonResult) -> list[str]:
 def rollout_picture(result: HorizonResult) -> Tensor:
     """Each example at the horizons (3,H',W'): what came, what was foretold, its masks."""
     at = [horizon - 1 for horizon in result.horizons]
-    rows = [row[at] for example in result.examples for row in _rows(example).values()]
-    names = [f"+{horizon}" for horizon in result.horizons]
-    return captioned(grid(rows)[None], names)[0]
+    columns = [f"+{horizon}" for horizon in result.horizons]
+    tables = []
+    for index, example in enumerate(result.examples):
+        rows = {name: row[at] for name, row in _rows(example).items()}
+        tables.append(Table(f"clip {index + 1}", columns, rows))
+    return labelled(tables, note=_NOTE)
 
 
 def rollout_movie(example: Rollout) -> tuple[list[str], Tensor]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import nn
 
+from ocrl.colours import colour_objects, slot_colours
 from ocrl.discovery import (
     MODEL,
     DiscoveryResult,
@@ -25,7 +26,6 @@ from ocrl.model import SlotModel
 from ocrl.types import Clip
 from ocrl.visualize import (
     clip_picture,
-    colour_objects,
     enlarge,
     grid,
     overlay,
@@ -140,8 +140,9 @@ def _is_baseline(name: str) -> bool:
 def _movie(example: Example) -> list[torch.Tensor]:
     """Each frame beside its masks and, where there is one, its truth."""
     frames = enlarge(example.video, _GIF_SCALE)
-    columns = [frames, overlay(example.video, example.predictions[MODEL], scale=_GIF_SCALE)]
-    truth = next(iter(example.segmentation.values()), None)
+    ids, truth = example.predictions[MODEL], next(iter(example.segmentation.values()), None)
+    colours = slot_colours(ids, truth)
+    columns = [frames, overlay(example.video, ids, colours=colours, scale=_GIF_SCALE)]
     if truth is not None:
         columns.append(enlarge(colour_objects(truth), _GIF_SCALE))
     return [grid([torch.stack(pictures)]) for pictures in zip(*columns, strict=True)]

@@ -13,19 +13,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ocrl.colours import colour_objects, slot_colours
 from ocrl.discovery import MODEL
+from ocrl.lettering import captioned
 from ocrl.novel_views import ViewsExample, ViewsResult
 from ocrl.page import hint, meanings, movie, number, page, table, write_record
-from ocrl.visualize import (
-    captioned,
-    colour_objects,
-    enlarge,
-    grid,
-    overlay,
-    slot_pictures,
-    to_uint8,
-    write_mp4,
-)
+from ocrl.visualize import enlarge, grid, overlay, slot_pictures, to_uint8, write_mp4
 
 _SEGMENTS = {
     "fg_ari": ("FG-ARI", "Pixels of objects, each picture of each camera by itself."),
@@ -117,6 +110,7 @@ def views_movie(example: ViewsExample) -> tuple[list[str], Tensor]:
     Under each other are the frame, the truth if there is one, what was drawn and the slots.
     """
     views, truth = example.views, example.segmentation
+    ids, colours = views.segments[0], _colours(example)
     scale = max(1, math.ceil(_SMALLEST_PICTURE / example.video.shape[-2]))
     frames = []
     for t, video in enumerate(example.video):
@@ -125,7 +119,7 @@ def views_movie(example: ViewsExample) -> tuple[list[str], Tensor]:
             rows.append(enlarge(_truth(truth, t), scale))
         recon = to_uint8(views.recon[0, t])
         rows.append(enlarge(recon, scale))
-        rows.append(overlay(recon, views.segments[0, t], scale=scale))
+        rows.append(overlay(recon, ids[t], colours=colours, scale=scale))
         frames.append(grid(rows))
     num_seen = example.num_seen
     names = [
@@ -133,6 +127,17 @@ def views_movie(example: ViewsExample) -> tuple[list[str], Tensor]:
         for view in range(example.video.shape[1])
     ]
     return names, torch.stack(frames)
+
+
+def _colours(example: ViewsExample) -> Tensor:
+    """Of the slots, of all that draws something, in all cameras and around."""
+    drawn = [example.views, *([] if example.orbit is None else [example.orbit])]
+    truth = example.segmentation
+    return slot_colours(
+        example.views.segments[0].flatten(0, 1),
+        None if truth is None else truth.flatten(0, 1),
+        num_slots=1 + max(int(one.segments.max()) for one in drawn),
+    )
 
 
 def _truth(truth: Tensor, t: int) -> Tensor:
@@ -148,7 +153,7 @@ def orbit_movie(example: ViewsExample) -> tuple[list[str], Tensor] | None:
     scale = max(1, math.ceil(_SMALLEST_PICTURE / recon.shape[-2]))
     columns = [
         enlarge(to_uint8(recon), scale),
-        overlay(recon, example.orbit.segments[0, 0], scale=scale),
+        overlay(recon, example.orbit.segments[0, 0], colours=_colours(example), scale=scale),
         *enlarge(slot_pictures(recon, shares), scale),
     ]
     num_slots = example.orbit.masks.shape[2]

@@ -6,7 +6,7 @@ T frames, K slots, C H W image.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
@@ -14,15 +14,14 @@ import torch
 from torch import Tensor
 
 from ocrl.charts import dot_chart, line_chart
+from ocrl.colours import colour_objects, slot_colours
 from ocrl.discovery import MODEL, DiscoveryResult, Example
+from ocrl.lettering import Table, captioned, labelled
 from ocrl.page import image, movie, number, page, write_bytes, write_record, write_text
+from ocrl.types import VOID_ID
 from ocrl.visualize import (
-    captioned,
-    colour_objects,
     enlarge,
-    grid,
     overlay,
-    palette,
     slot_pictures,
     spread,
     strip,
@@ -65,7 +64,15 @@ _HEALTH = {
     "temporal_drift": "mean change of a slot from frame to frame (1 - cosine)",
 }
 _NUM_SHOWN = 8
-_PICTURE_SCALE = 2
+_LEAST_TILE = 128
+_SLOTS_NOTE = (
+    "slots: a colour for each slot; the slot that owns most of the clip is left without colour."
+)
+_TRUTH_NOTE = (
+    "slots: a slot has the colour of the true object that it covers best, a colour of its own "
+    "if it covers none; the slot of the background is left without colour."
+)
+_VOID_NOTE = " truth: grey is not scored."
 
 
 def write_results(
@@ -125,16 +132,28 @@ def overlay_video(result: DiscoveryResult) -> Tensor:
 
 def example_picture(result: DiscoveryResult, *, num_columns: int = 6) -> Tensor:
     """Frames, truth and slots of the first two examples, spread over time: (3,H',W') uint8."""
-    rows = []
-    for example in result.examples[:2]:
+    tables = []
+    for index, example in enumerate(result.examples[:2]):
         shown = spread(len(example.video), num_columns)
-        rows.append(enlarge(example.video, _PICTURE_SCALE)[shown])
+        scale = max(1, round(_LEAST_TILE / example.video.shape[-2]))
+        rows = {"frame": enlarge(to_uint8(example.video), scale)[shown]}
         if example.segmentation:
             truth = list(example.segmentation.values())[-1]
-            rows.append(enlarge(colour_objects(truth), _PICTURE_SCALE)[shown])
-        masks = overlay(example.video, example.predictions[MODEL], scale=_PICTURE_SCALE)
-        rows.append(masks[shown])
-    return grid(rows)
+            rows["truth"] = enlarge(colour_objects(truth), scale)[shown]
+        ids, colours = example.predictions[MODEL], _colours(example, MODEL)
+        rows["slots"] = overlay(example.video, ids, colours=colours, scale=scale)[shown]
+        columns = [f"frame {t}" for t in shown]
+        tables.append(Table(f"clip {index + 1}", columns, rows))
+    return labelled(tables, note=_note(result.examples[:2]))
+
+
+def _note(examples: Sequence[Example]) -> str:
+    """What the colours of examples mean."""
+    truths = [
+        list(example.segmentation.values())[-1] for example in examples if example.segmentation
+    ]
+    has_void = any((truth == VOID_ID).any() for truth in truths)
+    return (_TRUTH_NOTE if truths else _SLOTS_NOTE) + (_VOID_NOTE if has_void else "")
 
 
 def write_report(
@@ -280,7 +299,7 @@ def _table(result: DiscoveryResult) -> Iterator[str]:
 
 def _examples(result: DiscoveryResult, frames_per_second: float) -> Iterator[str]:
     if result.examples:
-        yield "<h2>Clips</h2>"
+        yield f"<h2>Clips</h2><p class='soft'>{escape(_note(result.examples))}</p>"
     for index, example in enumerate(result.examples):
         names, video = example_movie(example)
         moving = movie(names, video, alt="the clip in motion", frames_per_second=frames_per_second)
@@ -300,9 +319,20 @@ def example_movie(example: Example) -> tuple[list[str], Tensor]:
     for preset, truth in example.segmentation.items():
         columns[f"truth: {preset}"] = enlarge(colour_objects(truth), scale)
     for method, ids in example.predictions.items():
-        columns[method] = overlay(example.video, ids, scale=scale)
+        colours = _colours(example, method)
+        columns[method] = overlay(example.video, ids, colours=colours, scale=scale)
     frames = zip(*columns.values(), strict=True)
     return list(columns), torch.stack([strip(torch.stack(frame), gap=4) for frame in frames])
+
+
+def _colours(example: Example, method: str) -> Tensor:
+    """Colours of the segments of a method, those of the most detailed truth, if there is one."""
+    truth = list(example.segmentation.values())
+    return slot_colours(
+        example.predictions[method],
+        truth[-1] if truth else None,
+        num_slots=example.masks.shape[1] if method == MODEL else None,
+    )
 
 
 def _strips(example: Example) -> tuple[list[str], list[str]]:
@@ -316,10 +346,10 @@ def _strips(example: Example) -> tuple[list[str], list[str]]:
     for preset, truth in example.segmentation.items():
         rows[f"truth: {preset}"] = colour_objects(truth)[shown]
     for method, ids in example.predictions.items():
-        rows[method] = overlay(video, ids[shown], scale=scale)
+        rows[method] = overlay(video, ids[shown], colours=_colours(example, method), scale=scale)
     masks = example.masks[shown]
     parts = None if example.parts is None else example.parts[shown]
-    colours = palette(masks.shape[1]).tolist()
+    colours = _colours(example, MODEL).tolist()
     slots = []
     for slot, pictures in enumerate(slot_pictures(video, masks, parts)):
         share = float((masks.argmax(1) == slot).float().mean())

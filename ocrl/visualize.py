@@ -6,51 +6,26 @@ T frames, K slots, C H W image, h w the size of masks. Pictures are uint8 (C,H,W
 
 from __future__ import annotations
 
-import colorsys
 import io
+import math
 import os
-from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
 import av
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ocrl.types import BACKGROUND_ID, VOID_ID
+from ocrl.colours import colour_objects, is_ground, slot_colours
+from ocrl.lettering import Table, labelled, to_image
 
-_CAPTION_HEIGHT = 18
-_GOLDEN_RATIO = 0.618033988749895
-_FIRST_COLOURS = (
-    (0.90, 0.62, 0.00),
-    (0.34, 0.71, 0.91),
-    (0.00, 0.62, 0.45),
-    (0.94, 0.89, 0.26),
-    (0.00, 0.45, 0.70),
-    (0.84, 0.37, 0.00),
-    (0.80, 0.47, 0.65),
-    (0.55, 0.34, 0.80),
-    (0.60, 0.85, 0.35),
-    (0.85, 0.15, 0.25),
-    (0.20, 0.85, 0.80),
-    (0.60, 0.40, 0.22),
-)
-
-
-def palette(num_colours: int) -> Tensor:
-    """Colours (num_colours,3) uint8 that differ well; the first never change with the number.
-
-    The first eight are readable with colour-blindness (Okabe and Ito 2008).
-    """
-    colours = list(_FIRST_COLOURS[:num_colours])
-    for index in range(len(colours), num_colours):
-        hue = index * _GOLDEN_RATIO % 1.0
-        lightness, saturation = 0.45 + 0.2 * (index % 2), 0.55 + 0.2 * (index // 2 % 3)
-        colours.append(colorsys.hls_to_rgb(hue, lightness, saturation))
-    return (torch.tensor(colours).reshape(-1, 3) * 255).round().to(torch.uint8)
+_LEAST_HEIGHT = 48
+"""Pixels of a row, so that its name fits beside it."""
+_LUMINANCE = torch.tensor([0.299, 0.587, 0.114])
+_GROUND_BRIGHTNESS = 0.6
+_BRIGHT = 150.0
+"""Mean luminance from which on outlines are black instead of white."""
 
 
 def to_uint8(video: Tensor) -> Tensor:
@@ -61,44 +36,36 @@ def to_uint8(video: Tensor) -> Tensor:
     return (video.float().clamp(0.0, 1.0) * 255).round().to(torch.uint8)
 
 
-def colour_segments(ids: Tensor) -> Tensor:
-    """Colours (T,3,H,W) of segment or slot ids (T,H,W), which count from 0."""
-    ids = ids.detach().cpu().long()
-    return palette(int(ids.max()) + 1)[ids].permute(0, 3, 1, 2)
+def overlay(
+    video: Tensor,
+    ids: Tensor,
+    *,
+    colours: Tensor | None = None,
+    opacity: float = 0.75,
+    scale: int = 1,
+) -> Tensor:
+    """Lay segments over frames without hues, so that a hue is a segment's; outline them.
 
-
-def colour_objects(segmentation: Tensor) -> Tensor:
-    """Colours (T,3,H,W) of ground truth (T,H,W): objects over a dark background, void grey.
-
-    An object keeps its colour as long as it keeps its id.
-    """
-    ids = segmentation.detach().cpu().long()
-    values, dense = ids.unique(return_inverse=True)
-    colours = palette(len(values) + 2)
-    is_object = (values != BACKGROUND_ID) & (values != VOID_ID)
-    table = colours[is_object.long().cumsum(0).clamp(min=1) - 1].clone()
-    table[values == BACKGROUND_ID] = torch.tensor([24, 26, 32], dtype=torch.uint8)
-    table[values == VOID_ID] = torch.tensor([110, 110, 110], dtype=torch.uint8)
-    return table[dense].permute(0, 3, 1, 2)
-
-
-def overlay(video: Tensor, ids: Tensor, *, opacity: float = 0.45, scale: int = 1) -> Tensor:
-    """Lay segments over frames, with their borders drawn.
+    The ground keeps no hue and is darker.
 
     Args:
         video: (T,3,H,W) uint8 or float in [0,1].
         ids: (T,H,W) segment ids from 0.
+        colours: (K,3) of the segments, see `slot_colours`, which gives them if None.
         opacity: of the colours inside a segment.
-        scale: whole factor by which frames grow, so that borders stay thin.
+        scale: whole factor by which frames grow, so that outlines stay thin.
 
     Returns:
         (T,3,H*scale,W*scale) uint8.
     """
-    frames = enlarge(to_uint8(video), scale).float()
-    ids = ids.detach().cpu().repeat_interleave(scale, 1).repeat_interleave(scale, 2)
-    colours = colour_segments(ids).float()
-    mixed = frames * (1 - opacity) + colours * opacity
-    return torch.where(borders(ids)[:, None], colours, mixed).round().to(torch.uint8)
+    ids = ids.detach().cpu().long()
+    colours = slot_colours(ids) if colours is None else colours
+    grey = (to_uint8(video).float() * _LUMINANCE.view(3, 1, 1)).sum(1, keepdim=True)
+    tinted = grey * (1 - opacity) + colours[ids].movedim(-1, 1).float() * opacity
+    mixed = torch.where(is_ground(colours)[ids][:, None], grey * _GROUND_BRIGHTNESS, tinted)
+    outline = 0.0 if grey.mean() > _BRIGHT else 255.0
+    mixed, ids = enlarge(mixed, scale), enlarge(ids, scale)
+    return mixed.masked_fill(borders(ids)[:, None], outline).round().to(torch.uint8)
 
 
 def borders(ids: Tensor) -> Tensor:
@@ -179,29 +146,22 @@ def clip_picture(
         (3,H'',W'') uint8.
     """
     shown = spread(video.shape[0], num_frames)
-    video, masks = to_uint8(video)[shown], masks.detach().cpu()[shown]
     size = (video.shape[-2], video.shape[-1])
-    rows = [video]
+    ids = resize_masks(masks.detach().cpu(), size).argmax(1)
+    colours = slot_colours(ids, segmentation, num_slots=masks.shape[1])
+    scale = max(1, math.ceil(_LEAST_HEIGHT / size[0]))
+    video, masks = to_uint8(video)[shown], masks.detach().cpu()[shown]
+    rows = {"frame": enlarge(video, scale)}
     if segmentation is not None:
-        rows.append(colour_objects(segmentation.detach().cpu()[shown]))
+        rows["truth"] = enlarge(colour_objects(segmentation)[shown], scale)
     if recon is not None:
-        rows.append(to_uint8(resize_masks(recon.detach().cpu()[shown].float(), size)))
-    rows.append(overlay(video, resize_masks(masks, size).argmax(1)))
+        drawn = to_uint8(resize_masks(recon.detach().cpu()[shown].float(), size))
+        rows["reconstruction"] = enlarge(drawn, scale)
+    rows["slots"] = overlay(video, ids[shown], colours=colours, scale=scale)
     shown_parts = None if parts is None else parts.detach().cpu()[shown]
-    rows.extend(slot_pictures(video, masks, shown_parts).unbind(0))
-    return grid(rows)
-
-
-def captioned(video: Tensor, names: Sequence[str]) -> Tensor:
-    """Put a line with one name over each of the equally wide columns of a video (T,3,H,W)."""
-    width = video.shape[-1]
-    line = Image.new("RGB", (width, _CAPTION_HEIGHT), (16, 18, 22))
-    draw = ImageDraw.Draw(line)
-    for index, name in enumerate(names):
-        middle = ((index + 0.5) * width / len(names), _CAPTION_HEIGHT / 2)
-        draw.text(middle, name, fill=(232, 234, 240), anchor="mm", font_size=11)
-    picture = torch.from_numpy(np.array(line)).permute(2, 0, 1)
-    return torch.cat([picture.expand(len(video), -1, -1, -1), video], dim=2)
+    for slot, pictures in enumerate(slot_pictures(video, masks, shown_parts)):
+        rows[f"slot {slot}"] = enlarge(pictures, scale)
+    return labelled([Table("", [f"frame {t}" for t in shown], rows)])
 
 
 def spread(num_frames: int, num_shown: int) -> list[int]:
@@ -211,20 +171,16 @@ def spread(num_frames: int, num_shown: int) -> list[int]:
     )
 
 
-def _image(picture: Tensor) -> Image.Image:
-    return Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy())
-
-
 def to_png(picture: Tensor) -> bytes:
     """A picture (3,H,W) uint8 as the bytes of a PNG file."""
     buffer = io.BytesIO()
-    _image(picture).save(buffer, format="PNG", optimize=True)
+    to_image(picture).save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
 
 
 def to_gif(video: Tensor, *, frames_per_second: float) -> bytes:
     """A video (T,3,H,W) uint8 as the bytes of a GIF that repeats for ever."""
-    first, *rest = [_image(frame) for frame in video]
+    first, *rest = [to_image(frame) for frame in video]
     buffer = io.BytesIO()
     first.save(
         buffer,

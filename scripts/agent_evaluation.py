@@ -169,6 +169,7 @@ def film(
 
 def episode(agent: Agent, env: Any, *, has_slots: bool, settings: Mapping[str, Any]) -> Recording:
     """Play the episode of the first of the seeds in one environment, and keep what was seen."""
+    columns = env.get_attr("object_columns")[0] if not has_slots else ()
     with own_random_numbers(settings["seeds"][0]):
         return record(
             agent,
@@ -178,6 +179,7 @@ def episode(agent: Agent, env: Any, *, has_slots: bool, settings: Mapping[str, A
             num_steps=settings["video_steps"],
             is_deterministic=settings["is_deterministic"],
             action_names=env.get_attr("action_names")[0] or None,
+            object_columns=columns,
         )
 
 

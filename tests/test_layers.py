@@ -11,12 +11,12 @@ PARTS = ("backbones", "encoders", "decoders", "objectives", "dynamics", "tokeniz
 BASE = {"ocrl.types", "ocrl.interfaces"}
 PROPERTIES = {"ocrl.properties"}
 TRAINING = {
-    *("average_precision", "baselines", "charts", "check", "checkpoint", "data", "diagnose"),
-    *("discovery", "distributed", "health", "interrupt", "log", "matching", "merging", "meter"),
-    *("metrics", "model", "monitor", "page", "properties", "report", "scene_prior", "schedules"),
-    *("set_prediction", "step", "train", "visualize", "world_model", "horizon"),
-    *("horizon_report", "novel_views", "novel_views_report", "posed", "slot_world"),
-    *("views_monitor", "device"),
+    *("average_precision", "baselines", "charts", "check", "checkpoint", "colours", "data"),
+    *("device", "diagnose", "discovery", "distributed", "health", "horizon", "horizon_report"),
+    *("interrupt", "lettering", "log", "matching", "merging", "meter", "metrics", "model"),
+    *("monitor", "novel_views", "novel_views_report", "page", "posed", "properties", "report"),
+    *("scene_prior", "schedules", "set_prediction", "slot_world", "step", "train"),
+    *("views_monitor", "visualize", "world_model"),
 }
 LEAVES = {
     *("health", "interfaces", "interrupt", "log", "matching", "metrics", "schedules", "types"),

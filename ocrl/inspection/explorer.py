@@ -18,11 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ocrl.colours import palette
 from ocrl.discovery import DiscoveryModel, attention_masks, segment
 from ocrl.inspection.object_slots import OBJECTS, overlaps, slot_masks
 from ocrl.interfaces import Decoder
 from ocrl.types import BACKGROUND_ID, VOID_ID, Clip, SlotOutput
-from ocrl.visualize import palette, resize_masks, to_png, to_uint8
+from ocrl.visualize import resize_masks, to_png, to_uint8
 
 _TEMPLATE = Path(__file__).with_name("explorer.html")
 _LONGEST_SIDE = 16384

@@ -22,15 +22,20 @@ def result(*, has_recon=True):
 def test_a_row_for_what_came_what_was_foretold_and_its_masks(has_recon):
     found = result(has_recon=has_recon)
     picture = rollout_picture(found)
-    num_rows = 2 * (3 if has_recon else 2)
+    num_rows = 3 if has_recon else 2
     side = SIZE * SCALE
-    caption = picture.shape[1] - (num_rows * side + (num_rows - 1) * 2)
-    assert picture.dtype == torch.uint8 and caption > 0
-    assert picture.shape == (3, picture.shape[1], 2 * side + 2)
+    high, wide = 26 + num_rows * (side + 4), 2 * (side + 4)
+    assert picture.dtype == torch.uint8
+    # Two clips, and below what the colours mean.
+    assert 0 < picture.shape[1] - 2 * high <= 4 * 16
+    margin = picture.shape[2] - wide
+    for row in range(num_rows):
+        top = 26 + row * (side + 4)
+        assert picture[:, top : top + side, :margin].float().std() > 5
     video = found.examples[0].video
     # The horizons are steps 1 and 5: frames 0 and 4.
-    for column, frame in ((0, 0), (side + 2, 4)):
-        shown = picture[:, caption : caption + side, column : column + side]
+    for column, frame in ((margin, 0), (margin + side + 4, 4)):
+        shown = picture[:, 26 : 26 + side, column : column + side]
         expected = (video[frame] * 255).round().to(torch.uint8)
         assert (shown[:, ::SCALE, ::SCALE].int() - expected.int()).abs().max() <= 1
     names, movie = rollout_movie(found.examples[0])

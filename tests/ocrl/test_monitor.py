@@ -69,11 +69,11 @@ def test_gives_figures_and_logs_pictures_that_move(model, tmp_path):
     with Image.open(io.BytesIO(event.encoded_image_string)) as opened:
         assert opened.n_frames == 4
     with Image.open(io.BytesIO(found.Images("slots/0")[0].encoded_image_string)) as opened:
-        # Frames, truth, reconstruction, masks and three slots under each other, gaps between.
-        assert opened.height == 7 * 16 + 6 * 2
+        # Names of frames over frames, truth, reconstruction, masks and three slots.
+        assert opened.height == 26 + 7 * 52
     with Image.open(io.BytesIO(found.Images("attention/0")[0].encoded_image_string)) as opened:
         # Frames, attention and what each of three slots attends to.
-        assert opened.height == 5 * 16 + 4 * 2
+        assert opened.height == 26 + 5 * 52
 
 
 def test_tells_how_codes_are_used_where_there_are_some(model, tmp_path):

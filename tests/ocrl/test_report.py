@@ -150,12 +150,44 @@ def test_movie_has_a_column_for_each():
     assert movie.shape == (4, 3, 192, 5 * 192 + 4 * 4)
 
 
-def test_example_picture_has_frames_truth_and_slots_under_each_other():
+def test_example_picture_names_frames_truth_and_slots_of_each_clip():
     result = make_result()
-    height, width = result.examples[0].video.shape[-2:]
     picture = example_picture(result, num_columns=3)
-    rows = 3 * len(result.examples[:2])
-    assert picture.shape == (3, rows * (2 * height + 2) - 2, 3 * (2 * width + 2) - 2)
+    num_clips = len(result.examples[:2])
+    side = 128 + 4
+    # Below is a line on colours.
+    assert 0 < picture.shape[1] - num_clips * (26 + 3 * side) <= 3 * 16
+    assert picture.shape[2] > 3 * side
+    margin = picture.shape[2] - 3 * side
+    for row in range(3):
+        name = picture[:, 26 + row * side : 26 + row * side + 128, :margin].float()
+        assert name.std() > 10
+
+
+def test_examples_without_truth_have_a_picture_too():
+    result = make_result()
+    result.examples = [dataclasses.replace(example, segmentation={}) for example in result.examples]
+    picture = example_picture(result, num_columns=3)
+    assert picture.shape[1] < 2 * 26 + len(result.examples[:2]) * 2 * 132 + 3 * 16
+
+
+def test_slots_have_the_colours_of_truth():
+    result = make_result()
+    example = result.examples[0]
+    truth = example.segmentation["scene"]
+    # Slots 2, 0 and 1 hold the background and the two objects.
+    perfect = dataclasses.replace(
+        example,
+        video=torch.zeros_like(example.video),
+        predictions={MODEL: (truth // 700 + 2) % 3},
+    )
+    names, movie = example_movie(perfect)
+    where = [names.index(name) * (192 + 4) for name in ("truth: scene", MODEL)]
+    there, own = (movie[0, :, :192, x : x + 192].float() for x in where)
+    is_object = (there.amax(0) - there.amin(0) > 60) & (own.amin(0) < 255)
+    assert is_object.any()
+    # Three quarters of the colour over black.
+    assert (there * 0.75 - own)[:, is_object].abs().max() <= 1
 
 
 def test_all_results(tmp_path):
