@@ -96,7 +96,13 @@ def evaluate_run(
         mean = worlds[world]["mean"]
         figures = ", ".join(f"{key} {value:.3f}" for key, value in mean.items())
         say(f"{world or 'as trained'}: {figures}")
-    result = {**known, **worlds.pop(""), "variants": worlds}
+    own = worlds.pop("")
+    if not any(own["episodes"]["return"]) and not own["floor"]["mean"]["return"]:
+        say(
+            f"no episode of the agent or of random play had a return other than 0 in "
+            f"{known['env']}: there is nothing to learn from, or it is hard to come by"
+        )
+    result = {**known, **own, "variants": worlds}
     before = read_evaluation(run) if (Path(run) / EVALUATION).is_file() else None
     if before is not None and _is_larger(before, result):
         say(

@@ -116,6 +116,14 @@ def test_true_objects_in_every_world(scripts, save_run, tmp_path):
     assert record["training"] == {"num_episodes": 8, "score": None}
 
 
+def test_a_world_without_rewards_is_named(scripts, save_run, tmp_path):
+    run = save_run(tmp_path / "run", "objects", env="sprites")
+    _, said = evaluated(scripts, run)
+    assert any("return other than 0 in sprites" in line for line in said)
+    _, said = evaluated(scripts, save_run(tmp_path / "goal", "objects"), worlds=[], episodes=20)
+    assert not any("return other than 0" in line for line in said)
+
+
 def test_a_smaller_evaluation_does_not_take_the_place_of_a_larger_one(scripts, save_run, tmp_path):
     run = save_run(tmp_path / "run", "objects")
     whole, _ = evaluated(scripts, run, worlds=["pairs"])
