@@ -38,7 +38,8 @@ COMMAND = "command.txt"
 """In the directory of a finished run: what made it."""
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
 _MEBIBYTE = 1 << 20
-_command: list[str] = []
+_begun: list[str] = []
+"""Name of the script, and the options that the environment chose."""
 
 
 def script(
@@ -76,8 +77,8 @@ def script(
 
             try:
                 job = Path(main.__code__.co_filename).stem
-                _command[:] = [f"scripts/{job}.py", *(o for o in sys.argv[1:] if not _is_own(o))]
-                added = [*choices_of_environment(name, sys.argv[1:]), f"hydra.job.name={job}"]
+                _begun[:] = [job, *choices_of_environment(name, sys.argv[1:])]
+                added = [*_begun[1:], f"hydra.job.name={job}"]
                 sys.argv[1:] = with_overrides(sys.argv[1:], added)
                 check_kinds(name, sys.argv[1:])
                 if {"-h", "--help"} & set(sys.argv[1:]):
@@ -102,8 +103,14 @@ def script(
 
 
 def note_command(directory: Path) -> None:
-    """Write the running command into a directory, as `read_command` reads it."""
-    (directory / COMMAND).write_text(shlex.join(["python", *_command]) + "\n")
+    """Write the running command into a directory, as `read_command` reads it.
+
+    Of a sweep that of the one run.
+    """
+    job, *chosen = _begun
+    told = [option for option in HydraConfig.get().overrides.task if option not in chosen]
+    words = ["python", f"scripts/{job}.py", *told]
+    (directory / COMMAND).write_text(shlex.join(words) + "\n")
 
 
 def read_command(directory: Path) -> list[str] | None:
@@ -132,11 +139,6 @@ def resumable() -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         _end(Path(sys.argv[0]).stem, GOES_ON, 130)
-
-
-def _is_own(word: str) -> bool:
-    """Whether a word of the command line is Hydra's alone."""
-    return word.startswith(("hydra.", "-"))
 
 
 def _end(program: str, sentence: str, code: int) -> None:
