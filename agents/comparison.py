@@ -124,8 +124,8 @@ def compare(runs: Sequence[Run], *, fraction: float) -> dict[str, Any]:
 
     Args:
         runs: of any environments and methods.
-        fraction: what share of the best return the steps are counted to: the highest point of any
-            method's mean curve in that environment.
+        fraction: what share of the best return the steps are counted to: that of the method whose
+            runs have the highest in their evaluations. None are where random play has as much.
 
     Returns:
         `envs`: by name, each with its `metric`, its `methods` and who is `better`; and `overall`,
@@ -143,9 +143,12 @@ def compare(runs: Sequence[Run], *, fraction: float) -> dict[str, Any]:
 
 def _compare_env(methods: Mapping[str, Sequence[Run]], fraction: float) -> dict[str, Any]:
     metric = metric_of(methods)
-    curves = [learning_curve(runs, "return") for runs in methods.values()]
-    best = max((float(curve.mean.max()) for curve in curves if curve is not None), default=0.0)
-    threshold = fraction * best if best > 0.0 else None
+    every = [run.evaluation for runs in methods.values() for run in runs]
+    best = max(
+        _mean_of([run.evaluation for run in runs], "return") or 0.0 for runs in methods.values()
+    )
+    floor = _mean_of([evaluation.get("floor") for evaluation in every], "return") or 0.0
+    threshold = fraction * best if best > max(floor, 0.0) else None
     scores = {name: _scores(runs, metric) for name, runs in methods.items()}
     described = {
         name: _describe(runs, scores[name], metric, threshold) for name, runs in methods.items()

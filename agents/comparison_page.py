@@ -185,8 +185,8 @@ def _explanation(fraction: float) -> str:
         "evaluation, the same worlds for every agent. Intervals are 95 % percentile bootstraps "
         "over seeds; with one seed there is none. IQM is the mean of the middle half of the seeds "
         "(the plain mean of fewer than four). The floor is a random policy in the same worlds. "
-        "Curves are means over seeds of running means over five rows of progress, as far as all "
-        f"seeds came; steps to {fraction:.0%} of the best return are counted to that share of the "
-        "highest point of any agent's mean curve, the median over seeds. Estimators: Agarwal et "
-        "al. 2021, arXiv:2108.13264.</p>"
+        "Curves are means over seeds of running means over 10,000 steps, as far as all seeds came; "
+        f"steps to {fraction:.0%} of the best return are counted to that share of the highest "
+        "return that an agent has when it is evaluated, the median over seeds. Estimators: Agarwal "
+        "et al. 2021, arXiv:2108.13264.</p>"
     )

@@ -32,12 +32,22 @@ class ProbeSettings:
         hidden_dim: of the perceptron.
         num_steps: its training.
         seed: its weights and batches.
+
+    Raises:
+        ValueError: if a size is not from 1 on, or the penalty is below 0.
     """
 
     penalty: float
     hidden_dim: int
     num_steps: int
     seed: int
+
+    def __post_init__(self) -> None:
+        for name in ("hidden_dim", "num_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"expected {name} to be from 1 on, got {getattr(self, name)}")
+        if self.penalty < 0:
+            raise ValueError(f"expected a penalty of at least 0, got {self.penalty}")
 
 
 @dataclass(frozen=True)

@@ -115,6 +115,15 @@ def test_the_numbers_of_a_comparison(runs):
     assert (first["method"], first["probability"]) == ("pixels ppo", 0.25)
 
 
+def test_there_are_no_steps_to_a_share_of_what_random_play_has(make_run):
+    for rate, has_steps in ((0.3, False), (0.8, True)):
+        run = make_run("slots", 0, rate, env=f"sprites-{rate}", floor=0.25)
+        record = dict(run.evaluation) | {"floor": {"mean": {"return": 0.3, "success": 0.3}}}
+        (own,) = compare([type(run)(run.path, record, run.progress)], fraction=0.9)["envs"].values()
+        assert (own["threshold"] is not None) == has_steps
+        assert (own["methods"]["slots ppo"]["steps_to"] != [None]) == has_steps
+
+
 def test_ground_truth_is_the_ceiling_of_those_beside_it(make_run):
     runs = [make_run("slots", 0, 0.5), make_run("objects", 0, 0.75), make_run("objects", 1, 1.0)]
     goal = make_run("slots", 0, 0.5, env="sprites-object_goal")

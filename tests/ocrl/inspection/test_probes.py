@@ -91,6 +91,13 @@ def test_kinds_are_read_off_values():
         factor_kinds(factors, given={"position": "class"})
 
 
+@pytest.mark.parametrize("change", [{"num_steps": 0}, {"hidden_dim": 0}, {"penalty": -1.0}])
+def test_settings_that_fit_nothing_are_refused(change):
+    ((name, value),) = change.items()
+    with pytest.raises(ValueError, match=f"{name} .*got {value}"):
+        ProbeSettings(**{"penalty": 1.0, "hidden_dim": 4, "num_steps": 3, "seed": 0} | change)
+
+
 def make_rows(num_rows, seed, *, num_missed=0):
     """Slots that say their object's place linearly and its colour by a direction."""
     generator = torch.Generator().manual_seed(seed)
