@@ -191,7 +191,11 @@ def check_same_run(
 
 
 def check_finished(
-    path: Path | str, *, asked: Mapping[str, Any], encoder: Path | str | None
+    path: Path | str,
+    *,
+    asked: Mapping[str, Any],
+    encoder: Path | str | None,
+    world_model: Path | str | None,
 ) -> None:
     """Refuse to take a finished agent for one that was asked for otherwise.
 
@@ -199,6 +203,7 @@ def check_finished(
         path: of the agent; nothing is known of one that is older than this is written down.
         asked: what is asked for now.
         encoder: that it is to learn with; None if that is not said.
+        world_model: that it is to begin with; None if that is not said.
 
     Raises:
         ValueError: naming the first difference.
@@ -206,10 +211,11 @@ def check_finished(
     saved = read_meta(path)
     known = saved.get(ASKED)
     difference = checkpoint.describe_difference(known, checkpoint.plain(asked)) if known else None
-    if difference is None and encoder is not None and saved["encoder"] is not None:
-        begun_with = saved["encoder"].get("origin", saved["encoder"])
-        if checkpoint.digest(encoder) != begun_with["hash"]:
-            difference = f"its encoder is not that of {encoder}"
+    for name, model in (("encoder", encoder), ("world_model", world_model)):
+        if difference is None and model is not None and saved.get(name) is not None:
+            begun_with = saved[name].get("origin", saved[name])
+            if checkpoint.digest(model) != begun_with["hash"]:
+                difference = f"its {name} is not that of {model}"
     if difference is not None:
         raise ValueError(
             f"{find(path)} was trained to its end in another run: {difference}; give this one "

@@ -61,6 +61,8 @@ def asked(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     kept = {name: settings[name] for name in ("env", "agent", "observation", "goal")}
     kept["agent"] = {k: v for k, v in settings["agent"].items() if k not in _OF_THE_WAY}
+    if settings["world_model"]["path"] is not None:
+        kept["world_model"] = {"learns": settings["world_model"]["learns"]}
     if settings["observation"]["main"] == SLOTS:
         mode = settings["encoder"]["mode"]
         tuned = {"frozen": (), "replay": ("every", "replay"), "gradient": ("every",)}.get(mode, ())

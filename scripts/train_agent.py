@@ -41,8 +41,12 @@ def main(config: DictConfig) -> None:
     directory, env, console = output_dir(), choice("env"), Console(stderr=True, soft_wrap=True)
     if saving.is_finished(directory, trainer.total_steps) and after.is_evaluated(directory):
         path = settings["encoder"]["path"] if observation["main"] == SLOTS else None
-        saving.check_finished(directory, asked=asked(settings), encoder=path)
-        console.print(f"{directory}: trained for {trainer.total_steps} steps before; nothing to do")
+        begun_with = settings["world_model"]["path"]
+        saving.check_finished(
+            directory, asked=asked(settings), encoder=path, world_model=begun_with
+        )
+        steps = saving.trained_steps(directory)
+        console.print(f"{directory}: trained for {steps} steps before; nothing to do")
         return
     if observation["main"] != SLOTS and settings["encoder"]["path"] is not None:
         raise ValueError(

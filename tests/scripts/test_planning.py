@@ -77,16 +77,28 @@ def test_a_given_world_model_plans_and_is_named(worlds):
 
 @pytest.mark.slow
 def test_it_goes_on_with_the_same_world_model_alone(worlds):
-    first = worlds.run("train_agent", *SMALL, *GIVEN, "name=longer")
+    learning = ("world_model.learns=true", "agent.replay.prefill_steps=8", "name=longer")
+    first = worlds.run("train_agent", *SMALL, *GIVEN, *learning)
     assert first.returncode == 0, first.stderr
-    longer = worlds.run("train_agent", *SMALL, *GIVEN, "name=longer", "agent.total_steps=60")
+    longer = worlds.run("train_agent", *SMALL, *GIVEN, *learning, "agent.total_steps=60")
     assert longer.returncode == 0 and "going on at step 40" in longer.stderr, longer.stderr
-    other = (*SMALL, "obs=slots", "world_model.path=other", "name=longer", "agent.total_steps=80")
+    other = (*SMALL, "obs=slots", "world_model.path=other", *learning)
+    refused = worlds.run("train_agent", *other)
+    assert refused.returncode == 1 and "its world_model is not that of other" in refused.stderr
+    other = (*other, "agent.total_steps=80")
     refused = worlds.run("train_agent", *other)
     assert refused.returncode == 1 and "belongs to another run: its world_model" in refused.stderr
     directory = worlds.output("train_agent", "longer")
     again = worlds.run("evaluate_agent", f"checkpoint={directory}", "episodes=2", "video=false")
     assert again.returncode == 0 and "| as trained | 2 | " in again.stdout, again.stderr
+
+
+@pytest.mark.slow
+def test_plans_in_a_world_model_that_stays_as_it_is_are_evaluated_at_once(worlds):
+    first = worlds.run("train_agent", *SMALL, *GIVEN, "name=fixed")
+    assert first.returncode == 0 and "there is nothing to learn" in first.stderr, first.stderr
+    again = worlds.run("train_agent", *SMALL, *GIVEN, "name=fixed")
+    assert again.returncode == 0 and "trained for 0 steps before" in again.stderr
 
 
 @pytest.mark.slow
@@ -189,11 +201,14 @@ def test_agents_without_a_world_model_take_none(found):
     ("options", "words"),
     [
         (("obs=slots", "world_model.path=wider"), "6 discrete actions, which the world model"),
-        ((*GIVEN, "agent.arguments.horizon=0"), "agent.arguments.horizon of at least 1, got 0"),
+        (
+            (*GIVEN, "agent.arguments.horizon=0"),
+            "agent.arguments.horizon of at least 1 and steps_per_plan",
+        ),
     ],
     ids=["actions", "horizon"],
 )
 def test_a_mistake_is_one_sentence(worlds, options, words):
-    done = worlds.run("train_agent", *SMALL, *options, "name=mistake")
+    done = worlds.run("train_agent", *SMALL, *options, "name=unfit")
     assert done.returncode == 1 and words in done.stderr, done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr

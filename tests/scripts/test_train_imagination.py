@@ -73,9 +73,9 @@ def test_it_learns_on_slots_and_is_evaluated_and_compared(workplace):
     ],
     ids=["continuous", "graph", "tuned"],
 )
-def test_other_ways_to_learn(workplace, options):
+def test_other_ways_to_learn(workplace, options, request):
     kept = [o for o in SMALL if not ("graph" in options[-1] and "dynamics.num_heads" in o)]
-    done = workplace.run("train_agent", *kept, *options, "name=other")
+    done = workplace.run("train_agent", *kept, *options, f"name={request.node.callspec.id}")
     assert done.returncode == 0, done.stderr
 
 
