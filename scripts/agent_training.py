@@ -14,7 +14,7 @@ from ocrl.agents.model_based import ModelBased
 from ocrl.agents.ppo import ModelFree
 
 Trainer: TypeAlias = ModelFree | ModelBased
-_OF_THE_WAY = ("total_steps", "log_every", "evaluate_every", "device", "processes")
+_HOW_FAR_AND_WHERE = ("total_steps", "log_every", "evaluate_every", "device", "processes")
 """Settings of an agent that do not change what is learned until a step."""
 
 
@@ -60,7 +60,7 @@ def asked(settings: Mapping[str, Any]) -> dict[str, Any]:
     Models are left out, which are known by their weights, and how long and how fast a run goes.
     """
     kept = {name: settings[name] for name in ("env", "agent", "observation", "goal")}
-    kept["agent"] = {k: v for k, v in settings["agent"].items() if k not in _OF_THE_WAY}
+    kept["agent"] = {k: v for k, v in settings["agent"].items() if k not in _HOW_FAR_AND_WHERE}
     if settings["world_model"]["path"] is not None:
         kept["world_model"] = {"learns": settings["world_model"]["learns"]}
     if settings["observation"]["main"] == SLOTS:

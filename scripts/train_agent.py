@@ -7,13 +7,15 @@ python scripts/train_agent.py env=sprites-object_comparison obs=slots encoder.pa
 from launch import choice, note_command, output_dir, script
 
 # isort: split
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import agent_evaluation as after
 import hydra
 from agent_training import Trainer, asked, describe, observed_in, remembers_frames, train
 from given_worlds import find_world
+from gymnasium.vector import VectorEnv
 from observations import SLOTS, find_encoder, make_observed
 from omegaconf import DictConfig
 from rich.console import Console
@@ -31,27 +33,17 @@ from ocrl.log import TensorBoard
 def main(config: DictConfig) -> None:
     """Find or train an encoder, then train the agent; each goes on where it was stopped."""
     settings = checkpoint.plain(config)
-    observation, evaluation = settings["observation"], settings["evaluation"]
-    if evaluation["num_episodes"] < 1:
-        raise ValueError(
-            f"expected evaluation.num_episodes to be from 1 on, got {evaluation['num_episodes']}"
-        )
-    afterwards = after.settings_after_training(evaluation)
+    check(settings)
+    observation = settings["observation"]
+    afterwards = after.settings_after_training(settings["evaluation"])
     trainer: Trainer = hydra.utils.instantiate(config.agent, _recursive_=False, _convert_="all")
     directory, env, console = output_dir(), choice("env"), Console(stderr=True, soft_wrap=True)
     if saving.is_finished(directory, trainer.total_steps) and after.is_evaluated(directory):
-        path = settings["encoder"]["path"] if observation["main"] == SLOTS else None
-        begun_with = settings["world_model"]["path"]
-        saving.check_finished(
-            directory, asked=asked(settings), encoder=path, world_model=begun_with
-        )
+        models = {name: settings[name]["path"] for name in ("encoder", "world_model")}
+        saving.check_finished(directory, asked=asked(settings), **models)
         steps = saving.trained_steps(directory)
         console.print(f"{directory}: trained for {steps} steps before; nothing to do")
         return
-    if observation["main"] != SLOTS and settings["encoder"]["path"] is not None:
-        raise ValueError(
-            f"expected obs=slots with encoder.path, got obs={choice('obs')}, which has no encoder"
-        )
     arguments = {name: value for name, value in settings["env"].items() if name != "_target_"}
     encoder, given = None, find_world(config, trainer, directory=directory)
     if observation["main"] == SLOTS:
@@ -64,27 +56,6 @@ def main(config: DictConfig) -> None:
         observation=observation,
         model=None if encoder is None else encoder.model,
     )
-
-    def evaluate(agent: Agent, step: int, board: TensorBoard) -> Mapping[str, float]:
-        apart = make(num_envs=min(16, evaluation["num_episodes"]), processes=False)
-        episodes = play(
-            agent,
-            apart,
-            num_episodes=evaluation["num_episodes"],
-            seed=trainer.seed,
-            is_deterministic=evaluation["is_deterministic"],
-        )
-        apart.close()
-        picture = after.moving_picture(
-            agent,
-            make(num_envs=1, processes=False),
-            has_slots=observation["main"] == SLOTS,
-            settings=afterwards,
-        )
-        board.picture("evaluation/episode", picture, step=step)
-        summary = summarize(episodes, score=crafter_score)
-        score = {} if summary["score"] is None else {"score": summary["score"]}
-        return {**summary["mean"], **score}
 
     envs = make(
         num_envs=trainer.num_envs,
@@ -102,7 +73,13 @@ def main(config: DictConfig) -> None:
             encoder=encoder,
             world=given,
             run=AgentRun(directory, {**meta, **describe(encoder, given)}),
-            evaluate=evaluate,
+            evaluate=partial(
+                evaluate,
+                make=partial(make, processes=False),
+                seed=trainer.seed,
+                has_slots=observation["main"] == SLOTS,
+                settings=afterwards,
+            ),
             score=crafter_score,
             extra=encoder and encoder.part(envs, env=env, arguments=arguments, seed=trainer.seed),
         )
@@ -111,6 +88,58 @@ def main(config: DictConfig) -> None:
     after.evaluate_run(directory, say=console.print, settings=afterwards)
     note_command(directory)
     console.print(f"agent, progress.csv, evaluation.json, video.mp4, tensorboard: {directory}")
+
+
+def check(settings: Mapping[str, Any]) -> None:
+    """Refuse settings that would be found wrong after training, or passed over.
+
+    Raises:
+        ValueError: naming the first of them.
+    """
+    number = settings["evaluation"]["num_episodes"]
+    if number < 1:
+        raise ValueError(f"expected evaluation.num_episodes to be from 1 on, got {number}")
+    if settings["observation"]["main"] != SLOTS and settings["encoder"]["path"] is not None:
+        raise ValueError(
+            f"expected obs=slots with encoder.path, got obs={choice('obs')}, which has no encoder"
+        )
+
+
+def evaluate(
+    agent: Agent,
+    step: int,
+    board: TensorBoard,
+    *,
+    make: Callable[..., VectorEnv[Any, Any, Any]],
+    seed: int,
+    has_slots: bool,
+    settings: Mapping[str, Any],
+) -> dict[str, float]:
+    """Play episodes in environments apart from those of training, and film one.
+
+    Args:
+        agent: as it is now.
+        step: of training.
+        board: for the film.
+        make: makes so many environments (`num_envs`).
+        seed: of the run.
+        has_slots: whether slots are observed.
+        settings: see `after.settings_after_training`.
+    """
+    apart = make(num_envs=min(16, settings["episodes"]))
+    episodes = play(
+        agent,
+        apart,
+        num_episodes=settings["episodes"],
+        seed=seed,
+        is_deterministic=settings["is_deterministic"],
+    )
+    apart.close()
+    picture = after.moving_picture(agent, make(num_envs=1), has_slots=has_slots, settings=settings)
+    board.picture("evaluation/episode", picture, step=step)
+    summary = summarize(episodes, score=crafter_score)
+    score = {} if summary["score"] is None else {"score": summary["score"]}
+    return {**summary["mean"], **score}
 
 
 if __name__ == "__main__":

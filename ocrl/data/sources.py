@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -68,34 +69,19 @@ def read_clips(
     )
 
 
-def stored_clips(
-    store: EpisodeStore,
-    *,
-    image_size: Sequence[int],
-    presets: Sequence[str],
-    split: Split,
-    holdout: float,
-    clip_length: int,
-    num_clips: int,
-    batch_size: int,
-) -> Iterator[Clip]:
+def stored_clips(store: EpisodeStore, *, presets: Sequence[str], **options: Any) -> Iterator[Clip]:
     """Clips of a store that is open, with its objects and those of `presets` that it has.
 
-    The other arguments are those of `evaluation_clips`.
+    The options are those of `evaluation_clips`.
 
     Raises:
         ValueError: as there, or if it has other segmentations only.
     """
     return evaluation_clips(
         store,
-        clip_length=clip_length,
-        num_clips=num_clips,
-        split=split,
-        holdout=holdout,
-        batch_size=batch_size,
-        image_size=image_size,
         segmentation=stored_presets(presets, store.arrays, path=store.path),
         objects=any(name.startswith("objects/") for name in store.arrays),
+        **options,
     )
 
 
