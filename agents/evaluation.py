@@ -45,7 +45,11 @@ class Episodes:
 
 
 class RandomAgent(Agent):
-    """Draws every action from the action space alike: the floor beside every result."""
+    """Draws every action from the action space alike: the floor beside every result.
+
+    What it draws follows from its seed and, as with other agents, from torch's random numbers at
+    the time of `initial_state`: no two rounds of `play` have the same actions.
+    """
 
     def __init__(self, action_space: gymnasium.Space[Any], *, seed: int) -> None:
         """Set the space of one environment's actions, and the seed of the draws."""
@@ -53,8 +57,8 @@ class RandomAgent(Agent):
         self._seed = seed
 
     def initial_state(self, num_envs: int) -> State:
-        """The number of the next step."""
-        return 0
+        """A number drawn for the episodes that begin, and that of the next step."""
+        return int(torch.randint(2**31, ())), 0
 
     def act(
         self,
@@ -64,10 +68,12 @@ class RandomAgent(Agent):
         *,
         is_deterministic: bool,
     ) -> tuple[NDArray[Any], State]:
-        """Draw an action for each environment, by the seed and the number of the step."""
+        """Draw an action for each environment, by the seed and the state."""
+        number, step = state
         space = batch_space(self._space, len(is_first))
-        space.seed(int(np.random.SeedSequence((self._seed, state)).generate_state(1)[0]))
-        return np.asarray(space.sample()), state + 1
+        sequence = np.random.SeedSequence((self._seed, number, step))
+        space.seed(int(sequence.generate_state(1)[0]))
+        return np.asarray(space.sample()), (number, step + 1)
 
 
 def episode_seeds(seed: int, num_episodes: int) -> list[int]:

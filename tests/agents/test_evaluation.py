@@ -138,6 +138,25 @@ def test_the_floor_repeats_by_its_seed():
     env.close()
 
 
+def test_the_floor_plays_no_two_rounds_alike():
+    seen = []
+
+    class Watched(RandomAgent):
+        def act(self, observation, state, is_first, *, is_deterministic):
+            action, state = super().act(
+                observation, state, is_first, is_deterministic=is_deterministic
+            )
+            seen.append((state[1], action.tolist()))
+            return action, state
+
+    env = make_vec("sprites-object_goal", 8, size=16, max_steps=5)
+    floor = Watched(env.single_action_space, seed=0)
+    play(floor, env, num_episodes=32, seed=0, is_deterministic=False)
+    env.close()
+    first = [action for step, action in seen if step == 1]
+    assert len(first) == 4 and len({tuple(action) for action in first}) == 4
+
+
 def test_random_actions_fill_any_space():
     for space in (gymnasium.spaces.Discrete(4), gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)):
         agent = RandomAgent(space, seed=3)
