@@ -18,7 +18,9 @@ from ocrl.agents import spaces
 from ocrl.agents.encoder_state import STATE, find_state
 from ocrl.agents.pooling import Pooling
 from ocrl.agents.vision import Vision
+from ocrl.envs.slots import SLOTS
 from ocrl.interfaces import SlotEncoder
+from ocrl.nn.location import wins_a_cell
 from ocrl.nn.multiplicative import MultiplicativeInteraction
 
 OBJECTS = "objects"
@@ -35,7 +37,11 @@ class Features(BaseFeaturesExtractor):
     frame meets the vectors in products, too.
 
     The features of a set are shifted and scaled, each by itself, to what `measure` found once,
-    before learning: a small size in the corner of a large slot counts as much as any other.
+    before learning: a small size in the corner of a large slot counts as much as any other. Slots
+    may be whitened besides (`whitening`): their looks vary in a few directions much more than in
+    the others, and what is asked for is learned slowly in products with those. Slots that win no
+    cell of the picture may be passed over (`hides_empty`), as rows that hold no object are.
+
     With an encoder the frame becomes slots first, through which the policy's gradient reaches the
     encoder, and slots go through a pooling. One with a memory starts from the state that stands
     beside the frame, see `EncoderState`, where the gradient ends.
@@ -53,6 +59,9 @@ class Features(BaseFeaturesExtractor):
         pooling: Mapping[str, Any],
         vision: Mapping[str, Any],
         match_dim: int,
+        whitening: float | None,
+        hides_empty: bool,
+        num_geometry: int,
         encoder: Mapping[str, Any] | None,
     ) -> None:
         """Build what the parts of an observation need.
@@ -63,11 +72,16 @@ class Features(BaseFeaturesExtractor):
             pooling: describes a `Pooling` but for `slot_dim` and `num_slots`.
             vision: describes a `Vision` but for `frame_shape`.
             match_dim: products of a row, or of a frame's features, with the vectors; 0 for none.
+            whitening: of the set `slots`, see `Whitening.ridge`; None for none.
+            hides_empty: read only rows of it that win a cell.
+            num_geometry: how many of the last columns of slots tell where they are, see
+                `mask_geometry`; they are not whitened.
             encoder: describes a `SlotEncoder` that reads the frame; None for none.
 
         Raises:
             ValueError: if a part is of a kind that no policy here reads, the encoder expects other
-                frames, or its state is not beside the frame or can not be, see `EncoderState`.
+                frames, its state is not beside the frame or can not be, see `EncoderState`, or
+                empty slots are to be hidden and nothing tells where slots are.
         """
         self._parts = spaces.parts(observation_space, plain_key=plain_key)
         self._plain_key = plain_key
@@ -102,6 +116,12 @@ class Features(BaseFeaturesExtractor):
                 met[name] = _num_features(name, part.shape)
                 size = met[name] + beside + num_products
                 built[name] = _pooling(pooling, part.shape[0], size)
+                if name == SLOTS and hides_empty and not num_geometry:
+                    raise ValueError(
+                        "expected slots with geometry for hides_empty=true, which tells those that "
+                        "win no cell by it, got none: set observation.has_geometry=true, or "
+                        "agent.hides_empty=false"
+                    )
         is_vision = [isinstance(reader, Vision) for reader in built.values()]
         sizes = [reader.out_dim for reader in built.values()]
         super().__init__(
@@ -115,6 +135,10 @@ class Features(BaseFeaturesExtractor):
                 if spaces.kind(name, self._parts[name]) == spaces.SET
             }
         )
+        self._hides_empty, self._num_geometry = hides_empty, num_geometry
+        self.whitenings = nn.ModuleDict()
+        if whitening is not None and SLOTS in self.scales:
+            self.whitenings[SLOTS] = Whitening(met[SLOTS] - num_geometry, ridge=whitening)
         self.products = nn.ModuleDict()
         if num_products:
             for name, size in met.items():
@@ -181,17 +205,30 @@ class Features(BaseFeaturesExtractor):
 
     def _set(self, name: str, named: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """Rows (B,K,F+W+M) with all vectors beside them, and which of them are there."""
-        rows, is_present = named[name], None
-        if name == OBJECTS:
-            rows, is_present = rows[..., 1:], rows[..., 0] > 0.5
+        rows, is_present = self._present(name, named[name])
         if name in self.scales:
             rows = self.scales[name](rows)
+        if name in self.whitenings:
+            rows = self._apart(rows, self.whitenings[name])
         if not self._vectors:
             return rows, is_present
         beside = self._beside(named)[:, None]
         products = self._products(name, rows, named)
         repeated = beside.expand(-1, rows.shape[1], -1).to(rows.dtype)
         return torch.cat([rows, repeated, *products], dim=-1), is_present
+
+    def _present(self, name: str, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Features (...,K,F) of rows, and which of them (...,K) hold something; None for all."""
+        if name == OBJECTS:
+            return rows[..., 1:], rows[..., 0] > 0.5
+        if self._hides_empty and name == SLOTS:
+            return rows, wins_a_cell(rows[..., -self._num_geometry :])
+        return rows, None
+
+    def _apart(self, rows: Tensor, change: nn.Module) -> Tensor:
+        """Change slots (...,D) of rows (...,D+G); where they are stays."""
+        dim = rows.shape[-1] - self._num_geometry
+        return torch.cat([change(rows[..., :dim]), rows[..., dim:]], dim=-1)
 
     def _beside(self, named: Mapping[str, Tensor]) -> Tensor:
         """All vectors (B,W) side by side."""
@@ -205,16 +242,19 @@ class Features(BaseFeaturesExtractor):
         return [self.products[name](seen, beside[:, None] if seen.ndim == 3 else beside)]
 
     def measure(self, observations: Mapping[str, Tensor]) -> None:
-        """Take mean and deviation of the features of sets from observations (B,K,F) by name.
+        """Find how the features of sets vary in observations (B,K,F) by name.
 
         Only rows that are present count.
         """
         scale: Any
+        whitening: Any
         for name, scale in self.scales.items():
-            values = observations[name].flatten(0, 1)
-            if name == OBJECTS:
-                values = values[values[:, 0] > 0.5, 1:]
+            values, is_present = self._present(name, observations[name])
+            values = values.flatten(0, 1) if is_present is None else values[is_present]
             scale.measure(values)
+            if name in self.whitenings:
+                whitening = self.whitenings[name]
+                whitening.measure(scale(values)[..., : whitening.num_features])
 
 
 class Scale(nn.Module):
@@ -241,6 +281,41 @@ class Scale(nn.Module):
         deviation, mean = torch.std_mean(values, dim=0, correction=0)
         self.shift.copy_(mean)
         self.factor.copy_(torch.where(deviation > _EPS, 1 / deviation.clamp(min=_EPS), 1.0))
+
+
+class Whitening(nn.Module):
+    """Turns features to the directions in which they vary, and divides by how much they do.
+
+    A direction of variance w becomes one of variance w / (w + ridge x the sum of all w): about 1
+    for those that vary, little for those that hardly do, which may be noise. Nothing changes until
+    they are measured.
+
+    Args:
+        num_features: F.
+        ridge: what counts as hardly, as a share of the variance of all.
+    """
+
+    shift: Tensor
+    turn: Tensor
+
+    def __init__(self, num_features: int, *, ridge: float) -> None:
+        super().__init__()
+        self.num_features, self.ridge = num_features, ridge
+        self.register_buffer("shift", torch.zeros(num_features))
+        self.register_buffer("turn", torch.eye(num_features))
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Whiten (...,F)."""
+        return (values - self.shift) @ self.turn
+
+    def measure(self, values: Tensor) -> None:
+        """Fit to values (n,F)."""
+        mean = values.double().mean(dim=0)
+        centred = values.double() - mean
+        variances, directions = torch.linalg.eigh(centred.mT @ centred / len(values))
+        least = (self.ridge * variances.sum()).clamp(min=_EPS**2)
+        self.shift.copy_(mean)
+        self.turn.copy_(directions * (variances.clamp(min=0) + least).rsqrt())
 
 
 def _num_features(name: str, shape: tuple[int, ...]) -> int:

@@ -87,6 +87,9 @@ class Network:
         vision: see `Features`.
         match_dim: see `Features`.
         encoder: see `Features`.
+        whitening: see `Features`; agents of before had none.
+        hides_empty: see `Features`, likewise.
+        num_geometry: see `Features`, likewise.
     """
 
     algorithm: str
@@ -96,6 +99,9 @@ class Network:
     vision: Mapping[str, Any]
     match_dim: int
     encoder: Mapping[str, Any] | None
+    whitening: float | None = None
+    hides_empty: bool = False
+    num_geometry: int = 0
 
     def arguments(self) -> dict[str, Any]:
         """What the policy's constructor takes beside spaces and learning rate."""
@@ -107,6 +113,9 @@ class Network:
                 "pooling": self.pooling,
                 "vision": self.vision,
                 "match_dim": self.match_dim,
+                "whitening": self.whitening,
+                "hides_empty": self.hides_empty,
+                "num_geometry": self.num_geometry,
                 "encoder": self.encoder,
             },
         }

@@ -53,6 +53,8 @@ class ModelFree:
         pooling: Mapping[str, Any],
         vision: Mapping[str, Any],
         match_dim: int,
+        whitening: float | None,
+        hides_empty: bool,
         final_fraction: float,
         total_steps: int,
         num_envs: int,
@@ -72,6 +74,8 @@ class ModelFree:
             pooling: describes what sets go through, a `Pooling`.
             vision: describes what frames go through, a `Vision`.
             match_dim: products of what is seen with the vectors beside it, see `Features`.
+            whitening: of slots, see `Whitening.ridge`; None for none.
+            hides_empty: pass over slots that win no cell of the picture.
             final_fraction: of the learning rate and of the entropy's weight, which fall in a line,
                 at the end of the run.
             total_steps: environment steps of the whole run, over all environments.
@@ -106,17 +110,26 @@ class ModelFree:
         if match_dim < 0:
             raise ValueError(f"expected agent.match_dim of at least 0, got {match_dim}")
         self.pooling, self.vision = _described(pooling), _described(vision)
-        self.match_dim = match_dim
+        if whitening is not None and whitening <= 0:
+            raise ValueError(f"expected agent.whitening above 0, or null for none, got {whitening}")
+        self.match_dim, self.whitening, self.hides_empty = match_dim, whitening, hides_empty
         self.total_steps, self.num_envs, self.processes = total_steps, num_envs, processes
         self.seed, self.device = seed, device
         self.log_every, self.checkpoint_every = log_every, checkpoint_every
         self.evaluate_every = evaluate_every
 
-    def network(self, *, plain_key: str, encoder: Mapping[str, Any] | None = None) -> Network:
+    def network(
+        self,
+        *,
+        plain_key: str,
+        num_geometry: int = 0,
+        encoder: Mapping[str, Any] | None = None,
+    ) -> Network:
         """What the policy is built from.
 
         Args:
             plain_key: name of the only part of an observation that is no `Dict`.
+            num_geometry: the last columns of slots that tell where they are.
             encoder: describes an encoder that reads the frame and learns with the policy.
 
         Raises:
@@ -135,6 +148,9 @@ class ModelFree:
             self.vision,
             self.match_dim,
             encoder,
+            self.whitening,
+            self.hides_empty,
+            num_geometry,
         )
 
     def build(self, env: StableBaselinesVecEnv, network: Network) -> BaseAlgorithm:

@@ -9,6 +9,7 @@ from encoder_modes import Encoder
 from gymnasium.vector import VectorEnv
 from observations import FRAME, SLOTS
 
+from ocrl.agents import spaces
 from ocrl.agents.given_world import GivenWorld
 from ocrl.agents.model_based import ModelBased
 from ocrl.agents.ppo import ModelFree
@@ -113,9 +114,15 @@ def train(
         trainer.train(envs, network=network, encoder=episodes, world=world, **arguments)
         return
     own = encoder if encoder is not None and main != SLOTS else None
+    num_geometry = 0
+    if encoder is not None and main == SLOTS:
+        slots = spaces.parts(envs.single_observation_space, plain_key=main)[SLOTS]
+        num_geometry = slots.shape[1] - encoder.model.encoder.slot_dim
     trainer.train(
         envs,
-        network=trainer.network(plain_key=main, encoder=own and own.config),
+        network=trainer.network(
+            plain_key=main, num_geometry=num_geometry, encoder=own and own.config
+        ),
         encoder=own and own.model.encoder,
         **arguments,
     )

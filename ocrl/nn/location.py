@@ -178,6 +178,19 @@ def mask_geometry(masks: Tensor, *, eps: float = 1e-3) -> Tensor:
     return torch.cat([centres[..., :2], sums[..., 6:] / flat.shape[-1], box], dim=-1)
 
 
+def wins_a_cell(geometry: Tensor) -> Tensor:
+    """Whether a slot has more than every other one anywhere.
+
+    Args:
+        geometry: (...,V*7), columns of `mask_geometry` for each of V views.
+
+    Returns:
+        (...,) bool; true where the box of a view is not empty.
+    """
+    _, _, _, left, top, right, bottom = geometry.unflatten(-1, (-1, NUM_GEOMETRY)).unbind(-1)
+    return ((right > left) & (bottom > top)).any(dim=-1)
+
+
 @functools.cache
 def _grid_tables(
     height: int, width: int, dtype: torch.dtype, device: torch.device

@@ -278,6 +278,9 @@ def test_what_no_policy_can_carry_is_refused(monkeypatch):
             pooling={},
             vision={},
             match_dim=0,
+            whitening=None,
+            hides_empty=False,
+            num_geometry=0,
             encoder=described(),
         )
 

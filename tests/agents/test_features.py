@@ -9,7 +9,8 @@ import yaml
 from gymnasium.spaces import Box, Dict
 from torch import nn
 
-from ocrl.agents.features import Features
+from ocrl.agents.features import Features, Whitening
+from ocrl.nn.location import NUM_GEOMETRY, mask_geometry
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -22,14 +23,15 @@ def described(group, name):
     return part
 
 
-def features(match_dim, *, space=None, pooling="mean"):
+def features(match_dim, *, space=None, pooling="mean", plain_key="frame", **options):
     space = space or Dict({"slots": Box(-1, 1, (ROWS, SIZE)), "asked": Box(0, 1, (ASKED,))})
     return Features(
         space,
-        plain_key="frame",
+        plain_key=plain_key,
         pooling=described("pooling", pooling),
         vision=described("vision", "cnn"),
         match_dim=match_dim,
+        **{"whitening": None, "hides_empty": False, "num_geometry": 0, **options},
         encoder=None,
     )
 
@@ -95,3 +97,68 @@ def test_products_find_the_row_that_is_asked_for():
 
     with_products, without = error(32), error(0)
     assert with_products < 0.6 * without
+
+
+def test_whitened_features_vary_alike_but_where_they_hardly_vary():
+    torch.manual_seed(0)
+    mixed = torch.randn(4000, 4) * torch.tensor([5.0, 1.0, 0.5, 1e-3]) @ torch.randn(4, 4) + 3
+    whitening = Whitening(4, ridge=0.01)
+    torch.testing.assert_close(whitening(mixed), mixed)
+    variances = torch.linalg.eigvalsh(mixed.T.cov(correction=0))
+    whitening.measure(mixed)
+    white = whitening(mixed)
+    torch.testing.assert_close(white.mean(0), torch.zeros(4), atol=1e-4, rtol=0)
+    expected = torch.diag(variances / (variances + 0.01 * variances.sum()))
+    assert expected[0, 0] < 1e-3 and expected[-1, -1] > 0.98
+    torch.testing.assert_close(white.T.cov(correction=0), expected, atol=1e-3, rtol=0)
+    whitening.measure(torch.full((5, 4), 2.0))
+    assert whitening(mixed).isfinite().all()
+
+
+def placed_slots():
+    """Six slots of which the last wins no cell, with geometry."""
+    torch.manual_seed(0)
+    masks = torch.rand(8, 6, 4, 4).softmax(dim=1)
+    masks[:, 5] /= 4
+    return torch.cat([torch.randn(8, 6, SIZE) * torch.arange(1, 5), mask_geometry(masks)], dim=-1)
+
+
+def test_slots_that_win_nothing_are_not_read():
+    slots = placed_slots()
+    space = Box(-9, 9, slots.shape[1:])
+    options = {"space": space, "pooling": "comparing_transformer", "num_geometry": NUM_GEOMETRY}
+    other = slots.clone()
+    other[:, 5, :SIZE] = 50.0
+    for hides_empty in (True, False):
+        network = features(0, **options, hides_empty=hides_empty, plain_key="slots")
+        network.measure({"slots": slots})
+        share = network.attention(slots)
+        assert torch.equal(share[:, 5] == 0, torch.full((8,), hides_empty))
+        assert torch.allclose(network(slots), network(other)) == hides_empty
+        network.measure({"slots": other})
+        is_moved = float(network.scales["slots"].shift[:SIZE].abs().max()) > 5
+        assert is_moved != hides_empty
+    with pytest.raises(ValueError, match=r"geometry for hides_empty=true.*has_geometry=true"):
+        features(0, space=space, hides_empty=True, plain_key="slots")
+
+
+def test_slots_are_whitened_and_where_they_are_is_not():
+    slots = placed_slots()
+    network = features(
+        0,
+        space=Box(-9, 9, slots.shape[1:]),
+        plain_key="slots",
+        whitening=0.02,
+        num_geometry=NUM_GEOMETRY,
+    )
+    network.measure({"slots": slots})
+    rows, is_present = network._set("slots", {"slots": slots})
+    plain = network.scales["slots"](slots)
+    torch.testing.assert_close(rows[..., SIZE:], plain[..., SIZE:])
+    white = network.whitenings["slots"](plain[..., :SIZE])
+    torch.testing.assert_close(rows[..., :SIZE], white)
+    spread = white.flatten(0, 1).T.cov(correction=0)
+    assert is_present is None and (spread - torch.diag(spread.diag())).abs().max() < 1e-4
+    # True objects are told apart as they are, and other sets are no slots.
+    objects = features(0, space=Dict({"objects": Box(-1, 1, (ROWS, SIZE))}), whitening=0.02)
+    assert not objects.whitenings

@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+import yaml
 from gymnasium.spaces import Box
 
 from ocrl.agents import load, saving
@@ -110,6 +111,18 @@ def test_features_of_sets_are_scaled_by_what_was_measured(tmp_path, make_toy, sm
     torch.testing.assert_close(scaled.std(0), torch.ones(4), atol=0.2, rtol=0)
 
 
+def test_agents_of_before_have_slots_as_they_are(tmp_path, make_toy, small_settings):
+    env = make_toy("slots")
+    settings = small_settings("ppo") | {"whitening": None, "hides_empty": False}
+    agent = trained(tmp_path, env, settings, plain_key="slots")
+    path = tmp_path / "agent/config.yaml"
+    config = yaml.safe_load(path.read_text())
+    for name in ("whitening", "hides_empty", "num_geometry"):
+        del config[name]
+    path.write_text(yaml.safe_dump(config))
+    np.testing.assert_array_equal(played(load(tmp_path, env=env), env), played(agent, env))
+
+
 def test_a_recurrent_policy_starts_afresh_with_an_episode(tmp_path, make_toy, small_settings):
     env = make_toy("slots")
     agent = trained(tmp_path, env, small_settings("recurrent_ppo"), plain_key="slots")
@@ -123,6 +136,8 @@ def test_a_recurrent_policy_starts_afresh_with_an_episode(tmp_path, make_toy, sm
 
 
 def test_what_does_not_fit_is_refused(tmp_path, make_toy, small_settings):
+    with pytest.raises(ValueError, match=r"agent.whitening above 0, or null for none, got 0"):
+        ModelFree(**small_settings("ppo") | {"whitening": 0})
     env = make_toy("objects")
     trained(tmp_path, env, small_settings("ppo"))
     with pytest.raises(ValueError, match="expected the observation space of its training"):

@@ -13,10 +13,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 
 from ocrl import checkpoint
 from ocrl.agents import load, saving
+from ocrl.nn.location import NUM_GEOMETRY
 
 ROOT = Path(__file__).parents[2]
 BROADCAST = ("decoder=broadcast", "decoder.channels=[8]", "decoder.strides=[4]")
@@ -27,6 +29,7 @@ SMALL = (
     *("agent.evaluate_every=96", "evaluation.num_episodes=2", "pooling.dim=8"),
     "pooling.num_heads=2",
 )
+HIDDEN = ("agent.hides_empty=true", "observation.has_geometry=false")
 NOISY = ("encoder.mode=gradient", "observation.is_noisy=true")
 
 
@@ -55,7 +58,7 @@ def rows(directory):
     "options",
     [
         ("obs=objects",),
-        ("obs=slots", "encoder.path=run"),
+        ("obs=slots", "encoder.path=run", "agent.whitening=0.1", "agent.hides_empty=true"),
         pytest.param(("obs=pixels", "vision.out_dim=16"), marks=pytest.mark.slow),
     ],
     ids=["objects", "slots", "pixels"],
@@ -76,8 +79,11 @@ def test_one_command_trains_an_agent_and_knows_when_it_is_done(workplace, option
     # The same as a picture that moves.
     events = b"".join(path.read_bytes() for path in (directory / "tensorboard").iterdir())
     assert b"evaluation/episode" in events and b"GIF89a" in events
-    load(directory)
+    agent = load(directory)
     if name == "slots":
+        turn = agent.features.whitenings["slots"].turn
+        assert len(turn) == agent.policy.observation_space.shape[1] - NUM_GEOMETRY
+        assert not turn.equal(torch.eye(len(turn)))
         assert saving.encoder_path(directory) == (workplace.folder / "run/checkpoint").resolve()
     again = workplace.run("train_agent", *SMALL, *options, f"name={name}")
     assert again.returncode == 0 and "nothing to do" in again.stderr
@@ -142,9 +148,13 @@ def test_the_encoder_learns_on(workplace, mode, name):
         (("obs=slots", "encoder.path=run", "env=crafter", "~env.max_steps"), "trained on sprites"),
         (("obs=objects", "agent=dqn", "env.action_kind=continuous"), "discrete actions for dqn"),
         (("obs=slots", "encoder.path=run", *NOISY), "is_noisy=false for encoder.mode=gradient"),
+        (
+            ("obs=slots", "encoder.path=run", *HIDDEN),
+            "set observation.has_geometry=true, or agent.hides_empty=false",
+        ),
         (("obs=object",), "Did you mean 'objects'?"),
     ],
-    ids=["size", "environment", "actions", "noise", "name"],
+    ids=["size", "environment", "actions", "noise", "hidden", "name"],
 )
 def test_a_mistake_is_one_sentence(workplace, options, words):
     kept = [o for o in SMALL if not (o.startswith("agent.arguments") and "agent=dqn" in options)]

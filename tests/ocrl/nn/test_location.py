@@ -13,6 +13,7 @@ from ocrl.nn.location import (
     moments,
     split_placed,
     spread_offsets,
+    wins_a_cell,
 )
 
 
@@ -93,6 +94,19 @@ def test_geometry_of_masks_by_hand():
     batch = mask_geometry(torch.stack([masks, masks.flip(-1)]))
     torch.testing.assert_close(batch[0], expected)
     torch.testing.assert_close(batch[1, :2, 3], torch.tensor([0.5, 0.0]))
+
+
+def test_a_slot_wins_a_cell_where_none_has_more():
+    torch.manual_seed(0)
+    masks = torch.rand(2, 3, 6, 4, 4).softmax(dim=2)
+    masks[:, :, 5] /= 4
+    won = (masks.argmax(dim=2, keepdim=True) == torch.arange(6)[:, None, None]).flatten(-2).any(-1)
+    assert not won[:, :, 5].any() and won[:, :, :5].any() and not won[:, :, :5].all()
+    geometry = mask_geometry(masks)
+    assert torch.equal(wins_a_cell(geometry), won)
+    # Of several views, side by side, one is enough.
+    views = geometry.movedim(1, -2).flatten(-2)
+    assert torch.equal(wins_a_cell(views), won.any(dim=1))
 
 
 def test_squares_around_a_place_are_bilinear_and_zero_outside() -> None:
