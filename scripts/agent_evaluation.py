@@ -102,7 +102,8 @@ def evaluate_run(
             f"no episode of the agent or of random play had a return other than 0 in "
             f"{known['env']}: there is nothing to learn from, or it is hard to come by"
         )
-    result = {**known, **own, "variants": worlds}
+    how = {name: settings[name] for name in ("seeds", "is_deterministic")}
+    result = {**known, **how, **own, "variants": worlds}
     before = read_evaluation(run) if (Path(run) / EVALUATION).is_file() else None
     if before is not None and _is_larger(before, result):
         say(

@@ -50,7 +50,7 @@ def find_episodes(
                 f"{frame_size}; change one of them"
             )
         if world.is_first:
-            console.print(f"collecting episodes of {env} in {default_path}", soft_wrap=True)
+            console.print(f"episodes of {env}: {default_path}", soft_wrap=True)
             collect(env, env_arguments, path=default_path, **collection)
         world.wait()
     store = EpisodeStore(path or default_path)

@@ -161,6 +161,7 @@ def test_slots_as_a_user_starts_it(workplace, save_run):
     assert "| as trained | 4 | " in done.stdout and "| pairs | 4 | " in done.stdout
     record = json.loads((run / "evaluation.json").read_text())
     assert record["obs"] == "slots (savi)" and np.isfinite(record["mean"]["length"])
+    assert record["seeds"] == [0] and record["is_deterministic"] is False
     with Image.open(run / "video.gif") as opened:
         assert opened.size == (3 * 256 + 132 + 18, 298)
     assert (run / "video.mp4").stat().st_size > 1000

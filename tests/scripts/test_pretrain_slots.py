@@ -87,7 +87,7 @@ def test_one_command_collects_trains_and_measures(run, tmp_path):
     assert "entities/video_fg_ari" in meta["metrics"]
     table = json.loads((directory / "metrics.json").read_text())["table"]
     assert set(table) == {"model", "grid", "k-means"} and "entities" in table["model"]
-    for said in ("collecting", "frames/s", "model: video FG-ARI", "report.html"):
+    for said in ("episodes of sprites: ", "frames/s", "model: video FG-ARI", "report.html"):
         assert said in err, err
 
 
@@ -165,4 +165,4 @@ def test_two_processes_under_torchrun_share_the_main_job(tmp_path):
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert step_of(tmp_path) == 4
-    assert err.count("collecting episodes") == 1 and err.count("report.html") == 1
+    assert err.count("episodes of sprites: ") == 1 and err.count("report.html") == 1
