@@ -73,15 +73,14 @@ class Features(BaseFeaturesExtractor):
             vision: describes a `Vision` but for `frame_shape`.
             match_dim: products of a row, or of a frame's features, with the vectors; 0 for none.
             whitening: of the set `slots`, see `Whitening.ridge`; None for none.
-            hides_empty: read only rows of it that win a cell.
+            hides_empty: read only rows of it that win a cell, where geometry tells which.
             num_geometry: how many of the last columns of slots tell where they are, see
                 `mask_geometry`; they are not whitened.
             encoder: describes a `SlotEncoder` that reads the frame; None for none.
 
         Raises:
             ValueError: if a part is of a kind that no policy here reads, the encoder expects other
-                frames, its state is not beside the frame or can not be, see `EncoderState`, or
-                empty slots are to be hidden and nothing tells where slots are.
+                frames, or its state is not beside the frame or can not be, see `EncoderState`.
         """
         self._parts = spaces.parts(observation_space, plain_key=plain_key)
         self._plain_key = plain_key
@@ -116,12 +115,6 @@ class Features(BaseFeaturesExtractor):
                 met[name] = _num_features(name, part.shape)
                 size = met[name] + beside + num_products
                 built[name] = _pooling(pooling, part.shape[0], size)
-                if name == SLOTS and hides_empty and not num_geometry:
-                    raise ValueError(
-                        "expected slots with geometry for hides_empty=true, which tells those that "
-                        "win no cell by it, got none: set observation.has_geometry=true, or "
-                        "agent.hides_empty=false"
-                    )
         is_vision = [isinstance(reader, Vision) for reader in built.values()]
         sizes = [reader.out_dim for reader in built.values()]
         super().__init__(
@@ -135,7 +128,8 @@ class Features(BaseFeaturesExtractor):
                 if spaces.kind(name, self._parts[name]) == spaces.SET
             }
         )
-        self._hides_empty, self._num_geometry = hides_empty, num_geometry
+        self._hides_empty = hides_empty and num_geometry > 0
+        self._num_geometry = num_geometry
         self.whitenings = nn.ModuleDict()
         if whitening is not None and SLOTS in self.scales:
             self.whitenings[SLOTS] = Whitening(met[SLOTS] - num_geometry, ridge=whitening)

@@ -75,7 +75,7 @@ class ModelFree:
             vision: describes what frames go through, a `Vision`.
             match_dim: products of what is seen with the vectors beside it, see `Features`.
             whitening: of slots, see `Whitening.ridge`; None for none.
-            hides_empty: pass over slots that win no cell of the picture.
+            hides_empty: pass over slots that win no cell of the picture, where geometry tells them.
             final_fraction: of the learning rate and of the entropy's weight, which fall in a line,
                 at the end of the run.
             total_steps: environment steps of the whole run, over all environments.

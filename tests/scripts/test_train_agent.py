@@ -29,7 +29,6 @@ SMALL = (
     *("agent.evaluate_every=96", "evaluation.num_episodes=2", "pooling.dim=8"),
     "pooling.num_heads=2",
 )
-HIDDEN = ("agent.hides_empty=true", "observation.has_geometry=false")
 NOISY = ("encoder.mode=gradient", "observation.is_noisy=true")
 
 
@@ -58,7 +57,7 @@ def rows(directory):
     "options",
     [
         ("obs=objects",),
-        ("obs=slots", "encoder.path=run", "agent.whitening=0.1", "agent.hides_empty=true"),
+        ("obs=slots", "encoder.path=run"),
         pytest.param(("obs=pixels", "vision.out_dim=16"), marks=pytest.mark.slow),
     ],
     ids=["objects", "slots", "pixels"],
@@ -148,13 +147,9 @@ def test_the_encoder_learns_on(workplace, mode, name):
         (("obs=slots", "encoder.path=run", "env=crafter", "~env.max_steps"), "trained on sprites"),
         (("obs=objects", "agent=dqn", "env.action_kind=continuous"), "discrete actions for dqn"),
         (("obs=slots", "encoder.path=run", *NOISY), "is_noisy=false for encoder.mode=gradient"),
-        (
-            ("obs=slots", "encoder.path=run", *HIDDEN),
-            "set observation.has_geometry=true, or agent.hides_empty=false",
-        ),
         (("obs=object",), "Did you mean 'objects'?"),
     ],
-    ids=["size", "environment", "actions", "noise", "hidden", "name"],
+    ids=["size", "environment", "actions", "noise", "name"],
 )
 def test_a_mistake_is_one_sentence(workplace, options, words):
     kept = [o for o in SMALL if not (o.startswith("agent.arguments") and "agent=dqn" in options)]
