@@ -3,8 +3,11 @@
 python scripts/collect_rollouts.py env=crafter
 """
 
-# The launcher comes first: it sets memory and threads before torch is loaded.
-from launch import choice, output_dir, script
+# The launcher comes first: it reads the command line, and sets memory and threads, before torch is
+# loaded.
+from launch import Command, choice, output_dir
+
+command = Command("collect", globals())
 
 # isort: split
 from omegaconf import DictConfig
@@ -14,7 +17,7 @@ from ocrl.checkpoint import plain
 from ocrl.envs.collect import collect
 
 
-@script("collect")
+@command
 def main(config: DictConfig) -> None:
     """Collect what is missing, and say what there is."""
     settings = plain(config)

@@ -3,8 +3,11 @@
 python scripts/edit_slots.py checkpoint=RUN data.path=EPISODES 'edits=[swap 2@0 5@3, drop 1@0]'
 """
 
-# The launcher comes first: it sets memory and threads before torch is loaded.
-from launch import output_dir, script
+# The launcher comes first: it reads the command line, and sets memory and threads, before torch is
+# loaded.
+from launch import Command, output_dir
+
+command = Command("edit", globals(), goes_on=False)
 
 # isort: split
 from itertools import islice
@@ -22,7 +25,7 @@ from ocrl.types import Clip
 from ocrl.visualize import spread, to_png
 
 
-@script("edit", goes_on=False)
+@command
 def main(config: DictConfig) -> None:
     """Load, encode, edit, draw, write."""
     subject = subject_of(config)

@@ -3,8 +3,11 @@
 python scripts/evaluate_agent.py checkpoint=outputs/train_agent/NAME episodes=100
 """
 
-# The launcher comes first: it sets memory and threads before torch is loaded.
-from launch import script
+# The launcher comes first: it reads the command line, and sets memory and threads, before torch is
+# loaded.
+from launch import Command
+
+command = Command("evaluate_agent", globals(), writes_here=False, goes_on=False)
 
 # isort: split
 import sys
@@ -24,7 +27,7 @@ from ocrl.agents.comparison_table import evaluation_rows, markdown, markdown_tab
 from ocrl.agents.results import read_run
 
 
-@script("evaluate_agent", writes_here=False, goes_on=False)
+@command
 def main(config: DictConfig) -> None:
     """Evaluate each run, print its table, and that over seeds where there are several."""
     settings = checkpoint.plain(config)

@@ -3,8 +3,11 @@
 python scripts/evaluate_discovery.py checkpoint=outputs/pretrain_slots/NAME data.path=EPISODES
 """
 
-# The launcher comes first: it sets memory and threads before torch is loaded.
-from launch import output_dir, script
+# The launcher comes first: it reads the command line, and sets memory and threads, before torch is
+# loaded.
+from launch import Command, output_dir
+
+command = Command("evaluate", globals(), goes_on=False)
 
 # isort: split
 
@@ -19,7 +22,7 @@ from ocrl.report import example_movie, summary, write_results
 from ocrl.visualize import to_gif
 
 
-@script("evaluate", goes_on=False)
+@command
 def main(config: DictConfig) -> None:
     """Load, measure, write."""
     subject = subject_of(config)

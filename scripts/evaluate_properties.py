@@ -3,8 +3,11 @@
 python scripts/evaluate_properties.py checkpoint=outputs/train_properties/NAME data.path=EPISODES
 """
 
-# The launcher comes first: it sets memory and threads before torch is loaded.
-from launch import output_dir, script
+# The launcher comes first: it reads the command line, and sets memory and threads, before torch is
+# loaded.
+from launch import Command, output_dir
+
+command = Command("evaluate_properties", globals(), goes_on=False)
 
 # isort: split
 import json
@@ -21,7 +24,7 @@ from ocrl.log import TensorBoard
 from ocrl.set_prediction import SetPredictionResult, evaluate_set_prediction, spec_of
 
 
-@script("evaluate_properties", goes_on=False)
+@command
 def main(config: DictConfig) -> None:
     """Load, measure, write."""
     subject = subject_of(config)

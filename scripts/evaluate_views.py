@@ -3,8 +3,11 @@
 python scripts/evaluate_views.py checkpoint=outputs/pretrain_slots/NAME data.path=EPISODES
 """
 
-# The launcher comes first: it sets memory and threads before torch is loaded.
-from launch import output_dir, script
+# The launcher comes first: it reads the command line, and sets memory and threads, before torch is
+# loaded.
+from launch import Command, output_dir
+
+command = Command("evaluate_views", globals(), goes_on=False)
 
 # isort: split
 
@@ -21,7 +24,7 @@ from ocrl.novel_views_report import summary, write_views
 from ocrl.posed import is_posed
 
 
-@script("evaluate_views", goes_on=False)
+@command
 def main(config: DictConfig) -> None:
     """Load, measure, write."""
     subject = subject_of(config)

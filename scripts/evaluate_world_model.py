@@ -3,8 +3,11 @@
 python scripts/evaluate_world_model.py checkpoint=outputs/train_world_model/NAME data.path=EPISODES
 """
 
-# The launcher comes first: it sets memory and threads before torch is loaded.
-from launch import output_dir, script
+# The launcher comes first: it reads the command line, and sets memory and threads, before torch is
+# loaded.
+from launch import Command, output_dir
+
+command = Command("evaluate_world_model", globals(), goes_on=False)
 
 # isort: split
 
@@ -21,7 +24,7 @@ from ocrl.log import TensorBoard
 from ocrl.world_model import WorldModel
 
 
-@script("evaluate_world_model", goes_on=False)
+@command
 def main(config: DictConfig) -> None:
     """Load, measure, write."""
     subject = subject_of(config)

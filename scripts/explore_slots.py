@@ -3,8 +3,11 @@
 python scripts/explore_slots.py checkpoint=outputs/pretrain_slots/NAME data.path=EPISODES
 """
 
-# The launcher comes first: it sets memory and threads before torch is loaded.
-from launch import output_dir, script
+# The launcher comes first: it reads the command line, and sets memory and threads, before torch is
+# loaded.
+from launch import Command, output_dir
+
+command = Command("explore", globals(), goes_on=False)
 
 # isort: split
 from itertools import islice
@@ -18,7 +21,7 @@ from ocrl.inspection.explorer import explore, render_explorer
 from ocrl.page import write_text
 
 
-@script("explore", goes_on=False)
+@command
 def main(config: DictConfig) -> None:
     """Load, encode, write."""
     subject = subject_of(config)

@@ -17,7 +17,7 @@ import math
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import wraps
 from pathlib import Path
@@ -27,7 +27,7 @@ import yaml
 from help_text import help_text
 from hydra import main as hydra_main
 from hydra.core.hydra_config import HydraConfig
-from mistakes import CONFIGS, check_kinds, check_sizes, explain
+from mistakes import CONFIGS, check_kinds, check_sizes, composed, explain
 from omegaconf import DictConfig
 from processes import only_writer
 
@@ -42,10 +42,11 @@ _begun: list[str] = []
 """Name of the script, and the options that the environment chose."""
 
 
-def script(
-    name: str, *, writes_here: bool = True, goes_on: bool = True
-) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
-    """Turn `main(config)` into a command over `configs/<name>.yaml`.
+class Command:
+    """A script over `configs/<name>.yaml`: begun before its heavy imports, put on `main(config)`.
+
+    Where the script is what was started, `--help` and a command line that can not be composed are
+    answered at once, long before torch is loaded.
 
     A user's mistake ends in one sentence and exit code 1, an interruption in exit code 130; it
     says whether the same command `goes_on` or begins anew.
@@ -54,52 +55,94 @@ def script(
     options, that of the environment is taken: `configs/experiment/<env>.yaml`.
     """
 
-    def decorate(main: Callable[[DictConfig], None]) -> Callable[[], None]:
+    def __init__(
+        self,
+        name: str,
+        script: Mapping[str, Any],
+        *,
+        writes_here: bool = True,
+        goes_on: bool = True,
+    ) -> None:
+        """Read the command line if the script was started.
+
+        Args:
+            name: of the configuration.
+            script: `globals()` of the script.
+            writes_here: whether it writes into its directory.
+            goes_on: see above.
+        """
+        self.name, self.script = name, script
+        self.writes_here, self.goes_on = writes_here, goes_on
+        self._is_begun = False
+        if script["__name__"] == "__main__":
+            with self._ending():
+                self._begin()
+
+    def __call__(self, main: Callable[[DictConfig], None]) -> Callable[[], None]:
+        """Turn `main(config)` into the script's entry."""
+
         @wraps(main)
         def run() -> None:
-            program = Path(sys.argv[0]).stem
-            # Hydra would print its own shorter traceback and exit.
-            os.environ["HYDRA_FULL_ERROR"] = "1"
-            keep_freed_memory()
-            set_num_threads()
-            errors: list[Exception] = []
-
-            def task(config: DictConfig) -> None:
-                # Hydra would announce an error that passes through it with all overrides.
-                if errors:
-                    return
-                try:
-                    check_sizes(config)
-                    with only_writer(output_dir()) if writes_here else nullcontext():
-                        main(config)
-                except Exception as error:
-                    errors.append(error)
-
-            try:
-                job = Path(main.__code__.co_filename).stem
-                _begun[:] = [job, *choices_of_environment(name, sys.argv[1:])]
-                added = [*_begun[1:], f"hydra.job.name={job}"]
-                sys.argv[1:] = with_overrides(sys.argv[1:], added)
-                check_kinds(name, sys.argv[1:])
-                if {"-h", "--help"} & set(sys.argv[1:]):
-                    overrides = [word for word in sys.argv[1:] if not word.startswith("-")]
-                    told = main.__globals__["__doc__"]
-                    sys.stdout.write(help_text(name, overrides, job=job, docstring=told))
-                    return
-                hydra_main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(task)()
-                if errors:
-                    raise errors[0]
-            except KeyboardInterrupt as error:
-                _end(program, str(error) or (GOES_ON if goes_on else BEGINS_ANEW), 130)
-            except Exception as error:
-                sentence = explain(error, name, sys.argv[1:])
-                if sentence is None or os.environ.get("OCRL_TRACEBACK") == "1":
-                    raise
-                _end(program, sentence, 1)
+            with self._ending():
+                if not self._is_begun:
+                    self._begin()
+                self._run(main)
 
         return run
 
-    return decorate
+    def _begin(self) -> None:
+        """Everything that needs no more than the command line."""
+        self._is_begun = True
+        # Hydra would print its own shorter traceback and exit.
+        os.environ["HYDRA_FULL_ERROR"] = "1"
+        keep_freed_memory()
+        set_num_threads()
+        job = Path(self.script["__file__"]).stem
+        _begun[:] = [job, *choices_of_environment(self.name, sys.argv[1:])]
+        added = [*_begun[1:], f"hydra.job.name={job}"]
+        sys.argv[1:] = with_overrides(sys.argv[1:], added)
+        check_kinds(self.name, sys.argv[1:])
+        flags = [word for word in sys.argv[1:] if word.startswith("-")]
+        overrides = [word for word in sys.argv[1:] if not word.startswith("-")]
+        if {"-h", "--help"} & set(flags):
+            told = self.script["__doc__"]
+            sys.stdout.write(help_text(self.name, overrides, job=job, docstring=told))
+            sys.exit(0)
+        if not flags:
+            check_sizes(composed(self.name, overrides))
+
+    def _run(self, main: Callable[[DictConfig], None]) -> None:
+        errors: list[Exception] = []
+
+        def task(config: DictConfig) -> None:
+            # Hydra would announce an error that passes through it with all overrides.
+            if errors:
+                return
+            try:
+                check_sizes(config)
+                with only_writer(output_dir()) if self.writes_here else nullcontext():
+                    main(config)
+            except Exception as error:
+                errors.append(error)
+
+        start = hydra_main(version_base="1.3", config_path=str(CONFIGS), config_name=self.name)
+        start(task)()
+        if errors:
+            raise errors[0]
+
+    @contextmanager
+    def _ending(self) -> Iterator[None]:
+        """End mistakes and interruptions in a sentence."""
+        program = Path(sys.argv[0]).stem
+        try:
+            yield
+        except KeyboardInterrupt as error:
+            _end(program, str(error) or (GOES_ON if self.goes_on else BEGINS_ANEW), 130)
+        except Exception as error:
+            sentence = explain(error, self.name, sys.argv[1:])
+            if sentence is None or os.environ.get("OCRL_TRACEBACK") == "1":
+                raise
+            _end(program, sentence, 1)
 
 
 def note_command(directory: Path) -> None:

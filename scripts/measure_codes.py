@@ -3,8 +3,11 @@
 python scripts/measure_codes.py checkpoint=outputs/pretrain_slots/NAME data.path=EPISODES
 """
 
-# The launcher comes first: it sets memory and threads before torch is loaded.
-from launch import output_dir, script
+# The launcher comes first: it reads the command line, and sets memory and threads, before torch is
+# loaded.
+from launch import Command, output_dir
+
+command = Command("disentangle", globals(), goes_on=False)
 
 # isort: split
 
@@ -17,7 +20,7 @@ from ocrl.inspection.object_slots import split_reader
 from ocrl.inspection.probes import ProbeSettings
 
 
-@script("disentangle", goes_on=False)
+@command
 def main(config: DictConfig) -> None:
     """Load, encode, count, edit, write."""
     subject = subject_of(config)

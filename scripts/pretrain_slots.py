@@ -3,8 +3,11 @@
 python scripts/pretrain_slots.py env=crafter
 """
 
-# The launcher comes first: it sets memory and threads before torch is loaded.
-from launch import choice, note_command, output_dir, script
+# The launcher comes first: it reads the command line, and sets memory and threads, before torch is
+# loaded.
+from launch import Command, choice, note_command, output_dir
+
+command = Command("pretrain", globals())
 
 # isort: split
 import os
@@ -13,7 +16,7 @@ from omegaconf import DictConfig
 from pretraining import pretrain
 
 
-@script("pretrain")
+@command
 def main(config: DictConfig) -> None:
     """Do it in the run's directory."""
     pretrain(config, directory=output_dir(), env=choice("env"), encoder=choice("encoder"))

@@ -3,8 +3,11 @@
 python scripts/probe_slots.py checkpoint=outputs/pretrain_slots/NAME data.path=EPISODES
 """
 
-# The launcher comes first: it sets memory and threads before torch is loaded.
-from launch import output_dir, script
+# The launcher comes first: it reads the command line, and sets memory and threads, before torch is
+# loaded.
+from launch import Command, output_dir
+
+command = Command("probe", globals(), goes_on=False)
 
 # isort: split
 
@@ -19,7 +22,7 @@ from ocrl.inspection.probe_report import compare_probes, summary, write_probes
 from ocrl.inspection.probes import ProbeSettings
 
 
-@script("probe", goes_on=False)
+@command
 def main(config: DictConfig) -> None:
     """Load, encode, probe, write."""
     subject = subject_of(config)

@@ -3,8 +3,11 @@
 python scripts/sample_scenes.py checkpoint=outputs/train_code_prior/NAME data.path=EPISODES
 """
 
-# The launcher comes first: it sets memory and threads before torch is loaded.
-from launch import output_dir, script
+# The launcher comes first: it reads the command line, and sets memory and threads, before torch is
+# loaded.
+from launch import Command, output_dir
+
+command = Command("sample_scenes", globals(), goes_on=False)
 
 # isort: split
 import torch
@@ -20,7 +23,7 @@ from ocrl.scene_prior import ScenePrior, scene_picture
 from ocrl.visualize import to_png
 
 
-@script("sample_scenes", goes_on=False)
+@command
 def main(config: DictConfig) -> None:
     """Load, draw, write."""
     settings = checkpoint.plain(config)

@@ -3,8 +3,11 @@
 python scripts/train_agent.py env=sprites-object_comparison obs=slots encoder.path=PATH
 """
 
-# The launcher comes first: it sets memory and threads before torch is loaded.
-from launch import choice, note_command, output_dir, script
+# The launcher comes first: it reads the command line, and sets memory and threads, before torch is
+# loaded.
+from launch import Command, choice, note_command, output_dir
+
+command = Command("agent", globals())
 
 # isort: split
 from collections.abc import Callable, Mapping
@@ -29,7 +32,7 @@ from ocrl.envs.crafter import crafter_score
 from ocrl.log import TensorBoard
 
 
-@script("agent")
+@command
 def main(config: DictConfig) -> None:
     """Find or train an encoder, then train the agent; each goes on where it was stopped."""
     settings = checkpoint.plain(config)

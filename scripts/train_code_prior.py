@@ -3,8 +3,11 @@
 python scripts/train_code_prior.py checkpoint=outputs/pretrain_slots/NAME
 """
 
-# The launcher comes first: it sets memory and threads before torch is loaded.
-from launch import output_dir, script
+# The launcher comes first: it reads the command line, and sets memory and threads, before torch is
+# loaded.
+from launch import Command, output_dir
+
+command = Command("code_prior", globals())
 
 # isort: split
 from collections.abc import Iterator
@@ -26,7 +29,7 @@ from ocrl.types import Clip
 from ocrl.visualize import to_png
 
 
-@script("code_prior")
+@command
 def main(config: DictConfig) -> None:
     """Train, then draw; the same command goes on where it was stopped."""
     settings = checkpoint.plain(config)

@@ -3,8 +3,11 @@
 python scripts/train_properties.py env=sprites experiment=set_prediction
 """
 
-# The launcher comes first: it sets memory and threads before torch is loaded.
-from launch import choice, output_dir, script
+# The launcher comes first: it reads the command line, and sets memory and threads, before torch is
+# loaded.
+from launch import Command, choice, output_dir
+
+command = Command("pretrain", globals())
 
 # isort: split
 import hydra
@@ -22,7 +25,7 @@ from ocrl.set_prediction import SetPredictionMonitor, evaluate_set_prediction, s
 from ocrl.train import Run, Trainer
 
 
-@script("pretrain")
+@command
 def main(config: DictConfig) -> None:
     """Do the three parts one after the other; each goes on where it was stopped."""
     settings = checkpoint.plain(config)

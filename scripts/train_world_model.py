@@ -3,8 +3,11 @@
 python scripts/train_world_model.py checkpoint=outputs/pretrain_slots/NAME
 """
 
-# The launcher comes first: it sets memory and threads before torch is loaded.
-from launch import choice, note_command, output_dir, script
+# The launcher comes first: it reads the command line, and sets memory and threads, before torch is
+# loaded.
+from launch import Command, choice, note_command, output_dir
+
+command = Command("world_model", globals())
 
 # isort: split
 from pathlib import Path
@@ -27,7 +30,7 @@ from ocrl.horizon_report import summary, write_results
 from ocrl.train import Run, Trainer
 
 
-@script("world_model")
+@command
 def main(config: DictConfig) -> None:
     """Find a slot model and episodes, train, measure; the same command goes on."""
     directory, env, source = output_dir(), choice("env"), config.checkpoint

@@ -38,7 +38,7 @@ def command(tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["scripts/pretrain_slots.py", *arguments])
         code = 0
         try:
-            launch.script(name, **options)(keep)()
+            launch.Command(name, globals(), **options)(keep)()
         except SystemExit as error:
             code = error.code
         finally:
@@ -181,6 +181,30 @@ def test_help_is_said_and_nothing_is_done(command):
         assert (code, seen, err) == (0, [], "")
     code, _, err = command("--help", "encodr=savi")
     assert code == 1 and "Did you mean 'encoder'?" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (("--help", "env=sprites"), 0, "Groups, chosen as"),
+        (("encodr=savi",), 1, "Did you mean 'encoder'?"),
+        (("num_slots=seven",), 1, "num_slots to be a number"),
+        (("num_slots=0",), 1, "num_slots of at least 1"),
+    ],
+)
+def test_the_command_line_is_answered_before_anything_heavy_is_loaded(
+    tmp_path, options, code, said
+):
+    (tmp_path / "torch.py").write_text("raise ImportError('torch is loaded')")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "pretrain_slots.py"), *options],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == code and said in done.stdout + done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["torch.py"]
 
 
 def test_settings_of_hydra_are_not_taken_for_the_mistake(command):
