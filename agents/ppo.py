@@ -6,6 +6,7 @@ E environments.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from gymnasium.vector import VectorEnv
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.utils import LinearSchedule
 from torch import nn
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
@@ -56,6 +56,7 @@ class ModelFree:
         whitening: float | None,
         hides_empty: bool,
         final_fraction: float,
+        fall_begins: float,
         total_steps: int,
         num_envs: int,
         processes: bool,
@@ -78,6 +79,7 @@ class ModelFree:
             hides_empty: pass over slots that win no cell of the picture, where geometry tells them.
             final_fraction: of the learning rate and of the entropy's weight, which fall in a line,
                 at the end of the run.
+            fall_begins: the share of the run after which they do.
             total_steps: environment steps of the whole run, over all environments.
             num_envs: E.
             processes: one process per environment; worth it where a step takes long.
@@ -100,13 +102,15 @@ class ModelFree:
         )
         if not 0 <= final_fraction <= 1:
             raise ValueError(f"expected agent.final_fraction in [0,1], got {final_fraction}")
+        if not 0 <= fall_begins < 1:
+            raise ValueError(f"expected agent.fall_begins in [0,1), got {fall_begins}")
         if final_fraction < 1 and "learning_rate" not in arguments:
             raise ValueError(
                 f"expected agent.arguments.learning_rate, from which to fall to {final_fraction} "
                 "of it, got none: name it, or set agent.final_fraction=1"
             )
         self.algorithm, self.arguments, self.policy = algorithm, dict(arguments), dict(policy)
-        self.final_fraction = final_fraction
+        self.final_fraction, self.fall_begins = final_fraction, fall_begins
         if match_dim < 0:
             raise ValueError(f"expected agent.match_dim of at least 0, got {match_dim}")
         self.pooling, self.vision = _described(pooling), _described(vision)
@@ -170,8 +174,7 @@ class ModelFree:
         seen = env if states is None else StateVecEnv(env, states)
         arguments = dict(self.arguments)
         if self.final_fraction < 1:
-            rate = arguments["learning_rate"]
-            arguments["learning_rate"] = LinearSchedule(rate, rate * self.final_fraction, 1.0)
+            arguments["learning_rate"] = self.falling(arguments["learning_rate"])
         try:
             model = algorithm(
                 policy,
@@ -223,16 +226,38 @@ class ModelFree:
             training.agent.take_encoder(encoder)
         return training.to_the_end(evaluate, score, extra)
 
+    def falling(self, value: float) -> Fall:
+        """A learning rate or weight over the run."""
+        return Fall(value, value * self.final_fraction, self.fall_begins)
+
     def config(self) -> dict[str, Any]:
         """Everything that decides what is learned, in plain values; not how long or how fast."""
         return {
             "algorithm": self.algorithm,
             "arguments": self.arguments,
             "final_fraction": self.final_fraction,
+            "fall_begins": self.fall_begins,
             "num_envs": self.num_envs,
             "seed": self.seed,
             "checkpoint_every": self.checkpoint_every,
         }
+
+
+@dataclass(frozen=True)
+class Fall:
+    """A number that stays as it is for a share of a run, `begins`, and then falls in a line.
+
+    Stable-Baselines3 calls it with the share of the run that is left.
+    """
+
+    first: float
+    last: float
+    begins: float
+
+    def __call__(self, progress_remaining: float) -> float:
+        """The number now."""
+        fallen = (1.0 - progress_remaining - self.begins) / (1.0 - self.begins)
+        return self.first + min(max(fallen, 0.0), 1.0) * (self.last - self.first)
 
 
 def _described(part: Mapping[str, Any]) -> dict[str, Any]:
@@ -292,7 +317,7 @@ class _Training(AgentTraining[PolicyAgent]):
         fraction, total_steps = self.settings.final_fraction, self.settings.total_steps
         weight = self.settings.arguments.get("ent_coef", 0.0)
         if fraction < 1 and weight > 0:
-            schedule = LinearSchedule(weight, weight * fraction, 1.0)
+            schedule = self.settings.falling(weight)
             callbacks = [EntropyFall(schedule, total_steps=total_steps), *callbacks]
         self.model.learn(
             total_steps - self.step,

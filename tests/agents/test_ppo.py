@@ -103,6 +103,15 @@ def test_the_learning_rate_falls_in_a_line(tmp_path, make_toy, small_settings):
     np.testing.assert_allclose(found, [start, 0.6 * start, 0.2 * start])
 
 
+def test_the_fall_begins_where_it_is_to(small_settings):
+    settings = small_settings("ppo") | {"final_fraction": 0.2, "fall_begins": 0.8}
+    fall = ModelFree(**settings).falling(2.0)
+    found = [fall(1 - done) for done in (0.0, 0.5, 0.8, 0.9, 1.0, 1.01)]
+    np.testing.assert_allclose(found, [2.0, 2.0, 2.0, 1.2, 0.4, 0.4])
+    with pytest.raises(ValueError, match=r"agent.fall_begins in \[0,1\), got 1"):
+        ModelFree(**settings | {"fall_begins": 1.0})
+
+
 def test_the_weight_of_the_entropy_falls_with_it(tmp_path, make_toy, small_settings, monkeypatch):
     settings = small_settings("ppo") | {"final_fraction": 0.2}
     settings["arguments"] = settings["arguments"] | {"ent_coef": 0.1}
