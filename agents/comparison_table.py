@@ -120,7 +120,7 @@ def score_rows(comparison: Mapping[str, Any], published: Published) -> list[list
 
 def _published_row(env: str, entry: Mapping[str, Any]) -> list[str]:
     metric = next(name for name in HEADLINES if name in entry)
-    figure = "" if metric == "return" else number(entry[metric], metric)
+    figure = number(entry[metric], metric)
     spread = f" +- {number(entry['spread'], metric)}" if "spread" in entry else ""
     gain = number(entry["return"], "return") if "return" in entry else ""
     steps = thousands(entry["steps"]) if "steps" in entry else ""

@@ -18,13 +18,14 @@ from ocrl.agents import spaces
 from ocrl.agents.encoder_state import STATE, find_state
 from ocrl.agents.pooling import Pooling
 from ocrl.agents.vision import Vision
-from ocrl.envs.slots import SLOTS
 from ocrl.interfaces import SlotEncoder
 from ocrl.nn.location import wins_a_cell
 from ocrl.nn.multiplicative import MultiplicativeInteraction
 
 OBJECTS = "objects"
 """The set whose first column says whether a row is there."""
+SLOTS = "slots"
+"""The set whose last columns may say where a row is."""
 _EPS = 1e-3
 """A feature that varies less is constant."""
 

@@ -150,7 +150,7 @@ def test_tables(runs):
     published = rows["sprites-object_comparison", "published: A & B"]
     assert published[4] == "0.980 +- 0.010" and published[6] == "" and published[9] == "2M"
     assert rows["crafter", "slots ppo"][3] == "score (%)"
-    assert rows["crafter", "published: C"][3:7] == ["return", "", "", "9.000"]
+    assert rows["crafter", "published: C"][3:7] == ["return", "9.000", "", "9.000"]
     text = markdown(result, PUBLISHED)
     assert "Published figures: here; there." in text
     start, pixels = "| sprites-object_comparison |", "0.275 [0.250, 0.300]"
