@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from gymnasium.spaces import Space
+from gymnasium.spaces import Box, Space
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
 from ocrl import checkpoint
 from ocrl.agents import spaces
-from ocrl.agents.encoder_state import STATE, find_state
+from ocrl.agents.encoder_state import STATE, EncoderState, find_state
 from ocrl.agents.pooling import Pooling
 from ocrl.agents.vision import Vision
 from ocrl.interfaces import SlotEncoder
@@ -87,13 +87,7 @@ class Features(BaseFeaturesExtractor):
         self._plain_key = plain_key
         built: dict[str, Pooling | Vision] = {}
         slot_encoder: SlotEncoder | None = None if encoder is None else checkpoint.build(encoder)
-        states = None if slot_encoder is None else find_state(slot_encoder, plain_key=plain_key)
-        expected, given = None if states is None else states.part, self._parts.pop(STATE, None)
-        if given != expected:
-            raise ValueError(
-                f"expected {expected} as {STATE!r} beside the frame that the encoder reads, got "
-                f"{given}: see EncoderState.space"
-            )
+        states = _states(slot_encoder, self._parts, plain_key=plain_key)
         vectors = {
             name: part.shape[0]
             for name, part in self._parts.items()
@@ -311,6 +305,24 @@ class Whitening(nn.Module):
         least = (self.ridge * variances.sum()).clamp(min=_EPS**2)
         self.shift.copy_(mean)
         self.turn.copy_(directions * (variances.clamp(min=0) + least).rsqrt())
+
+
+def _states(
+    encoder: SlotEncoder | None, parts: dict[str, Box], *, plain_key: str
+) -> EncoderState | None:
+    """Between the encoder's state and the part of the observation, which is taken from `parts`.
+
+    Raises:
+        ValueError: if it is not there or can not be, see `EncoderState`.
+    """
+    states = None if encoder is None else find_state(encoder, plain_key=plain_key)
+    expected, given = None if states is None else states.part, parts.pop(STATE, None)
+    if given != expected:
+        raise ValueError(
+            f"expected {expected} as {STATE!r} beside the frame that the encoder reads, got "
+            f"{given}: see EncoderState.space"
+        )
+    return states
 
 
 def _num_features(name: str, shape: tuple[int, ...]) -> int:
