@@ -12,6 +12,8 @@ Published = Mapping[str, Sequence[Mapping[str, Any]]]
 """Entries by environment: `name`, `source`, some of `HEADLINES`, perhaps `spread` and `steps`."""
 
 NAMES = {"score": "score (%)", "success": "success", "return": "return"}
+KINDS = {"pixels": ("pixels",), "slots": ("slots",), "true objects": ("objects",)}
+"""Kinds of observations, and what the names of methods with them begin with."""
 _DASH = "-"
 
 
@@ -164,9 +166,49 @@ def _variant_row(
     return [env, worlds, *cells, number(floor, metric)]
 
 
+def overview_rows(
+    comparisons: Mapping[str, Mapping[str, Any]], published: Published
+) -> list[list[str]]:
+    """Head and rows of studies: an environment each, with a column for each kind of observation.
+
+    Of several methods with one kind of observation the cell has the one with the highest mean.
+    """
+    rows = [["study", "environment", "judged by", "random", *KINDS, "published"]]
+    for study, comparison in comparisons.items():
+        for env, own in comparison["envs"].items():
+            floors = [method["floor"] for method in own["methods"].values()]
+            floor = statistics.fmean(floors) if None not in floors else None
+            cells = [_best_cell(own, words) for words in KINDS.values()]
+            ceilings = [e for e in published_of(env, published) if e.get("is_ceiling", False)]
+            metric = own["metric"]
+            figures = [_published_cell(entry, metric) for entry in ceilings] or [_DASH]
+            rows.append([study, env, NAMES[metric], number(floor, metric), *cells, *figures])
+    return rows
+
+
+def _best_cell(own: Mapping[str, Any], words: Sequence[str]) -> str:
+    fits = [method for name, method in own["methods"].items() if name.startswith(tuple(words))]
+    if not fits:
+        return _DASH
+    best = max(fits, key=lambda method: method["mean"])
+    count = len(best["seeds"])
+    seeds = f"{count} seed{'s' if count > 1 else ''}"
+    figure = with_interval(best["mean"], best["interval"], own["metric"])
+    return f"{figure}; {seeds}, {thousands(statistics.median(best['step']))}"
+
+
+def _published_cell(entry: Mapping[str, Any], judged_by: str) -> str:
+    metric = next(name for name in HEADLINES if name in entry)
+    kind = "" if metric == judged_by else f"{NAMES[metric]} "
+    steps = f", {thousands(entry['steps'])}" if "steps" in entry else ""
+    return f"{kind}{number(entry[metric], metric)} ({entry['name']}{steps})"
+
+
 def markdown(comparison: Mapping[str, Any], published: Published) -> str:
     """The tables of a comparison, and where published figures come from."""
-    parts = [scores_markdown(comparison, published)]
+    parts = [
+        markdown_table([score_head(comparison["fraction"]), *score_rows(comparison, published)])
+    ]
     variants = variant_rows(comparison)
     if variants:
         parts.append("Worlds with what was held out of training (mean over seeds):")
@@ -175,12 +217,6 @@ def markdown(comparison: Mapping[str, Any], published: Published) -> str:
     if found:
         parts.append("Published figures: " + "; ".join(found) + ".")
     return "\n\n".join(parts) + "\n"
-
-
-def scores_markdown(comparison: Mapping[str, Any], published: Published) -> str:
-    """The first of these tables alone, without a last line break."""
-    rows = score_rows(comparison, published)
-    return markdown_table([score_head(comparison["fraction"]), *rows])
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:

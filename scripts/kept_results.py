@@ -10,7 +10,7 @@ import yaml
 from launch import COMMAND
 
 from ocrl.agents.comparison import compare
-from ocrl.agents.comparison_table import Published, markdown, scores_markdown
+from ocrl.agents.comparison_table import Published, markdown, markdown_table, overview_rows
 from ocrl.agents.results import EVALUATION, PROGRESS, Run, read_run, rounded, write_small
 from ocrl.horizon_table import RECORD, Record, read_record
 from ocrl.horizon_table import markdown as world_tables
@@ -67,8 +67,8 @@ def with_tables(text: str, results: Path) -> str:
     """A text with the tables of what is kept between its markers; as it is without markers.
 
     Args:
-        text: with `SCORES` for the scores of agents, or `EVERYTHING` for their held-out worlds and
-            for world models besides, and `END`.
+        text: with `SCORES` for an overview of agents, or `EVERYTHING` for all of their scores,
+            their held-out worlds and world models, and `END`.
         results: the folder of studies.
 
     Raises:
@@ -79,14 +79,19 @@ def with_tables(text: str, results: Path) -> str:
         return text
     if begin is None or END not in text.split(begin)[1]:
         raise ValueError(f"expected {SCORES!r} or {EVERYTHING!r} and, after it, {END!r}")
-    draw = markdown if begin == EVERYTHING else scores_markdown
-    parts, published = [], read_published()
-    for folder in _studies(results, EVALUATION):
-        runs = [read_run(path) for path in found_runs([folder])]
-        parts.append((folder, draw(compare(runs, fraction=FRACTION), published)))
-    for folder in _studies(results, RECORD) if begin == EVERYTHING else ():
-        parts.append((folder, worlds_table(sorted(p.parent for p in folder.glob(f"*/{RECORD}")))))
-    tables = "".join(f"`results/{folder.name}`:\n\n{table.strip()}\n\n" for folder, table in parts)
+    found = {
+        folder.name: compare([read_run(path) for path in found_runs([folder])], fraction=FRACTION)
+        for folder in _studies(results, EVALUATION)
+    }
+    published = read_published()
+    if begin == SCORES:
+        tables = f"{markdown_table(overview_rows(found, published))}\n\n"
+    else:
+        parts = {name: markdown(comparison, published) for name, comparison in found.items()}
+        for folder in _studies(results, RECORD):
+            runs = sorted(path.parent for path in folder.glob(f"*/{RECORD}"))
+            parts[folder.name] = worlds_table(runs)
+        tables = "".join(f"`results/{name}`:\n\n{t.strip()}\n\n" for name, t in parts.items())
     head, _, rest = text.partition(begin)
     return f"{head}{begin}\n\n{tables}{END}{rest.partition(END)[2]}"
 

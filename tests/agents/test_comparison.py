@@ -10,6 +10,7 @@ from ocrl.agents.comparison import compare, grouped, learning_curve, steps_to
 from ocrl.agents.comparison_page import render
 from ocrl.agents.comparison_table import (
     markdown,
+    overview_rows,
     published_of,
     score_rows,
     steps_cell,
@@ -159,6 +160,34 @@ def test_tables(runs):
     assert len({line.count("|") for line in text.splitlines()[:8]}) == 1
     assert variant_rows(compare(runs[6:], fraction=0.9)) == []
     assert "Held-out" not in markdown(compare(runs[6:], fraction=0.9), {})
+
+
+def test_the_overview_has_the_best_method_of_each_kind_of_observation(runs, make_run):
+    published = {
+        "sprites-object_comparison": [
+            {"name": "no ceiling", "success": 0.99, "source": "here"},
+            {"name": "A & B", "success": 0.98, "steps": 2_000_000, "is_ceiling": True},
+        ],
+        "crafter": [{"name": "C", "return": 9.0, "is_ceiling": True}],
+    }
+    others = [make_run("slots+inventory", 0, 0.97), make_run("objects", 0, 0.99)]
+    studies = {
+        "first": compare([*runs, *others], fraction=0.9),
+        "second": compare(others, fraction=1),
+    }
+    head, *rows = overview_rows(studies, published)
+    assert head == [
+        *("study", "environment", "judged by", "random", "pixels", "slots", "true objects"),
+        "published",
+    ]
+    table = {tuple(row[:2]): row[2:] for row in rows}
+    assert table["first", "sprites-object_comparison"] == [
+        *("success", "0.250", "0.275 [0.250, 0.300]; 3 seeds, 100k", "0.975; 1 seed, 100k"),
+        *("1.000; 1 seed, 100k", "0.980 (A & B, 2M)"),
+    ]
+    assert table["first", "crafter"][2:] == ["-", "50.0; 1 seed, 100k", "-", "return 9.000 (C)"]
+    assert table["first", "sprites-object_goal"][-1] == "-"
+    assert [row[0] for row in rows].count("second") == 1
 
 
 def test_words_for_numbers():

@@ -100,13 +100,15 @@ def test_the_tables_stand_between_the_markers(compare, load_script, tmp_path, mo
     texts = [readme.read_text() for readme in (scores, everything)]
     for text in texts:
         assert text.startswith("Before\n") and text.endswith(f"{module.END}\n\nAfter\n")
-        assert "old" not in text and "`results/goal`:" in text and "0.900 [0.800, 1.000]" in text
-    assert ["held out" in text for text in texts] == [False, True]
+        assert "old" not in text and "0.900 [0.800, 1.000]" in text
+    for part in ("held out", "`results/goal`:", "IQM"):
+        assert [part in text for text in texts] == [False, True]
+    assert "| goal | sprites-object_goal |" in texts[0]
     compare("--readme", scores, everything)
     assert [readme.read_text() for readme in (scores, everything)] == texts
     assert module.with_tables("no markers", tmp_path / "results") == "no markers"
-    empty = module.with_tables(texts[0], tmp_path / "nothing")
-    assert empty == f"Before\n\n{module.SCORES}\n\n{module.END}\n\nAfter\n"
+    empty = module.with_tables(texts[1], tmp_path / "nothing")
+    assert empty == f"Before\n\n{module.EVERYTHING}\n\n{module.END}\n\nAfter\n"
 
 
 @pytest.mark.parametrize("name", ["README.md", "results/README.md"])
