@@ -48,7 +48,7 @@ class Future:
 class ActorCritic(Behaviour):
     """DreamerV3's actor-critic (Hafner et al. 2023, arXiv 2301.04104) on sets of slots.
 
-    From every frame of the replayed windows a future is imagined; the critic learns its
+    From frames of the replayed windows a future is imagined; the critic learns its
     lambda-returns, the actor to raise them: by REINFORCE where actions are discrete, and by the
     gradient through what was imagined where they are continuous, as SOLD (Mosbach et al. 2025,
     arXiv 2410.08822). Imagined steps count as much as they are likely to be reached. Differs from
@@ -73,6 +73,7 @@ class ActorCritic(Behaviour):
         target_decay: of the slow critic, per update.
         bins: arguments of the critic's `TwoHot`.
         scale: arguments of the returns' `PercentileScale`.
+        num_starts: N, drawn from the frames of an update's windows; None for all of them.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -97,12 +98,17 @@ class ActorCritic(Behaviour):
         target_decay: float,
         bins: Mapping[str, Any],
         scale: Mapping[str, Any],
+        num_starts: int | None = None,
     ) -> None:
         super().__init__()
         if horizon < 1 or not 0 < gamma <= 1 or not 0 <= gae_lambda <= 1 or entropy < 0:
             raise ValueError(
                 "expected horizon >= 1, gamma in (0,1], gae_lambda in [0,1] and entropy >= 0, got "
                 f"{horizon}, {gamma}, {gae_lambda} and {entropy}"
+            )
+        if num_starts is not None and num_starts < 1:
+            raise ValueError(
+                f"expected num_starts of at least 1, or null for all, got {num_starts}"
             )
         if not 0 <= target_decay < 1:
             raise ValueError(f"expected target_decay in [0,1), got {target_decay}")
@@ -111,7 +117,8 @@ class ActorCritic(Behaviour):
         self.critic = Critic(network, **bins)
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.scale = PercentileScale(**scale)
-        self.horizon, self.gamma, self.gae_lambda = horizon, gamma, gae_lambda
+        self.horizon, self.num_starts = horizon, num_starts
+        self.gamma, self.gae_lambda = gamma, gae_lambda
         self.entropy, self.clip_norm, self.target_decay = entropy, clip_norm, target_decay
         self._optimizers = {
             "actor": Adam(self.actor.parameters(), lr=learning_rate),
@@ -142,7 +149,7 @@ class ActorCritic(Behaviour):
     def learn(self, world: SetWorld, rows: Tensor, window: Window) -> Mapping[str, float]:
         """See `Behaviour.learn`."""
         with torch.no_grad():
-            starts = world.starts(rows, window)
+            starts = world.starts(rows, window, num_starts=self.num_starts)
         losses, figures = self.losses(world, starts)
         for name, loss in losses.items():
             self._optimizers[name].zero_grad(set_to_none=True)

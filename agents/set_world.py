@@ -118,18 +118,33 @@ class SetWorld(SlotWorld):
         taught = self.taught(window.reward[:, 1:], window.terminated[:, 1:])
         return self.outcome.balanced_loss(outcome, **taught)
 
-    def starts(self, rows: Tensor, window: Window) -> Starts:
-        """Every frame of windows (B,T,R,F) that has its context, with C - 1 frames read before it.
+    def starts(self, rows: Tensor, window: Window, *, num_starts: int | None = None) -> Starts:
+        """Frames of windows (B,T,R,F) that have their context, with C - 1 frames read before each.
 
-        Frames of an earlier episode are not seen; N = B * (T - C + 1), window by window.
+        Frames of an earlier episode are not seen.
+
+        Args:
+            rows: (B,T,R,F).
+            window: what was played.
+            num_starts: N of them, drawn at random; None, or more than there are, for all
+                N = B * (T - C + 1), window by window.
         """
         size = self.num_context
         context = rows.unfold(1, size, 1).movedim(-1, 2).flatten(0, 1)
         action = window.action.unfold(1, size, 1)
         action = action.movedim(-1, 2) if window.action.ndim == 3 else action
         is_first = window.is_first.unfold(1, size, 1).flatten(0, 1)
-        state = self.read(context, action.flatten(0, 1), is_first)
-        ended = window.terminated[:, size - 1 :].flatten()
+        parts = [
+            context,
+            action.flatten(0, 1),
+            is_first,
+            window.terminated[:, size - 1 :].flatten(),
+        ]
+        if num_starts is not None and num_starts < len(context):
+            drawn = torch.randperm(len(context))[:num_starts].to(context.device)
+            parts = [part[drawn] for part in parts]
+        context, action, is_first, ended = parts
+        state = self.read(context, action, is_first)
         return Starts(context[:, -1], state, is_first[:, -1], 1.0 - ended.float())
 
     def _foretell(self, rows: Tensor, action: Tensor, is_first: Tensor) -> SlotPrediction:

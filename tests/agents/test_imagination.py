@@ -227,6 +227,16 @@ def test_an_update_changes_actor_and_critic_and_leaves_the_world(action_dim):
     assert {"imagined_return", "entropy", "actor_gradient_norm"} <= set(figures)
 
 
+def test_an_update_imagines_from_as_many_frames_as_it_is_told(monkeypatch):
+    world, agent = small_world(), behaviour(num_starts=5)
+    counts, imagine = [], agent.imagine
+    monkeypatch.setattr(agent, "imagine", lambda w, s: counts.append(len(s.rows)) or imagine(w, s))
+    agent.learn(world, *played())
+    agent.num_starts = None
+    agent.learn(world, *played())
+    assert counts == [5, 12]
+
+
 @KINDS
 def test_one_vector_is_a_set_of_one_row(action_dim):
     world, agent = small_world(action_dim), behaviour(action_dim)
@@ -280,6 +290,7 @@ def test_frozen_weights_let_gradients_through():
         ({"horizon": 0}, "expected horizon >= 1"),
         ({"gae_lambda": 1.5}, "gae_lambda in"),
         ({"target_decay": 1.0}, "expected target_decay in"),
+        ({"num_starts": 0}, "expected num_starts of at least 1, or null for all, got 0"),
     ],
 )
 def test_arguments_out_of_range(changes, sentence):

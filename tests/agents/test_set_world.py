@@ -164,6 +164,28 @@ def test_starts_have_read_their_context_and_no_earlier_episode(kind, num_context
         torch.testing.assert_close(together.reward[place], alone.reward[0])
 
 
+@pytest.mark.parametrize("num_starts", [1, 4, 10, 99])
+def test_starts_that_are_drawn_are_some_of_all(num_starts):
+    model = world(num_context=2).eval()
+    rows, window = windows(starts=[(0, 3)])
+    every, policy = model.starts(rows, window), torch.ones(10, 3, dtype=torch.int64)
+    torch.manual_seed(0)
+    starts = model.starts(rows, window, num_starts=num_starts)
+    count = len(starts.rows)
+    assert count == min(num_starts, 10) == len(every.rows[:num_starts])
+    same = (starts.rows[:, None] == every.rows).all(dim=(-1, -2)).nonzero()
+    assert len(same) == count and len(set(same[:, 1].tolist())) == count
+    drawn = same[:, 1]
+    torch.testing.assert_close(starts.weight, every.weight[drawn])
+    assert torch.equal(starts.is_first, every.is_first[drawn])
+    whole = model.imagine(every.rows, every.state, policy, 3, is_first=every.is_first)
+    some = model.imagine(starts.rows, starts.state, policy[drawn], 3, is_first=starts.is_first)
+    torch.testing.assert_close(some.slots, whole.slots[drawn])
+    if 1 < num_starts < 10:
+        again = model.starts(rows, window, num_starts=num_starts)
+        assert not torch.equal(again.rows, starts.rows)
+
+
 def test_a_horizon_beyond_that_of_training_is_said():
     model = world()
     rows, window = windows()
