@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ocrl.agents.results import HEADLINES, headline, value_of
+from ocrl.tables import DASH, markdown_table
 
 Published = Mapping[str, Sequence[Mapping[str, Any]]]
 """Entries by environment: `name`, `source`, some of `HEADLINES`, perhaps `spread` and `steps`."""
@@ -14,13 +15,12 @@ Published = Mapping[str, Sequence[Mapping[str, Any]]]
 NAMES = {"score": "score (%)", "success": "success", "return": "return"}
 KINDS = {"pixels": ("pixels",), "slots": ("slots",), "true objects": ("objects",)}
 """Kinds of observations, and what the names of methods with them begin with."""
-_DASH = "-"
 
 
 def number(value: float | None, metric: str) -> str:
     """A figure with as many digits as its metric deserves; a dash for none."""
     if value is None:
-        return _DASH
+        return DASH
     return f"{value:.1f}" if metric == "score" else f"{value:.3f}"
 
 
@@ -158,7 +158,7 @@ def _variant_row(
     cells = [
         with_interval(blocks[name]["mean"], blocks[name]["interval"], metric)
         if name in blocks
-        else _DASH
+        else DASH
         for name in names
     ]
     floors = [block["floor"] for block in blocks.values() if block["floor"] is not None]
@@ -181,7 +181,7 @@ def overview_rows(
             cells = [_best_cell(own, words) for words in KINDS.values()]
             ceilings = [e for e in published_of(env, published) if e.get("is_ceiling", False)]
             metric = own["metric"]
-            figures = [_published_cell(entry, metric) for entry in ceilings] or [_DASH]
+            figures = [_published_cell(entry, metric) for entry in ceilings] or [DASH]
             rows.append([study, env, NAMES[metric], number(floor, metric), *cells, *figures])
     return rows
 
@@ -189,7 +189,7 @@ def overview_rows(
 def _best_cell(own: Mapping[str, Any], words: Sequence[str]) -> str:
     fits = [method for name, method in own["methods"].items() if name.startswith(tuple(words))]
     if not fits:
-        return _DASH
+        return DASH
     best = max(fits, key=lambda method: method["mean"])
     count = len(best["seeds"])
     seeds = f"{count} seed{'s' if count > 1 else ''}"
@@ -217,13 +217,6 @@ def markdown(comparison: Mapping[str, Any], published: Published) -> str:
     if found:
         parts.append("Published figures: " + "; ".join(found) + ".")
     return "\n\n".join(parts) + "\n"
-
-
-def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    """A head and rows in Markdown."""
-    head, *body = rows
-    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in body)])
 
 
 def sources(comparison: Mapping[str, Any], published: Published) -> list[str]:

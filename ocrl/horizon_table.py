@@ -5,17 +5,16 @@ H steps ahead.
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ocrl import tables
 from ocrl.horizon import COPY, ENCODER, PREDICTION
 from ocrl.horizon_report import METRICS
 
-RECORD = "metrics.json"
 _DIGITS = {"psnr": 1}
 _PARTS = ("details", "horizons", "table")
 
@@ -24,22 +23,8 @@ Record = Mapping[str, Any]
 
 
 def read_record(directory: Path | str) -> dict[str, Any]:
-    """What `train_world_model.py` or `evaluate_world_model.py` measured.
-
-    Raises:
-        FileNotFoundError: if there is no `metrics.json`.
-        ValueError: if it is none of a world model.
-    """
-    path = Path(directory) / RECORD
-    if not path.is_file():
-        raise FileNotFoundError(f"expected {path}, which train_world_model.py writes at its end")
-    try:
-        record = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"expected JSON in {path}, got {error}") from error
-    if not isinstance(record, dict) or not set(_PARTS) <= set(record):
-        raise ValueError(f"expected {', '.join(_PARTS)} of a world model in {path}")
-    return record
+    """What was measured of a world model in a run's directory, see `tables.read_record`."""
+    return tables.read_record(directory, parts=_PARTS, what="a world model")
 
 
 def markdown(models: Mapping[str, Sequence[Record]]) -> str:
@@ -74,7 +59,7 @@ def _of_environment(environment: str, models: Mapping[str, Sequence[Record]]) ->
     metrics = [metric for metric in METRICS if metric in known]
     steps = ", ".join(map(str, horizons[0]))
     head = ["world model", "seeds", *(METRICS[metric][0] for metric in metrics)]
-    rows = [head, ["---"] * len(head)]
+    rows = [head]
     seen: set[str] = set()
     for name, records in models.items():
         slots = str(records[0]["details"].get("slots", ""))
@@ -85,8 +70,7 @@ def _of_environment(environment: str, models: Mapping[str, Sequence[Record]]) ->
         seen.add(slots)
         rows.append([name, str(len(records)), *_cells(records, metrics, PREDICTION)])
     said = f"{environment}, {steps} steps ahead, {first['num_clips']} clips:"
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([said, "", *lines, ""])
+    return f"{said}\n\n{tables.markdown_table(rows)}\n"
 
 
 def _cells(records: Sequence[Record], metrics: Sequence[str], method: str) -> list[str]:
@@ -102,7 +86,7 @@ def _cell(seeds: Sequence[Sequence[float | None] | None], metric: str) -> str:
     shown, spreads = [], []
     for values in zip(*(values for values in seeds if values is not None), strict=True):
         known = [value for value in values if value is not None and math.isfinite(value)]
-        shown.append(f"{statistics.fmean(known):.{digits}f}" if known else "-")
+        shown.append(f"{statistics.fmean(known):.{digits}f}" if known else tables.DASH)
         spreads += [statistics.stdev(known)] if len(known) > 1 else []
     spread = f" (+- {max(spreads):.{digits}f})" if spreads else ""
-    return (" ".join(shown) or "-") + spread
+    return (" ".join(shown) or tables.DASH) + spread

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ocrl.interfaces import Decoder, Objective, SlotEncoder, ViewChooser
+from ocrl.interfaces import Decoder, FrameSlotEncoder, Objective, SlotEncoder, ViewChooser
 from ocrl.types import Clip, DecoderOutput, SlotOutput
 
 
@@ -79,6 +79,11 @@ class SlotModel(nn.Module):
         self.objectives = nn.ModuleDict(dict(objectives))
         self.weights = {name: float(weight) for name, weight in weights.items()}
         self.is_conditioned = is_conditioned
+
+    @property
+    def sees_single_frames(self) -> bool:
+        """Whether slots of one frame know nothing of those before, nor of their order."""
+        return any(isinstance(part, FrameSlotEncoder) for part in self.encoder.modules())
 
     def encode(self, clip: Clip) -> SlotOutput:
         """Encode a clip of uint8 or float frames.

@@ -118,7 +118,7 @@ def evaluate_views(
     *,
     num_seen: int | None = None,
     preset: str = "entities",
-    is_aligned: bool = False,
+    is_aligned: bool | None = None,
     baselines: bool = True,
     device: torch.device | str = "cpu",
     num_examples: int = 2,
@@ -137,8 +137,8 @@ def evaluate_views(
         clips: posed views with cameras.
         num_seen: views that the encoder sees; as in training if None.
         preset: the ground truth to score, if the clips have it.
-        is_aligned: give the slots of each frame the order of those before that they are most like,
-            for encoders that see every frame by itself.
+        is_aligned: give the slots of each frame the order of those before that they are most like;
+            None is to do so where the encoder sees every frame by itself.
         baselines: score them too.
         device: where the model is.
         num_examples: clips kept for drawing.
@@ -148,6 +148,7 @@ def evaluate_views(
         ValueError: if there is no clip, or clips are no posed views or have too few of them.
     """
     num_seen = num_seen_of(model) if num_seen is None else num_seen
+    is_aligned = model.sees_single_frames if is_aligned is None else is_aligned
     tally = _Tally(num_seen)
     was_training = model.training
     model.train(False)

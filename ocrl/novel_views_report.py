@@ -20,7 +20,7 @@ from ocrl.novel_views import ViewsExample, ViewsResult
 from ocrl.page import hint, meanings, movie, number, page, table, write_record
 from ocrl.visualize import enlarge, grid, overlay, slot_pictures, to_uint8, write_mp4
 
-_SEGMENTS = {
+SEGMENTS = {
     "fg_ari": ("FG-ARI", "Pixels of objects, each picture of each camera by itself."),
     "fg_ari_time": ("over time", "FG-ARI of each camera, all frames as one picture."),
     "fg_ari_cameras": ("over cameras", "FG-ARI of each moment, all cameras as one picture."),
@@ -29,7 +29,7 @@ _SEGMENTS = {
     "ari_both": ("ARI", "As FG-ARI over both, with the background's pixels counted."),
     "mbo_both": ("mBO", "Best overlap (IoU) of each object with a segment, over both."),
 }
-_PICTURES = {
+PICTURES = {
     "psnr": ("PSNR, seen", "dB, of the cameras that the encoder saw."),
     "held_out_psnr": ("PSNR, held out", "dB, of the cameras that it did not see."),
     "ssim": ("SSIM, seen", "Structural similarity, of the cameras that the encoder saw."),
@@ -49,6 +49,7 @@ def write_views(
     title: str,
     details: Mapping[str, str],
     frames_per_second: float = 8.0,
+    training: Mapping[str, float] | None = None,
 ) -> list[Path]:
     """Write `metrics.json`, `report.html` and, with examples, `views.mp4` and `orbit.mp4`.
 
@@ -58,6 +59,7 @@ def write_views(
         title: the heading of the report.
         details: what was evaluated: lines of name and value.
         frames_per_second: of the moving pictures.
+        training: what it cost, such as `steps` and `minutes`, to stand in the record.
 
     Returns:
         The paths written.
@@ -65,15 +67,15 @@ def write_views(
     Raises:
         OSError: if writing fails; a file is whole or not there.
     """
-    record = {"details": dict(details), **result.to_json()}
+    record = {"details": dict(details), "training": dict(training or {}), **result.to_json()}
     measured = {
         "measured on": f"{result.num_clips} clips, {result.num_frames} frames of "
         f"{result.num_views} cameras, of which the encoder saw {result.num_seen}",
         "slots": str(result.num_slots),
     }
     body = [
-        *_table("Objects across cameras and time", _SEGMENTS, result.segments),
-        *_table("Pictures", _PICTURES, result.pictures),
+        *_table("Objects across cameras and time", SEGMENTS, result.segments),
+        *_table("Pictures", PICTURES, result.pictures),
         *_separation(result),
         *_examples(result, frames_per_second),
         *_explanation(result),
@@ -95,7 +97,7 @@ def write_views(
 def summary(result: ViewsResult) -> list[str]:
     """What was found, in lines for a terminal."""
     lines = []
-    for names, scores in ((_SEGMENTS, result.segments), (_PICTURES, result.pictures)):
+    for names, scores in ((SEGMENTS, result.segments), (PICTURES, result.pictures)):
         for method, own in scores.items():
             shown = [f"{names[name][0]} {own[name]:.3f}" for name in names if name in own]
             lines.append(f"{method:>12}: {', '.join(shown)}")
@@ -222,7 +224,7 @@ def _movie(
 def _explanation(result: ViewsResult) -> Iterator[str]:
     known = [
         names[key]
-        for names, scores in ((_SEGMENTS, result.segments), (_PICTURES, result.pictures))
+        for names, scores in ((SEGMENTS, result.segments), (PICTURES, result.pictures))
         for key in names
         if key in scores.get(MODEL, {})
     ]

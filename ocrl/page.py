@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ocrl.tables import RECORD
 from ocrl.visualize import to_gif
 
 _STYLE = """
@@ -89,7 +90,7 @@ def write_record(directory: Path | str, record: Mapping[str, Any], text: str) ->
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     texts = {
-        "metrics.json": json.dumps(record, indent=2, allow_nan=False) + "\n",
+        RECORD: json.dumps(record, indent=2, allow_nan=False) + "\n",
         "report.html": text,
     }
     for name, content in texts.items():

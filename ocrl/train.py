@@ -198,7 +198,7 @@ class Trainer:
 
         Returns:
             The figures of the last evaluation, and what training cost: `train/frames_per_second`
-            over all steps, and `train/peak_megabytes` of this process, see
+            over all steps, `train/minutes`, and `train/peak_megabytes` of this process, see
             `ocrl.meter.peak_megabytes`.
 
         Raises:
@@ -363,6 +363,7 @@ class _Fit:
         frames = clip.batch_size * clip.num_frames * self.world.size * self.step
         return {
             "train/frames_per_second": frames / self.elapsed,
+            "train/minutes": self.elapsed / 60,
             "train/peak_megabytes": peak_megabytes(self.world.device),
         }
 

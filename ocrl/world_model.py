@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ocrl.interfaces import CodeReader, Decoder, FrameSlotEncoder, SlotDynamics
+from ocrl.interfaces import CodeReader, Decoder, SlotDynamics
 from ocrl.matching import align_over_time
 from ocrl.model import SlotModel
 from ocrl.nn.outcome import OutcomeHead
@@ -95,8 +95,6 @@ class WorldModel(SlotWorld):
                 layer.requires_grad_(False)
         self.num_context, self.horizon = num_context, horizon
         self.num_decoded, self.is_teacher_forced = num_decoded, is_teacher_forced
-        parts = model.encoder.modules()
-        self.is_aligned = any(isinstance(part, FrameSlotEncoder) for part in parts)
 
     @property
     def clip_length(self) -> int:
@@ -166,7 +164,7 @@ class WorldModel(SlotWorld):
         return clip.action if has_actions else None
 
     def _aligned(self, encoded: SlotOutput) -> SlotOutput:
-        if not self.is_aligned:
+        if not self.model.sees_single_frames:
             return encoded
         order = align_over_time(encoded.slots)
 

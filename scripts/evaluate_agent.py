@@ -23,8 +23,9 @@ from rich.console import Console
 
 from ocrl import checkpoint
 from ocrl.agents.comparison import compare
-from ocrl.agents.comparison_table import evaluation_rows, markdown, markdown_table
+from ocrl.agents.comparison_table import evaluation_rows, markdown
 from ocrl.agents.results import read_run
+from ocrl.tables import markdown_table
 
 
 @command

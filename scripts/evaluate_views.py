@@ -53,8 +53,8 @@ def main(config: DictConfig) -> None:
         num_examples=settings["num_examples"],
         num_orbit=settings["num_orbit"],
     )
-    details = subject.details
-    if settings["is_aligned"]:
+    details, is_aligned = subject.details, settings["is_aligned"]
+    if model.sees_single_frames if is_aligned is None else is_aligned:
         details["aligned"] = "slots of each frame in the order of those before they are most like"
     written = write_views(
         output_dir(),

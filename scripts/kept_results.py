@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from launch import COMMAND
 
+from ocrl import horizon_table, novel_views_table
 from ocrl.agents.comparison import compare
-from ocrl.agents.comparison_table import Published, markdown, markdown_table, overview_rows
+from ocrl.agents.comparison_table import Published, markdown, overview_rows
 from ocrl.agents.results import EVALUATION, PROGRESS, Run, read_run, rounded, write_small
-from ocrl.horizon_table import RECORD, Record, read_record
-from ocrl.horizon_table import markdown as world_tables
 from ocrl.page import write_text
+from ocrl.tables import RECORD, markdown_table
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 SCORES = "<!-- results: python scripts/compare.py --readme README.md -->"
@@ -37,11 +38,12 @@ def keep(run: Run, folder: Path) -> None:
     _keep_command(run.path, write_small(run, folder))
 
 
-def keep_world(path: Path, folder: Path) -> None:
-    """Write what a run of train_world_model.py measured, with the command that it came from."""
-    kept = folder / path.name
+def keep_record(path: Path, folder: Path) -> None:
+    """Write what a run measured of a world model or of posed views, with its command."""
+    kept, record = folder / path.name, json.loads((path / RECORD).read_text())
     kept.mkdir(parents=True, exist_ok=True)
-    write_text(kept / RECORD, json.dumps(rounded(read_record(path)), allow_nan=False) + "\n")
+    record.pop("per_clip", None)
+    write_text(kept / RECORD, json.dumps(rounded(record), allow_nan=False) + "\n")
     _keep_command(path, kept)
 
 
@@ -50,12 +52,17 @@ def _keep_command(path: Path, kept: Path) -> None:
         write_text(kept / COMMAND, (path / COMMAND).read_text())
 
 
-def worlds_table(paths: Sequence[Path]) -> str:
-    """World models side by side; seeds are what the names of their runs end with."""
-    models: dict[str, list[Record]] = {}
+def records_table(paths: Sequence[Path]) -> str:
+    """World models, or models of posed views, side by side.
+
+    Seeds are what the names of their runs end with.
+    """
+    is_posed = all("pictures" in json.loads((path / RECORD).read_text()) for path in paths)
+    table = novel_views_table if is_posed else horizon_table
+    models: dict[str, list[Mapping[str, Any]]] = {}
     for path in paths:
-        models.setdefault(path.name.rpartition("-")[0], []).append(read_record(path))
-    return world_tables(models)
+        models.setdefault(path.name.rpartition("-")[0], []).append(table.read_record(path))
+    return table.markdown(models)
 
 
 def read_published() -> Published:
@@ -68,7 +75,7 @@ def with_tables(text: str, results: Path) -> str:
 
     Args:
         text: with `SCORES` for an overview of agents, or `EVERYTHING` for all of their scores,
-            their held-out worlds and world models, and `END`.
+            their held-out worlds, world models and models of posed views, and `END`.
         results: the folder of studies.
 
     Raises:
@@ -90,7 +97,7 @@ def with_tables(text: str, results: Path) -> str:
         parts = {name: markdown(comparison, published) for name, comparison in found.items()}
         for folder in _studies(results, RECORD):
             runs = sorted(path.parent for path in folder.glob(f"*/{RECORD}"))
-            parts[folder.name] = worlds_table(runs)
+            parts[folder.name] = records_table(runs)
         tables = "".join(f"`results/{name}`:\n\n{t.strip()}\n\n" for name, t in parts.items())
     head, _, rest = text.partition(begin)
     return f"{head}{begin}\n\n{tables}{END}{rest.partition(END)[2]}"

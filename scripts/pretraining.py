@@ -124,10 +124,20 @@ def measure(
     presets, device = settings["data"]["presets"], next(model.parameters()).device
     if is_posed(model):
         found = evaluate_views(model, clips, preset=presets[0], device=device)
-        return write_views(directory, found, title=title, details=details), describe_views(found)
+        written = write_views(
+            directory, found, title=title, details=details, training=costs(directory)
+        )
+        return written, describe_views(found)
     source = settings["evaluation"]["mask_source"]
     result = evaluate_discovery(model, clips, presets=presets, mask_source=source, device=device)
     return write_results(directory, result, title=title, details=details), summary(result)
+
+
+def costs(directory: Path) -> dict[str, float]:
+    """What training cost, as its checkpoint says: steps, minutes, frames/s, megabytes."""
+    meta, begin = checkpoint.read_meta(directory), "train/"
+    measured = {n.removeprefix(begin): v for n, v in meta["metrics"].items() if n.startswith(begin)}
+    return {"steps": meta["step"], **measured}
 
 
 def new_model(settings: Mapping[str, Any], *, seed: int) -> tuple[SlotModel, dict[str, Any]]:

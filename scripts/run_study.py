@@ -4,12 +4,13 @@
     python scripts/run_study.py results/minigrid.yaml --only 'doorkey-*' --write
 
 A study is a YAML file: `encoders`, a list of options of pretrain_slots.py for each, and either
-`agents`, of train_agent.py, or `worlds`, of train_world_model.py, all by name; `shared` are options
-of all agents or worlds, before their own. {NAME} in an option is the run of the encoder NAME;
-`encoders_of` lists studies beside the file whose encoders can be named, too, and are trained where
-those studies have them. `--only` chooses agents or worlds by name. Runs that are finished are not
-repeated, others go on. What stands after `--` goes to all of them. `--write` keeps them in the
-folder that is named like the file, beside it. Each run says what it has to say in its log.txt.
+`agents`, of train_agent.py, `worlds`, of train_world_model.py, or `views`, of pretrain_slots.py
+with posed views, all by name; `shared` are options of all of these, before their own. {NAME} in an
+option is the run of the encoder NAME; `encoders_of` lists studies beside the file whose encoders
+can be named, too, and are trained where those studies have them. `--only` chooses by name. Runs
+that are finished are not repeated, others go on. What stands after `--` goes to all of them.
+`--write` keeps them in the folder that is named like the file, beside it. Each run says what it has
+to say in its log.txt.
 """
 
 from __future__ import annotations
@@ -27,17 +28,17 @@ from typing import Any
 import yaml
 from compare import write_comparison
 from comparison import run
-from kept_results import FRACTION, keep_world, worlds_table
+from kept_results import FRACTION, keep_record, records_table
 from launch import num_cores, resumable
 from mistakes import unknown
 from processes import ending_all
 
 from ocrl.agents.results import EVALUATION
-from ocrl.horizon_table import RECORD
 from ocrl.page import write_text
+from ocrl.tables import RECORD
 
 _NAMED = re.compile(r"(?<!\$)\{(\w+)\}")
-_PARTS = ("encoders_of", "encoders", "shared", "agents", "worlds")
+_PARTS = ("encoders_of", "encoders", "shared", "agents", "worlds", "views")
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,11 @@ class Kind:
     done: str
 
 
-ENCODERS = Kind("encoders", "pretrain_slots", "trainer.seed", "metrics.json")
+ENCODERS = Kind("encoders", "pretrain_slots", "trainer.seed", RECORD)
 AGENTS = Kind("agents", "train_agent", "agent.seed", EVALUATION)
 WORLDS = Kind("worlds", "train_world_model", "trainer.seed", RECORD)
+VIEWS = Kind("views", "pretrain_slots", "trainer.seed", RECORD)
+KINDS = (AGENTS, WORLDS, VIEWS)
 
 
 @dataclass(frozen=True)
@@ -122,8 +125,8 @@ def main() -> None:
             overrides=overrides,
         )
         kept = arguments.study.with_suffix("") if arguments.write else None
-        if study.kind == WORLDS:
-            write_worlds(runs, output=output, kept=kept)
+        if study.kind != AGENTS:
+            write_records(runs, output=output, kept=kept)
             return
         title = f"{arguments.study.stem}: agents side by side"
         options = {"fraction": FRACTION, "output": output, "title": title, "write": kept}
@@ -132,14 +135,14 @@ def main() -> None:
         parser.error(str(error))
 
 
-def write_worlds(runs: Sequence[Path], *, output: Path, kept: Path | None) -> None:
-    """Set world models side by side in table.md, and keep them if asked to."""
-    text = worlds_table(runs)
+def write_records(runs: Sequence[Path], *, output: Path, kept: Path | None) -> None:
+    """Set what was measured of models side by side in table.md, and keep it if asked to."""
+    text = records_table(runs)
     write_text(output / "table.md", text)
     sys.stdout.write(text)
     if kept is not None:
         for directory in runs:
-            keep_world(directory, kept)
+            keep_record(directory, kept)
 
 
 def read_study(path: Path, *, only: Sequence[str] = ("*",)) -> Study:
@@ -151,10 +154,10 @@ def read_study(path: Path, *, only: Sequence[str] = ("*",)) -> Study:
             after it, or no run is chosen.
     """
     content = _read(path)
-    kinds = [kind for kind in (AGENTS, WORLDS) if kind.part in content]
+    kinds = [kind for kind in KINDS if kind.part in content]
     if len(kinds) != 1:
         raise ValueError(
-            f"{path}: expected a study with either agents or worlds, got {content!r:.60}"
+            f"{path}: expected a study with one of agents, worlds and views, got {content!r:.60}"
         )
     (kind,) = kinds
     encoders: dict[str, list[str]] = {}
@@ -185,7 +188,7 @@ def read_study(path: Path, *, only: Sequence[str] = ("*",)) -> Study:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The parts of a study's file, empty ones where it has none, but for agents and worlds.
+    """The parts of a study's file, empty ones where it has none, but for what is trained.
 
     Raises:
         FileNotFoundError: if there is no such file, in words.
@@ -202,7 +205,7 @@ def _read(path: Path) -> dict[str, Any]:
     parts: dict[str, Any] = {"encoders_of": [], "shared": [], "encoders": {}}
     parts |= {name: part for name, part in content.items() if part is not None}
     lists = {name: parts[name] for name in ("encoders_of", "shared")}
-    for name in ("encoders", "agents", "worlds"):
+    for name in ("encoders", *(kind.part for kind in KINDS)):
         lists |= parts.get(name, {})
     for name, options in lists.items():
         if not isinstance(options, list) or not all(isinstance(o, str) for o in options):
@@ -221,7 +224,7 @@ def train(
     """Train what is not finished, several runs at a time.
 
     Returns:
-        The directories of the agents or worlds.
+        The directories of the runs.
 
     Raises:
         SystemExit: with the code of a run that fails, once those beside it are through.

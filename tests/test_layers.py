@@ -15,7 +15,7 @@ TRAINING = {
     *("device", "diagnose", "discovery", "distributed", "health", "horizon", "horizon_report"),
     *("interrupt", "lettering", "log", "matching", "merging", "meter", "metrics", "model"),
     *("monitor", "novel_views", "novel_views_report", "page", "posed", "properties", "report"),
-    *("scene_prior", "schedules", "set_prediction", "slot_world", "step", "train"),
+    *("scene_prior", "schedules", "set_prediction", "slot_world", "step", "tables", "train"),
     *("views_monitor", "visualize", "world_model"),
 }
 LEAVES = {

@@ -56,7 +56,7 @@ def test_the_four_ways_tell_what_does_not_hold_together(fault, whole):
     assert [attended[name] for name in FOUR] == [1.0] * 4
 
 
-def test_slots_of_single_frames_can_be_ordered():
+def test_slots_of_single_frames_can_be_ordered(monkeypatch):
     class Shuffled(type(told_model().encoder)):
         def forward(self, video, is_first, **hints):
             output = super().forward(video, is_first, **hints)
@@ -91,6 +91,11 @@ def test_slots_of_single_frames_can_be_ordered():
         assert plain.segments[method]["fg_ari_cameras"] == 1.0
         assert plain.segments[method]["fg_ari_both"] < 1.0
         assert ordered.segments[method]["fg_ari_both"] == 1.0
+    # Where nothing is said the encoder decides.
+    for sees_single_frames, expected in ((False, plain), (True, ordered)):
+        monkeypatch.setattr(type(model), "sees_single_frames", sees_single_frames)
+        unsaid = evaluate_views(model, [posed_clip()], num_examples=0)
+        assert unsaid.segments == expected.segments
 
 
 def test_pictures_that_learn_nothing():

@@ -136,7 +136,7 @@ def test_a_frozen_model_stays_as_it_is_and_a_tuned_one_learns():
 def test_slots_of_frames_alone_are_put_in_order():
     options = (*SLOTS, "encoder=slot_attention", "decoder=broadcast", *SMALL)
     world = make(model=slot_model(*options))
-    assert world.is_aligned and not make().is_aligned
+    assert world.model.sees_single_frames and not make().model.sees_single_frames
     encoded = world.encode(draw())
     distance = slot_distances(encoded.slots[:, :-1], encoded.slots[:, 1:])
     straight = distance.diagonal(dim1=-2, dim2=-1).sum(-1)

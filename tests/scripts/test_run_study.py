@@ -34,6 +34,19 @@ WORLDS = {
         "reach-window-2": ["dynamics.window=2", "checkpoint={first}"],
     },
 }
+VIEWS = {
+    "encoders": {"first": ["env=scenes3d"]},
+    "shared": ["env=scenes3d", "data.path={first}/episodes"],
+    "views": {"psb": [], "savi": ["encoder=savi_posed"]},
+}
+POSED = {
+    "details": {},
+    "training": {"steps": 7},
+    **{"num_clips": 4, "num_frames": 32, "num_views": 5, "num_seen": 3},
+    "segments": {"model": {"fg_ari": 0.123456}},
+    "pictures": {"model": {"psnr": 20.0}},
+    "per_clip": {"model": {"fg_ari": [0.1, 0.2]}},
+}
 MEASURED = {
     "details": {"environment": "sprites-reach", "slots": "encoders/first"},
     "horizons": [1],
@@ -62,7 +75,8 @@ class Recorder:
             output.write("training\nthe disk is full\n")
             return 3
         is_agent = Path(command[1]).stem == "train_agent"
-        text = "{}" if is_agent else json.dumps(MEASURED)
+        is_posed = options.get("env") == "scenes3d"
+        text = "{}" if is_agent else json.dumps(POSED if is_posed else MEASURED)
         (run / ("evaluation.json" if is_agent else "metrics.json")).write_text(text)
         words = ["python", f"scripts/{Path(command[1]).name}", *command[2:-1]]
         (run / "command.txt").write_text(f"{shlex.join(words)}\n")
@@ -161,6 +175,22 @@ def test_world_models_are_trained_and_set_side_by_side(study, tmp_path, capsys):
     assert command.startswith(start)
 
 
+def test_models_of_posed_views_are_trained_and_set_side_by_side(study, tmp_path, capsys):
+    commands, compared = study("--seeds", "0", "1", "--write", content=yaml.safe_dump(VIEWS))
+    assert compared is None
+    assert [(job, name) for job, name, _ in commands] == [
+        ("pretrain_slots", name) for name in ("first", "psb-0", "savi-0", "psb-1", "savi-1")
+    ]
+    told = commands[-1][2]
+    assert told["encoder"] == "savi_posed" and told["trainer.seed"] == "1"
+    assert told["data.path"] == (tmp_path / "out/encoders/first/episodes").as_posix()
+    assert told["hydra.run.dir"] == (tmp_path / "out/views/savi-1").as_posix()
+    text = (tmp_path / "out/table.md").read_text()
+    assert capsys.readouterr().out == text and "| savi | 2 | decoder | 0.123 +- 0.000 |" in text
+    kept = json.loads((tmp_path / "reach/psb-0/metrics.json").read_text())
+    assert kept["segments"]["model"]["fg_ari"] == 0.1235 and "per_clip" not in kept
+
+
 def test_encoders_of_a_study_beside_it_are_trained_where_that_has_them(study, tmp_path):
     other = {"encoders": STUDY["encoders"], "agents": {}}
     (tmp_path / "toys.yaml").write_text(yaml.safe_dump(other))
@@ -183,9 +213,13 @@ def test_encoders_of_a_study_beside_it_are_trained_where_that_has_them(study, tm
         ("encoders: {a: ['x={b}'], b: [y=1]}\nagents: {}", [], "no encoder before it 'b'"),
         ("agents: {a: x=1}", [], "expected a list of options for a, got 'x=1'"),
         ("agents: {a: [1]}", [], "expected a list of options for a"),
-        ("[1, 2]", [], r"a study with encoders_of, .*, worlds, got \[1, 2\]"),
-        ("agents: {a: []}\nworlds: {a: []}", [], "expected a study with either agents or worlds"),
-        ("shared: [x=1]", [], "expected a study with either agents or worlds"),
+        ("[1, 2]", [], r"a study with encoders_of, .*, views, got \[1, 2\]"),
+        (
+            "agents: {a: []}\nworlds: {a: []}",
+            [],
+            "expected a study with one of agents, worlds and views",
+        ),
+        ("shared: [x=1]", [], "expected a study with one of agents, worlds and views"),
         ("encoders_of: [nothing]\nagents: {a: []}", [], "no study at .*nothing.yaml"),
         ("encoders_of: nothing\nagents: {a: []}", [], "expected a list of options for encoders_of"),
         (
@@ -219,7 +253,8 @@ def test_a_missing_file_is_explained(study, tmp_path, capsys):
 def test_the_studies_of_results_have_options_that_there_are(load_script, path):
     module = load_script("run_study")
     found = module.read_study(path)
-    runs_of = {module.AGENTS: "agent", module.WORLDS: "world_model"}[found.kind]
+    names = {module.AGENTS: "agent", module.WORLDS: "world_model", module.VIEWS: "pretrain"}
+    runs_of = names[found.kind]
     scripts = [("pretrain", found.encoders), (runs_of, found.runs)]
     with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "configs")):
         for config, runs in scripts:
