@@ -20,7 +20,7 @@ from ocrl.agents.comparison_table import (
 )
 from ocrl.agents.results import Run
 from ocrl.charts import Band, Spread, band_chart, interval_chart
-from ocrl.page import page, table
+from ocrl.page import page, sheet, table
 
 _COLORS = (
     *(("#2457d6", "#7aa2ff"), ("#b4590a", "#f0a35e"), ("#0b7a62", "#4fd1b0")),
@@ -33,8 +33,7 @@ _COLORS = (
 def render(runs: Sequence[Run], *, fraction: float, published: Published, title: str) -> str:
     """The whole page: tables, learning curves with bands, scores of every seed, who is better."""
     comparison = compare(runs, fraction=fraction)
-    methods = list(dict.fromkeys(run.method for run in runs))
-    colors = {name: f"var(--method-{index % len(_COLORS)})" for index, name in enumerate(methods)}
+    colors = _colors(runs)
     legend = "".join(
         f"<span><span class='key' style='background:{color}'></span>{escape(name)}</span>"
         for name, color in colors.items()
@@ -42,7 +41,7 @@ def render(runs: Sequence[Run], *, fraction: float, published: Published, title:
     head = [escape(name) for name in score_head(fraction)]
     rows = [[escape(cell) for cell in row] for row in score_rows(comparison, published)]
     body = [
-        _palette(),
+        f"<style>{_palette()}</style>",
         "<h2>Scores</h2>",
         table(head[1:], _in_groups(rows)),
         *(f"<p class='soft'>Published: {escape(s)}</p>" for s in sources(comparison, published)),
@@ -58,12 +57,29 @@ def render(runs: Sequence[Run], *, fraction: float, published: Published, title:
     return page(title, details=details, warnings=_warnings(comparison), body=body)
 
 
+def curves(runs: Sequence[Run], *, fraction: float) -> str:
+    """Curves in training of what each environment is judged by, as an SVG file by itself."""
+    comparison, colors = compare(runs, fraction=fraction), _colors(runs)
+    charts = {}
+    for env, methods in grouped(runs).items():
+        own = comparison["envs"][env]
+        chart = _curves(methods, own["metric"], _levels(own), colors)
+        if chart is not None:
+            charts[f"{env}: {NAMES[own['metric']]}"] = chart
+    return sheet(charts, legend=colors, style=_palette())
+
+
+def _colors(runs: Sequence[Run]) -> dict[str, str]:
+    methods = list(dict.fromkeys(run.method for run in runs))
+    return {name: f"var(--method-{index % len(_COLORS)})" for index, name in enumerate(methods)}
+
+
 def _palette() -> str:
     light, dark = (
         ";".join(f"--method-{index}:{pair[side]}" for index, pair in enumerate(_COLORS))
         for side in (0, 1)
     )
-    return f"<style>:root{{{light}}}@media (prefers-color-scheme: dark){{:root{{{dark}}}}}</style>"
+    return f":root{{{light}}}@media (prefers-color-scheme: dark){{:root{{{dark}}}}}"
 
 
 def _in_groups(rows: Sequence[Sequence[str]]) -> list[list[str]]:
@@ -86,23 +102,9 @@ def _plots(
         metric = own["metric"]
         yield f"<h3 style='margin-top:22px'>{escape(env)}</h3><div class='plots'>"
         for column in [metric] if metric in ("return", "success") else [metric, "return"]:
-            bands = {}
-            for name, group in methods.items():
-                curve = learning_curve(group, column)
-                if curve is not None:
-                    low, high = (None, None) if curve.interval is None else curve.interval.tolist()
-                    steps, mean = curve.steps.tolist(), curve.mean.tolist()
-                    bands[name] = Band(steps, mean, low, high, colors[name])
-            if bands:
-                levels = _levels(own) if column == metric else {}
-                values = [v for band in bands.values() for v in (*band.mean, *(band.high or ()))]
-                values += [v for band in bands.values() for v in band.low or ()]
-                chart = band_chart(
-                    bands,
-                    levels=levels,
-                    limits=_limits([*values, *levels.values()], column),
-                    x_name="environment steps",
-                )
+            levels = _levels(own) if column == metric else {}
+            chart = _curves(methods, column, levels, colors)
+            if chart is not None:
                 heading = f"{NAMES[column]} of the episodes in training"
                 yield f"<div class='card'><h3>{heading}</h3>{chart}</div>"
         spreads = {
@@ -115,6 +117,32 @@ def _plots(
         chart = interval_chart(spreads, levels=levels, limits=limits)
         yield f"<div class='card'><h3>{NAMES[metric]} in evaluation, each seed</h3>{chart}</div>"
         yield "</div>"
+
+
+def _curves(
+    methods: Mapping[str, Sequence[Run]],
+    column: str,
+    levels: Mapping[str, float],
+    colors: Mapping[str, str],
+) -> str | None:
+    """A chart of learning curves with their bands; None where no run has the column."""
+    bands = {}
+    for name, group in methods.items():
+        curve = learning_curve(group, column)
+        if curve is not None:
+            low, high = (None, None) if curve.interval is None else curve.interval.tolist()
+            steps, mean = curve.steps.tolist(), curve.mean.tolist()
+            bands[name] = Band(steps, mean, low, high, colors[name])
+    if not bands:
+        return None
+    values = [v for band in bands.values() for v in (*band.mean, *(band.high or ()))]
+    values += [v for band in bands.values() for v in band.low or ()]
+    return band_chart(
+        bands,
+        levels=levels,
+        limits=_limits([*values, *levels.values()], column),
+        x_name="environment steps",
+    )
 
 
 def _levels(own: Mapping[str, Any]) -> dict[str, float]:

@@ -19,13 +19,24 @@ from torch import Tensor
 from ocrl.tables import RECORD
 from ocrl.visualize import to_gif
 
-_STYLE = """
+_PALETTE = """
 :root { color-scheme: light dark; --page: #f6f7f9; --card: #ffffff; --ink: #16181d;
   --soft: #5b6270; --line: #dfe3ea; --model: #2457d6; --grid: #b4590a; --k-means: #0b7a62;
   --good: #0b7a4b; --bad: #b3261e; --warn: #fff4d6; --warn-line: #d9a514; }
 @media (prefers-color-scheme: dark) { :root { --page: #101216; --card: #191c22; --ink: #e8eaf0;
   --soft: #9aa3b2; --line: #2d323c; --model: #7aa2ff; --grid: #f0a35e; --k-means: #4fd1b0;
   --good: #5ad19a; --bad: #ff8a80; --warn: #33290f; --warn-line: #b98c14; } }
+"""
+_CHARTS = """
+svg text { font: 11px system-ui, sans-serif; fill: var(--soft); }
+svg .rule { stroke: var(--line); stroke-width: 1; }
+svg .level { stroke: var(--soft); stroke-width: 1; stroke-dasharray: 4 4; }
+svg .name { fill: var(--ink); }
+svg .curve { fill: none; stroke-width: 2; stroke-linejoin: round; }
+svg .hit { fill: transparent; } svg .hit:hover { fill: currentColor; }
+"""
+_CHART_WIDTH, _CHART_HEIGHT, _MARGIN = 400, 202, 20
+_STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink);
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
@@ -66,14 +77,42 @@ details > summary { cursor: pointer; color: var(--soft); margin: 12px 0 8px; }
 .plots { display: grid; gap: 14px; grid-template-columns: repeat(auto-fit, minmax(430px, 1fr)); }
 .plots .card { margin: 0; }
 svg { display: block; width: 100%; height: auto; }
-svg text { font: 11px system-ui, sans-serif; fill: var(--soft); }
-svg .rule { stroke: var(--line); stroke-width: 1; }
-svg .level { stroke: var(--soft); stroke-width: 1; stroke-dasharray: 4 4; }
-svg .name { fill: var(--ink); }
-svg .curve { fill: none; stroke-width: 2; stroke-linejoin: round; }
-svg .hit { fill: transparent; } svg .hit:hover { fill: currentColor; }
 .legend > span { margin-right: 18px; font-size: 13px; color: var(--soft); }
 """
+
+
+def sheet(charts: Mapping[str, str], *, legend: Mapping[str, str], style: str) -> str:
+    """Charts side by side, two in a row, as an SVG file that needs no page.
+
+    Args:
+        charts: as `ocrl.charts.band_chart` draws them, by their headings.
+        legend: colours by name, as CSS writes them.
+        style: rules of CSS besides those of every page, such as the variables of colours.
+    """
+    columns = 1 + (len(charts) > 1)
+    width = columns * (_CHART_WIDTH + _MARGIN) + _MARGIN
+    top = 2 * _MARGIN + _CHART_HEIGHT
+    parts = []
+    for index, (heading, chart) in enumerate(charts.items()):
+        left, row = _MARGIN + (index % columns) * (_CHART_WIDTH + _MARGIN), index // columns
+        place = f"x='{left}' y='{row * top + 1.5 * _MARGIN}'"
+        size = f"width='{_CHART_WIDTH}' height='{_CHART_HEIGHT}'"
+        parts += [
+            f"<text class='name' x='{left}' y='{row * top + _MARGIN}'>{escape(heading)}</text>",
+            chart.replace("<svg", f"<svg {place} {size}", 1),
+        ]
+    height = top * math.ceil(len(charts) / columns) + _MARGIN
+    for name, color in legend.items():
+        parts.append(
+            f"<rect x='{_MARGIN}' y='{height - 10}' width='10' height='10' fill='{color}'/>"
+            f"<text x='{_MARGIN + 18}' y='{height}'>{escape(name)}</text>"
+        )
+        height += _MARGIN
+    return (
+        f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {width} {height}' width='{width}'>"
+        f"<style>{_PALETTE}{_CHARTS}{style}</style>"
+        f"<rect width='{width}' height='{height}' fill='var(--page)'/>{''.join(parts)}</svg>\n"
+    )
 
 
 def write_record(directory: Path | str, record: Mapping[str, Any], text: str) -> list[Path]:
@@ -125,7 +164,7 @@ def page(
     return (
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n<body><main>\n"
+        f"<title>{escape(title)}</title><style>{_PALETTE}{_STYLE}{_CHARTS}</style></head>\n<body><main>\n"
         f"<h1>{escape(title)}</h1>\n<div class='card'>{_pairs(details)}</div>\n"
         + "".join(f"<p class='warning'>{escape(warning)}</p>\n" for warning in warnings)
         + "\n".join(body)

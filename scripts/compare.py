@@ -7,10 +7,10 @@
 
 A run is a directory that scripts/train_agent.py left, or one kept in results/; a folder of runs
 stands for all of them. Runs are grouped by environment, observation and agent. The table goes to
-the terminal; table.md, comparison.json and report.html go into `--output`. `--write` keeps what is
-needed to compare again, a few kilobytes a run. `--slots` sets success against how well the encoders
-find objects, in slots.html and slots.json, instead of comparing. `--readme` writes the tables of
-what is kept in results/ between the two marker comments of each file.
+the terminal; table.md, comparison.json, report.html and curves.svg go into `--output`. `--write`
+keeps what is needed to compare again, a few kilobytes a run. `--slots` sets success against how
+well the encoders find objects, in slots.html and slots.json, instead of comparing. `--readme`
+writes the tables of what is kept in results/ between the two marker comments of each file.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from kept_results import FRACTION, RESULTS, found_runs, keep, read_published, wi
 
 from ocrl.agents import slot_quality
 from ocrl.agents.comparison import compare
-from ocrl.agents.comparison_page import render
+from ocrl.agents.comparison_page import curves, render
 from ocrl.agents.comparison_table import markdown
 from ocrl.agents.results import EVALUATION, Run, read_run
 from ocrl.page import write_text
@@ -70,6 +70,7 @@ def write_comparison(arguments: argparse.Namespace) -> None:
     write_text(output / "comparison.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
     page = render(runs, fraction=arguments.fraction, published=published, title=arguments.title)
     write_text(output / "report.html", page)
+    write_text(output / "curves.svg", curves(runs, fraction=arguments.fraction))
     sys.stdout.write(text)
     lengths = sorted({int(run.evaluation.get("num_episodes", 0)) for run in runs})
     if len(lengths) > 1:
@@ -77,7 +78,7 @@ def write_comparison(arguments: argparse.Namespace) -> None:
             f"not all were evaluated alike: over {', '.join(map(str, lengths))} episodes; "
             "evaluate_agent.py checkpoint=RUN episodes=NUMBER evaluates again\n"
         )
-    sys.stderr.write(f"table.md, comparison.json, report.html: {output}\n")
+    sys.stderr.write(f"table.md, comparison.json, report.html, curves.svg: {output}\n")
     for run in runs if arguments.write is not None else ():
         keep(run, arguments.write)
 

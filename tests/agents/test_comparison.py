@@ -2,12 +2,13 @@
 
 import json
 from dataclasses import replace
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
 from ocrl.agents.comparison import compare, grouped, learning_curve, steps_to
-from ocrl.agents.comparison_page import render
+from ocrl.agents.comparison_page import curves, render
 from ocrl.agents.comparison_table import (
     markdown,
     overview_rows,
@@ -207,6 +208,20 @@ def test_the_page_shows_everything(runs):
     assert "A &amp; B" in page and "Probability of improvement" in page
     assert "collect wood" in page and "Held-out variants" in page
     assert "Fewer than three seeds, so little is known: slots ppo on crafter." in page
+
+
+def test_learning_curves_are_a_picture_of_their_own(runs):
+    root = ElementTree.fromstring(curves(runs, fraction=0.9))
+    charts = root.findall("{*}svg")
+    words = [text.text for text in root.findall("{*}text")]
+    assert words == [
+        *("sprites-object_comparison: success", "sprites-object_goal: success"),
+        *("crafter: score (%)", "pixels ppo", "slots ppo"),
+    ]
+    assert len({(chart.get("x"), chart.get("y")) for chart in charts}) == 3
+    assert [len(chart.findall("{*}path[@class='curve']")) for chart in charts] == [2, 2, 1]
+    style = root.find("{*}style").text
+    assert "--method-1" in style and ".curve" in style and "body" not in style
 
 
 def test_mistakes(runs):

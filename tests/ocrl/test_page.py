@@ -2,6 +2,7 @@
 
 import json
 import math
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -42,6 +43,18 @@ def test_a_movie_holds_its_frames_and_a_name_for_each_column():
     text = page.movie(["a", "<b>"], video, alt="x", frames_per_second=4, column_width=50)
     assert "data:image/gif;base64," in text and "width:100px" in text
     assert text.count("<span>") == 2 and "&lt;b&gt;" in text
+
+
+def test_a_sheet_has_its_charts_beside_and_below_each_other():
+    chart = "<svg viewBox='0 0 4 2'><svg/></svg>"
+    text = page.sheet(dict.fromkeys(("a", "b", "<c>"), chart), legend={"&": "red"}, style=".x{}")
+    root = ElementTree.fromstring(text)
+    places = [(own.get("x"), own.get("y")) for own in root.findall("{*}svg")]
+    assert places == [("20", "30.0"), ("440", "30.0"), ("20", "272.0")]
+    assert [own.text for own in root.findall("{*}text")] == ["a", "b", "<c>", "&"]
+    assert root.get("viewBox") == "0 0 860 524" and ".x{}" in root.find("{*}style").text
+    one = ElementTree.fromstring(page.sheet({"a": chart}, legend={}, style=""))
+    assert one.get("viewBox") == "0 0 440 262"
 
 
 def test_records_are_written_whole(tmp_path):

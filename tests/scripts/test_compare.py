@@ -56,6 +56,7 @@ def test_a_folder_of_runs(compare, tmp_path, capsys):
     result = json.loads((tmp_path / "out/comparison.json").read_text())
     assert result["envs"]["sprites-object_goal"]["methods"]["slots ppo"]["seeds"] == [0, 1, 2]
     assert "<title>Mine</title>" in (tmp_path / "out/report.html").read_text()
+    assert (tmp_path / "out/curves.svg").read_text().startswith("<svg xmlns=")
 
 
 def test_what_is_not_evaluated_or_otherwise_is_named(compare, tmp_path, capsys):
@@ -66,7 +67,7 @@ def test_what_is_not_evaluated_or_otherwise_is_named(compare, tmp_path, capsys):
     said = capsys.readouterr()
     assert "left out, as they have no evaluation.json yet: pixels-0, slots-1\n" in said.err
     assert "0.900 [0.800, 1.000]" in said.out and "not all" not in said.err
-    assert f"table.md, comparison.json, report.html: {tmp_path / 'out'}\n" in said.err
+    assert f"table.md, comparison.json, report.html, curves.svg: {tmp_path / 'out'}\n" in said.err
     file = runs / "slots-0" / "evaluation.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"num_episodes": 2}))
     compare(runs)
