@@ -87,19 +87,31 @@ class GaussianInitializer(Initializer):
         return self.mean + noise * self.log_std.exp()
 
 
-class LearnedInitializer(Initializer):
+class LearnedInitializer(Initializer, ScheduledModule):
     """One learned vector per slot, the same for every sample.
 
     SAVi's unconditional learned start (Kipf et al. 2022, arXiv 2111.12594), at unit variance.
+    Slots that lose everywhere in the first steps are not learned any more and may stay lost, so
+    noise of unit variance can be added that fades while training is young: it lets each of them win
+    something now and then. Ours; `noise_until` is 0 in SAVi.
 
     Args:
         num_slots: K.
         slot_dim: D.
+        noise_until: share of training at which the noise has faded; there is none in `eval()`.
+
+    Raises:
+        ValueError: if `noise_until` is not in [0,1].
     """
 
-    def __init__(self, num_slots: int, *, slot_dim: int) -> None:
+    def __init__(self, num_slots: int, *, slot_dim: int, noise_until: float = 0.0) -> None:
         super().__init__()
+        if not 0.0 <= noise_until <= 1.0:
+            raise ValueError(f"expected noise_until in [0,1], got {noise_until}")
         self.slots = nn.Parameter(torch.randn(num_slots, slot_dim))
+        self.noise_until = noise_until
+        self.progress: Tensor
+        self.register_buffer("progress", torch.zeros(()), persistent=False)
 
     def forward(
         self,
@@ -108,8 +120,13 @@ class LearnedInitializer(Initializer):
         condition: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """See `Initializer.forward`."""
-        return self.slots.expand(len(tokens), -1, -1)
+        """See `Initializer.forward`; noise is drawn by `generator`."""
+        queries = self.slots.expand(len(tokens), -1, -1)
+        if not self.training or not self.noise_until:
+            return queries
+        left = (1.0 - self.progress / self.noise_until).clamp_min(0.0)
+        like = {"device": queries.device, "dtype": queries.dtype}
+        return queries + left * torch.randn(queries.shape, generator=generator, **like)
 
 
 class BoxInitializer(Initializer):

@@ -124,6 +124,26 @@ def test_learned_is_one_vector_per_slot() -> None:
     assert wide.slots.std().item() == pytest.approx(1.0, rel=0.05)
 
 
+def test_noise_fades_as_training_goes_on_and_is_not_there_after_it() -> None:
+    tokens = torch.zeros(500, 5, 4)
+    initializer = LearnedInitializer(3, slot_dim=8, noise_until=0.2)
+    for fraction, expected in ((0.0, 1.0), (0.1, 0.5), (0.2, 0.0), (0.9, 0.0)):
+        initializer.set_progress(fraction)
+        noise = (initializer(tokens) - initializer.slots).detach()
+        assert noise.std().item() == pytest.approx(expected, abs=0.03)
+        assert noise.mean().item() == pytest.approx(0.0, abs=0.03)
+    initializer.set_progress(0.0)
+    drawn = [
+        initializer(tokens, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+    ]
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+    assert torch.equal(initializer.eval()(tokens)[7], initializer.slots)
+    # Weights of before fit, which know nothing of how far training is.
+    assert list(initializer.state_dict()) == ["slots"]
+    with pytest.raises(ValueError, match=r"expected noise_until in \[0,1\], got 2"):
+        LearnedInitializer(3, slot_dim=8, noise_until=2)
+
+
 def test_boxes_fill_slots_in_order() -> None:
     initializer = box()
     queries = initializer(TOKENS, condition=BOXES)
