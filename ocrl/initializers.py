@@ -125,8 +125,10 @@ class LearnedInitializer(Initializer, ScheduledModule):
         if not self.training or not self.noise_until:
             return queries
         left = (1.0 - self.progress / self.noise_until).clamp_min(0.0)
-        like = {"device": queries.device, "dtype": queries.dtype}
-        return queries + left * torch.randn(queries.shape, generator=generator, **like)
+        noise = torch.randn(
+            queries.shape, generator=generator, device=queries.device, dtype=queries.dtype
+        )
+        return queries + left * noise
 
 
 class BoxInitializer(Initializer):
