@@ -10,7 +10,8 @@ stands for all of them. Runs are grouped by environment, observation and agent. 
 the terminal; table.md, comparison.json, report.html and curves.svg go into `--output`. `--write`
 keeps what is needed to compare again, a few kilobytes a run. `--slots` sets success against how
 well the encoders find objects, in slots.html and slots.json, instead of comparing. `--readme`
-writes the tables of what is kept in results/ between the two marker comments of each file.
+writes the tables of what is kept in results/ between the two marker comments of each file, and
+draws the curves of each study there.
 """
 
 from __future__ import annotations
@@ -22,7 +23,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from comparison import WithDefaults
-from kept_results import FRACTION, RESULTS, found_runs, keep, read_published, with_tables
+from kept_results import (
+    CURVES,
+    FRACTION,
+    RESULTS,
+    found_runs,
+    keep,
+    read_published,
+    study_curves,
+    with_tables,
+)
 
 from ocrl.agents import slot_quality
 from ocrl.agents.comparison import compare
@@ -55,6 +65,8 @@ def main() -> None:
             write_comparison(arguments)
         for readme in arguments.readme or ():
             write_text(readme, with_tables(readme.read_text(), RESULTS))
+        for file, picture in study_curves(RESULTS).items() if arguments.readme else ():
+            write_text(file, picture)
     except (ValueError, OSError) as error:
         parser.error(str(error))
 
@@ -70,7 +82,7 @@ def write_comparison(arguments: argparse.Namespace) -> None:
     write_text(output / "comparison.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
     page = render(runs, fraction=arguments.fraction, published=published, title=arguments.title)
     write_text(output / "report.html", page)
-    write_text(output / "curves.svg", curves(runs, fraction=arguments.fraction))
+    write_text(output / CURVES, curves(runs, fraction=arguments.fraction))
     sys.stdout.write(text)
     lengths = sorted({int(run.evaluation.get("num_episodes", 0)) for run in runs})
     if len(lengths) > 1:

@@ -12,6 +12,7 @@ from launch import COMMAND
 
 from ocrl import horizon_table, novel_views_table
 from ocrl.agents.comparison import compare
+from ocrl.agents.comparison_page import curves
 from ocrl.agents.comparison_table import Published, markdown, overview_rows
 from ocrl.agents.results import EVALUATION, PROGRESS, Run, read_run, rounded, write_small
 from ocrl.page import write_text
@@ -22,6 +23,7 @@ SCORES = "<!-- results: python scripts/compare.py --readme README.md -->"
 EVERYTHING = "<!-- all results: python scripts/compare.py --readme results/README.md -->"
 END = "<!-- /results -->"
 FRACTION = 0.9
+CURVES = "curves.svg"
 
 
 def found_runs(paths: Sequence[Path]) -> list[Path]:
@@ -101,6 +103,14 @@ def with_tables(text: str, results: Path) -> str:
         tables = "".join(f"`results/{name}`:\n\n{t.strip()}\n\n" for name, t in parts.items())
     head, _, rest = text.partition(begin)
     return f"{head}{begin}\n\n{tables}{END}{rest.partition(END)[2]}"
+
+
+def study_curves(results: Path) -> dict[Path, str]:
+    """Learning curves of each study that is kept, by the file that they belong in."""
+    return {
+        folder / CURVES: curves([read_run(run) for run in found_runs([folder])], fraction=FRACTION)
+        for folder in _studies(results, EVALUATION)
+    }
 
 
 def _studies(results: Path, name: str) -> list[Path]:

@@ -102,6 +102,7 @@ def test_the_tables_stand_between_the_markers(compare, load_script, tmp_path, mo
     for text in texts:
         assert text.startswith("Before\n") and text.endswith(f"{module.END}\n\nAfter\n")
         assert "old" not in text and "0.900 [0.800, 1.000]" in text
+    assert (tmp_path / "results/goal/curves.svg").read_text().startswith("<svg")
     for part in ("held out", "`results/goal`:", "IQM"):
         assert [part in text for text in texts] == [False, True]
     assert "| goal | sprites-object_goal |" in texts[0]
@@ -118,6 +119,14 @@ def test_the_readmes_are_up_to_date(load_script, name):
     text = (ROOT / name).read_text()
     assert (module.SCORES if name == "README.md" else module.EVERYTHING) in text
     assert module.with_tables(text, module.RESULTS) == text, f"run compare.py --readme {name}"
+
+
+def test_the_curves_of_the_studies_are_up_to_date(load_script):
+    module = load_script("kept_results")
+    pictures = module.study_curves(module.RESULTS)
+    assert {file.parent.name for file in pictures} >= {"sprites", "minigrid", "crafter"}
+    for file, picture in pictures.items():
+        assert file.read_text() == picture, "run compare.py --readme README.md results/README.md"
 
 
 def test_published_figures_are_of_environments_that_exist_and_name_their_source(load_script):
