@@ -23,6 +23,8 @@ from ocrl.types import BACKGROUND_ID, VOID_ID, Clip, DecoderOutput, SlotOutput
 
 MODEL = "model"
 BASELINES = ("grid", "k-means")
+HEADLINES = ("video_fg_ari", "video_mbo_i")
+"""What slots and baselines are judged by."""
 MaskSource = Literal["decoder", "attn"]
 _FRAMES_AT_ONCE = 64
 
@@ -430,6 +432,7 @@ class _Tally:
         )
         result.warnings.extend(self._crowded())
         result.warnings.extend(describe_health(health, num_slots=self.num_slots))
+        result.warnings.extend(_beaten(table))
         return result
 
     def _entries(self) -> Iterator[tuple[str, str, str, list[Tensor]]]:
@@ -448,6 +451,18 @@ class _Tally:
                     f"slots (up to {int(number.max())}, {float(number.double().mean()):.1f} on "
                     f"average, num_slots={self.num_slots}); there no model can give each object "
                     f"a slot of its own. With num_slots={int(number.max()) + 1} it could."
+                )
+
+
+def _beaten(table: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Iterator[str]:
+    for preset, own in table.get(MODEL, {}).items():
+        for method in BASELINES:
+            other = table.get(method, {}).get(preset)
+            if other is not None and all(other[name] > own[name] for name in HEADLINES):
+                fg_ari, mbo = (f"{other[name]:.3f} against {own[name]:.3f}" for name in HEADLINES)
+                yield (
+                    f"{preset}: {method} is better than the slots in both metrics (video FG-ARI "
+                    f"{fg_ari}, video mBO {mbo}). Try another trainer.seed, or train for longer."
                 )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ocrl.charts import dot_chart, line_chart
 from ocrl.colours import colour_objects, slot_colours
-from ocrl.discovery import MODEL, DiscoveryResult, Example
+from ocrl.discovery import HEADLINES, MODEL, DiscoveryResult, Example
 from ocrl.lettering import Table, captioned, labelled
 from ocrl.page import image, movie, number, page, write_bytes, write_record, write_text
 from ocrl.types import VOID_ID
@@ -53,7 +53,6 @@ _METRICS = {
     "mbo_c": ("mBO-c", "As video mBO-c, each frame on its own."),
 }
 _LOWER_IS_BETTER = {"video_identity_switches"}
-_HEADLINES = ("video_fg_ari", "video_mbo_i")
 _CURVES = ("fg_ari", "mbo_i")
 _HEALTH = {
     "slots_in_use": "slots that win at least 1 % of a frame",
@@ -116,7 +115,7 @@ def summary(result: DiscoveryResult) -> list[str]:
         for method, presets in result.table.items():
             scores = ", ".join(
                 f"{_METRICS[name][0]} {presets[preset][name]:.3f}"
-                for name in (*_HEADLINES, *_CURVES)
+                for name in (*HEADLINES, *_CURVES)
             )
             lines.append(f"{preset:>9} {method:>8}: {scores}")
     lines.extend(f"{name.upper():>18}: {value:.3f}" for name, value in result.pictures.items())
@@ -221,10 +220,10 @@ def _verdict(result: DiscoveryResult) -> Iterator[str]:
     for preset in result.presets:
         others = [presets[preset] for method, presets in result.table.items() if method != MODEL]
         own = result.table[MODEL][preset]
-        won = [_METRICS[m][0] for m in _HEADLINES if all(own[m] > other[m] for other in others)]
-        if not others or not all(math.isfinite(own[name]) for name in _HEADLINES):
+        won = [_METRICS[m][0] for m in HEADLINES if all(own[m] > other[m] for other in others)]
+        if not others or not all(math.isfinite(own[name]) for name in HEADLINES):
             continue
-        if len(won) == len(_HEADLINES):
+        if len(won) == len(HEADLINES):
             words, colour = f"beats both baselines in {' and '.join(won)}", "good"
         elif won:
             words, colour = f"beats both baselines in {won[0]} only", "bad"
@@ -236,7 +235,7 @@ def _verdict(result: DiscoveryResult) -> Iterator[str]:
 def _headlines(result: DiscoveryResult) -> Iterator[str]:
     cards = []
     for preset in result.presets:
-        for name in _HEADLINES:
+        for name in HEADLINES:
             own = result.table[MODEL][preset][name]
             others = {m: p[preset][name] for m, p in result.table.items() if m != MODEL}
             against = "no baseline beside it"
@@ -373,7 +372,7 @@ def _plots(result: DiscoveryResult) -> Iterator[str]:
             curves = {method: presets[preset][name] for method, presets in result.curves.items()}
             heading = f"{preset}: {_METRICS[name][0]} of each frame"
             plots.append(f"<div class='card'><h3>{escape(heading)}</h3>{line_chart(curves)}</div>")
-        for name in _HEADLINES:
+        for name in HEADLINES:
             values = {method: presets[preset][name] for method, presets in result.per_clip.items()}
             heading = f"{preset}: {_METRICS[name][0]} of each clip"
             plots.append(f"<div class='card'><h3>{escape(heading)}</h3>{dot_chart(values)}</div>")

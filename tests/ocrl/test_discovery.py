@@ -92,7 +92,7 @@ def test_a_perfect_model_scores_one_and_beats_the_baselines():
     assert result.num_frames == 16
     assert result.num_slots == 5
     assert result.pictures == pytest.approx({"psnr": 100.0, "ssim": 1.0})
-    assert not [w for w in result.warnings if "objects" in w]
+    assert not [w for w in result.warnings if "objects" in w or "is better" in w]
 
 
 def test_swapping_slots_cost_the_clip_only():
@@ -108,6 +108,19 @@ def test_the_mask_source_is_the_one_asked_for():
     assert result.table[MODEL]["scene"]["video_fg_ari"] == 0.0
     assert result.health["dead_slots"] == 4.0
     assert any(warning.startswith("Collapse") for warning in result.warnings)
+    beaten = [warning for warning in result.warnings if "better than the slots in both" in warning]
+    worse = {
+        f"{preset}: {method}"
+        for preset in ("entities", "scene")
+        for method in ("grid", "k-means")
+        for own, other in [(result.table[MODEL][preset], result.table[method][preset])]
+        if other["video_fg_ari"] > own["video_fg_ari"] and other["video_mbo_i"] > own["video_mbo_i"]
+    }
+    assert worse and {warning.split(" is ")[0] for warning in beaten} == worse
+    shown = result.table["k-means"]["scene"]["video_fg_ari"]
+    assert any(
+        f"(video FG-ARI {shown:.3f} against 0.000, video mBO " in warning for warning in beaten
+    )
     with pytest.raises(ValueError, match="got 'encoder'"):
         evaluate_discovery(Oracle(), [moving_squares()], mask_source="encoder")
 
