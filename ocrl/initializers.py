@@ -111,7 +111,9 @@ class LearnedInitializer(Initializer, ScheduledModule):
         self.slots = nn.Parameter(torch.randn(num_slots, slot_dim))
         self.noise_until = noise_until
         self.progress: Tensor
-        self.register_buffer("progress", torch.zeros(()), persistent=False)
+        # Without a trainer that says how far training is, as where an agent tunes a trained
+        # encoder, there is no noise.
+        self.register_buffer("progress", torch.ones(()), persistent=False)
 
     def forward(
         self,

@@ -13,8 +13,13 @@ from ocrl.novel_views_report import PICTURES, SEGMENTS
 from ocrl.tables import DASH, markdown_table, mean_and_spread
 
 _PARTS = ("details", "segments", "pictures", "training")
-_COSTS = {"steps": "steps", "minutes": "minutes", "frames_per_second": "moments/s"}
-_COSTS |= {"peak_megabytes": "MB"}
+_GROUPS = {"segments": SEGMENTS, "pictures": PICTURES}
+_COSTS = {
+    "steps": "steps",
+    "minutes": "minutes",
+    "frames_per_second": "moments/s",
+    "peak_megabytes": "MB",
+}
 _STATIC = "static_explained"
 
 Record = Mapping[str, Any]
@@ -54,10 +59,10 @@ def _segments(models: Mapping[str, Sequence[Record]], first: Record) -> str:
     rows = [["model", "seeds", "cut", *(title for title, _ in SEGMENTS.values())]]
     for name, records in models.items():
         for method, cut in ((MODEL, "decoder"), (ATTENTION, "attention")):
-            rows.append([name, str(len(records)), cut, *_cells(records, method, SEGMENTS)])
+            rows.append([name, str(len(records)), cut, *_cells(records, "segments", method)])
     for method in BASELINES:
         if method in first["segments"]:
-            rows.append([method, "", "pixels", *_cells([first], method, SEGMENTS)])
+            rows.append([method, "", "pixels", *_cells([first], "segments", method)])
     return markdown_table(rows)
 
 
@@ -68,10 +73,10 @@ def _pictures(models: Mapping[str, Sequence[Record]], first: Record) -> str:
         static = mean_and_spread(
             [record.get("separation", {}).get(_STATIC) for record in records], digits=3
         )
-        rows.append([name, str(len(records)), *_cells(records, MODEL, PICTURES), static])
+        rows.append([name, str(len(records)), *_cells(records, "pictures", MODEL), static])
     for method in BASELINES:
         if method in first["pictures"]:
-            rows.append([method, "", *_cells([first], method, PICTURES), DASH])
+            rows.append([method, "", *_cells([first], "pictures", method), DASH])
     return markdown_table(rows)
 
 
@@ -85,12 +90,11 @@ def _training(models: Mapping[str, Sequence[Record]]) -> str:
     return markdown_table(rows)
 
 
-def _cells(records: Sequence[Record], method: str, metrics: Mapping[str, object]) -> list[str]:
-    group = "segments" if metrics is SEGMENTS else "pictures"
+def _cells(records: Sequence[Record], group: str, method: str) -> list[str]:
     return [
         mean_and_spread(
             [record[group].get(method, {}).get(metric) for record in records],
             digits=2 if "psnr" in metric else 3,
         )
-        for metric in metrics
+        for metric in _GROUPS[group]
     ]

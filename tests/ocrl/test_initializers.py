@@ -127,6 +127,7 @@ def test_learned_is_one_vector_per_slot() -> None:
 def test_noise_fades_as_training_goes_on_and_is_not_there_after_it() -> None:
     tokens = torch.zeros(500, 5, 4)
     initializer = LearnedInitializer(3, slot_dim=8, noise_until=0.2)
+    assert torch.equal(initializer(tokens)[7], initializer.slots)
     for fraction, expected in ((0.0, 1.0), (0.1, 0.5), (0.2, 0.0), (0.9, 0.0)):
         initializer.set_progress(fraction)
         noise = (initializer(tokens) - initializer.slots).detach()
