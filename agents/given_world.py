@@ -89,7 +89,7 @@ class GivenWorld:
             dynamics=self.config["dynamics"],
             outcome=self.config["outcome"],
             world={"weights": weights, **sizes},
-            has_order=not model.is_aligned,
+            has_order=not model.model.sees_single_frames,
         )
 
     def check(self, agent: WorldAgent) -> None:
