@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ocrl.agents.comparison import compare, grouped, learning_curve
+from ocrl.agents.comparison import grouped, learning_curve
 from ocrl.agents.comparison_table import (
     NAMES,
     Published,
@@ -30,10 +30,18 @@ _COLORS = (
 """Of each method, on a light and on a dark page."""
 
 
-def render(runs: Sequence[Run], *, fraction: float, published: Published, title: str) -> str:
-    """The whole page: tables, learning curves with bands, scores of every seed, who is better."""
-    comparison = compare(runs, fraction=fraction)
-    colors = _colors(runs)
+def render(
+    runs: Sequence[Run], comparison: Mapping[str, Any], *, published: Published, title: str
+) -> str:
+    """The whole page: tables, learning curves with bands, scores of every seed, who is better.
+
+    Args:
+        runs: of any environments and methods.
+        comparison: what `compare` says of them.
+        published: figures of others, to stand beside.
+        title: of the page.
+    """
+    colors, fraction = _colors(runs), comparison["fraction"]
     legend = "".join(
         f"<span><span class='key' style='background:{color}'></span>{escape(name)}</span>"
         for name, color in colors.items()
@@ -57,10 +65,14 @@ def render(runs: Sequence[Run], *, fraction: float, published: Published, title:
     return page(title, details=details, warnings=_warnings(comparison), body=body)
 
 
-def curves(runs: Sequence[Run], *, fraction: float) -> str:
-    """Curves in training of what each environment is judged by, as an SVG file by itself."""
-    comparison, colors = compare(runs, fraction=fraction), _colors(runs)
-    charts = {}
+def curves(runs: Sequence[Run], comparison: Mapping[str, Any]) -> str:
+    """Curves in training of what each environment is judged by, as an SVG file by itself.
+
+    Args:
+        runs: of any environments and methods.
+        comparison: what `compare` says of them.
+    """
+    colors, charts = _colors(runs), {}
     for env, methods in grouped(runs).items():
         own = comparison["envs"][env]
         chart = _curves(methods, own["metric"], _levels(own), colors)

@@ -13,8 +13,8 @@ Published = Mapping[str, Sequence[Mapping[str, Any]]]
 """Entries by environment: `name`, `source`, some of `HEADLINES`, perhaps `spread` and `steps`."""
 
 NAMES = {"score": "score (%)", "success": "success", "return": "return"}
-KINDS = {"pixels": ("pixels",), "slots": ("slots",), "true objects": ("objects",)}
-"""Kinds of observations, and what the names of methods with them begin with."""
+KINDS = {"pixels": "pixels", "slots": "slots", "true objects": "objects"}
+"""Kinds of observations, and the word that the names of methods with them begin with."""
 
 
 def number(value: float | None, metric: str) -> str:
@@ -178,7 +178,7 @@ def overview_rows(
         for env, own in comparison["envs"].items():
             floors = [method["floor"] for method in own["methods"].values()]
             floor = statistics.fmean(floors) if None not in floors else None
-            cells = [_best_cell(own, words) for words in KINDS.values()]
+            cells = [_best_cell(own, word) for word in KINDS.values()]
             ceilings = [e for e in published_of(env, published) if e.get("is_ceiling", False)]
             metric = own["metric"]
             figures = [_published_cell(entry, metric) for entry in ceilings] or [DASH]
@@ -186,8 +186,8 @@ def overview_rows(
     return rows
 
 
-def _best_cell(own: Mapping[str, Any], words: Sequence[str]) -> str:
-    fits = [method for name, method in own["methods"].items() if name.startswith(tuple(words))]
+def _best_cell(own: Mapping[str, Any], word: str) -> str:
+    fits = [method for name, method in own["methods"].items() if name.startswith(word)]
     if not fits:
         return DASH
     best = max(fits, key=lambda method: method["mean"])

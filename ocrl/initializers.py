@@ -93,7 +93,8 @@ class LearnedInitializer(Initializer, ScheduledModule):
     SAVi's unconditional learned start (Kipf et al. 2022, arXiv 2111.12594), at unit variance.
     Slots that lose everywhere in the first steps are not learned any more and may stay lost, so
     noise of unit variance can be added that fades while training is young: it lets each of them win
-    something now and then. Ours; `noise_until` is 0 in SAVi.
+    something now and then. Ours; `noise_until` is 0 in SAVi, and should be where a run starts
+    from trained weights.
 
     Args:
         num_slots: K.

@@ -80,9 +80,9 @@ def write_comparison(arguments: argparse.Namespace) -> None:
     text = markdown(result, published)
     write_text(output / "table.md", text)
     write_text(output / "comparison.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
-    page = render(runs, fraction=arguments.fraction, published=published, title=arguments.title)
+    page = render(runs, result, published=published, title=arguments.title)
     write_text(output / "report.html", page)
-    write_text(output / CURVES, curves(runs, fraction=arguments.fraction))
+    write_text(output / CURVES, curves(runs, result))
     sys.stdout.write(text)
     lengths = sorted({int(run.evaluation.get("num_episodes", 0)) for run in runs})
     if len(lengths) > 1:

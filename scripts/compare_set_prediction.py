@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from comparison import WithDefaults, header, run
+from comparison import WithDefaults, cell, header, run
 from launch import resumable
 
 _ITERATIONS = {
@@ -98,17 +98,11 @@ def table(methods: Mapping[str, Any]) -> list[str]:
     rows = header(heads)
     for method, record in methods.items():
         figures = record["figures"]
-        cells = [cell(figures[name], factor=100, digits=1) for name in names]
-        cells.append(cell(figures["distance"], factor=1, digits=2))
+        percents = ([100 * value for value in figures[name]["values"]] for name in names)
+        cells = [cell(values, digits=1) for values in percents]
+        cells.append(cell(figures["distance"]["values"], digits=2))
         rows.append(f"| {' | '.join([method, record['parameters'], *cells])} |")
     return rows
-
-
-def cell(figure: Mapping[str, Any], *, factor: float, digits: int) -> str:
-    """Mean +- deviation."""
-    deviation = figure["std"]
-    spread_text = "" if deviation is None else f" +- {factor * deviation:.{digits}f}"
-    return f"{factor * figure['mean']:.{digits}f}{spread_text}"
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -82,11 +81,12 @@ def header(names: Sequence[str]) -> list[str]:
     return [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
 
 
-def cell(values: Iterable[float], *, digits: int = 3) -> str:
+def cell(values: Sequence[float], *, digits: int = 3) -> str:
     """The mean, and the spread where there are several."""
-    values = list(values)
-    spread = f" +- {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.{digits}f}{spread}"
+    # The package loads torch, which nothing before the table needs.
+    from ocrl.tables import mean_and_spread
+
+    return mean_and_spread(values, digits=digits)
 
 
 def score_rows(
@@ -115,7 +115,10 @@ def score_rows(
                 f"| {env}",
                 method,
                 preset,
-                *(cell(result[source][preset][metric] for result in results) for metric in metrics),
+                *(
+                    cell([result[source][preset][metric] for result in results])
+                    for metric in metrics
+                ),
                 *more,
             ]
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import yaml
@@ -16,7 +17,7 @@ from ocrl.agents.comparison_page import curves
 from ocrl.agents.comparison_table import Published, markdown, overview_rows
 from ocrl.agents.results import EVALUATION, PROGRESS, Run, read_run, rounded, write_small
 from ocrl.page import write_text
-from ocrl.tables import RECORD, markdown_table
+from ocrl.tables import RECORD, markdown_table, read_record
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 SCORES = "<!-- results: python scripts/compare.py --readme README.md -->"
@@ -42,9 +43,9 @@ def keep(run: Run, folder: Path) -> None:
 
 def keep_record(path: Path, folder: Path) -> None:
     """Write what a run measured of a world model or of posed views, with its command."""
-    kept, record = folder / path.name, json.loads((path / RECORD).read_text())
-    kept.mkdir(parents=True, exist_ok=True)
+    kept, record = folder / path.name, _tables_of(path).read_record(path)
     record.pop("per_clip", None)
+    kept.mkdir(parents=True, exist_ok=True)
     write_text(kept / RECORD, json.dumps(rounded(record), allow_nan=False) + "\n")
     _keep_command(path, kept)
 
@@ -59,12 +60,18 @@ def records_table(paths: Sequence[Path]) -> str:
 
     Seeds are what the names of their runs end with.
     """
-    is_posed = all("pictures" in json.loads((path / RECORD).read_text()) for path in paths)
-    table = novel_views_table if is_posed else horizon_table
+    tables = _tables_of(paths[0])
     models: dict[str, list[Mapping[str, Any]]] = {}
     for path in paths:
-        models.setdefault(path.name.rpartition("-")[0], []).append(table.read_record(path))
-    return table.markdown(models)
+        models.setdefault(path.name.rpartition("-")[0], []).append(tables.read_record(path))
+    return tables.markdown(models)
+
+
+def _tables_of(path: Path) -> ModuleType:
+    """What reads the record of a run and draws tables of such records."""
+    what = "a world model or slots of posed views"
+    record = read_record(path, parts=["details"], what=what)
+    return novel_views_table if "pictures" in record else horizon_table
 
 
 def read_published() -> Published:
@@ -107,10 +114,11 @@ def with_tables(text: str, results: Path) -> str:
 
 def study_curves(results: Path) -> dict[Path, str]:
     """Learning curves of each study that is kept, by the file that they belong in."""
-    return {
-        folder / CURVES: curves([read_run(run) for run in found_runs([folder])], fraction=FRACTION)
-        for folder in _studies(results, EVALUATION)
-    }
+    pictures = {}
+    for folder in _studies(results, EVALUATION):
+        runs = [read_run(path) for path in found_runs([folder])]
+        pictures[folder / CURVES] = curves(runs, compare(runs, fraction=FRACTION))
+    return pictures
 
 
 def _studies(results: Path, name: str) -> list[Path]:

@@ -202,7 +202,7 @@ def test_words_for_numbers():
 
 
 def test_the_page_shows_everything(runs):
-    page = render(runs, fraction=0.9, published=PUBLISHED, title="Agents <here>")
+    page = render(runs, compare(runs, fraction=0.9), published=PUBLISHED, title="Agents <here>")
     assert "Agents &lt;here&gt;" in page and "http" not in page.replace("http-equiv", "")
     assert page.count("<svg") == 2 + 2 + 3 and page.count("fill-opacity='.16'") == 4
     assert "A &amp; B" in page and "Probability of improvement" in page
@@ -211,7 +211,7 @@ def test_the_page_shows_everything(runs):
 
 
 def test_learning_curves_are_a_picture_of_their_own(runs):
-    root = ElementTree.fromstring(curves(runs, fraction=0.9))
+    root = ElementTree.fromstring(curves(runs, compare(runs, fraction=0.9)))
     charts = root.findall("{*}svg")
     words = [text.text for text in root.findall("{*}text")]
     assert words == [
