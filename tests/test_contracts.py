@@ -12,7 +12,7 @@ from ocrl.checkpoint import build
 from ocrl.types import Camera
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-SIZES = ["+image_size=[32,32]", "+num_slots=4", "+slot_dim=64"]
+SIZES = ["+image_size=[32,32]", "+num_slots=4", "+slot_dim=64", "+plane=[0.3,14.0]"]
 
 
 def _names(group: str) -> list[str]:

@@ -49,6 +49,7 @@ class SceneBackbone(Backbone):
         num_layers: of the transformer.
         num_heads: of its attention.
         mlp_dim: hidden size of its perceptrons.
+        plane: see `ocrl.nn.octaves.RayEncoding`.
         has_rays: append the tokens' rays, so that `out_dim` is 7 more.
 
     Raises:
@@ -71,6 +72,7 @@ class SceneBackbone(Backbone):
         num_layers: int,
         num_heads: int,
         mlp_dim: int,
+        plane: Sequence[float] | None = None,
         has_rays: bool = False,
     ) -> None:
         super().__init__()
@@ -85,10 +87,10 @@ class SceneBackbone(Backbone):
         self.image_size = (height, width)
         self.out_dim = out_dim + NUM_RAY * has_rays
         self.has_rays = has_rays
-        self.encoding = RayEncoding(num_octaves, first_octave=first_octave)
-        self.origin = nn.Linear(self.encoding.part_dim, channels[0], bias=False)
+        self.encoding = RayEncoding(num_octaves, first_octave=first_octave, plane=plane)
+        self.origin = nn.Linear(self.encoding.origin_dim, channels[0], bias=False)
         self.stages = nn.ModuleList()
-        in_channels = NUM_COLOURS + self.encoding.part_dim
+        in_channels = NUM_COLOURS + self.encoding.pixel_dim
         for size, stride in zip(channels, strides, strict=True):
             first = not len(self.stages)
             self.stages.append(_Stage(in_channels, size, kernel_size, stride, num_residual, first))
@@ -97,6 +99,10 @@ class SceneBackbone(Backbone):
         self.grid = (height, width)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.to_tokens = nn.Linear(in_channels, out_dim)
+        # What a slot attends to is a mean of tokens: with this, of codes of places too.
+        self.to_places = (
+            None if plane is None else nn.Linear(self.encoding.plane_dim, out_dim, bias=False)
+        )
         self.layers = nn.ModuleList(
             TransformerBlock(out_dim, num_heads=num_heads, mlp_dim=mlp_dim, norm_first=True)
             for _ in range(num_layers)
@@ -110,26 +116,29 @@ class SceneBackbone(Backbone):
         """
         images, num_views = fold_views(frames, image_size=self.image_size)
         origins, directions = self._rays(camera, batch_size=len(frames), num_views=num_views)
-        code = self.encoding.direction(directions.flatten(1, 2))
+        code = self.encoding.of_pixels(origins[:, None], directions.flatten(1, 2))
         code = rearrange(code, "b (h w) e -> b e h w", h=self.image_size[0])
         added = self.origin(self.encoding.origin(origins))[..., None, None]
         features = torch.cat([images, code.to(images.dtype)], dim=1)
         features = features.contiguous(memory_format=torch.channels_last)
+        assert camera is not None
+        rays = token_rays(
+            camera.intrinsics, camera.extrinsics, size=self.image_size, grid=self.grid
+        ).flatten(1, 3)
         for stage in self.stages:
             features = stage(features, added)
             added = None
         tokens = self.to_tokens(features.flatten(2).mT)
         tokens = unfold_views(tokens, num_views=num_views)
+        if self.to_places is not None:
+            places = self.encoding.of_plane(rays[..., :3], rays[..., 3:6])
+            tokens = tokens + self.to_places(places).to(tokens.dtype)
         for layer in self.layers:
             tokens = layer(tokens)
         if not self.has_rays:
             return tokens
-        assert camera is not None
-        rays = token_rays(
-            camera.intrinsics, camera.extrinsics, size=self.image_size, grid=self.grid
-        )
         # In the precision of the poses, whatever the autocast.
-        return torch.cat([tokens, rays.flatten(1, 3)], dim=-1)
+        return torch.cat([tokens, rays], dim=-1)
 
     def _rays(
         self, camera: Camera | None, *, batch_size: int, num_views: int

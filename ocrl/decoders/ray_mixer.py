@@ -6,6 +6,7 @@ E size of an encoded ray.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -13,9 +14,18 @@ from torch import Tensor, nn
 
 from ocrl.interfaces import RayDecoder
 from ocrl.nn.few_keys import FewKeyAttention, PairMLP
+from ocrl.nn.location import split_placed
 from ocrl.nn.mlp import MLP
 from ocrl.nn.octaves import RayEncoding
+from ocrl.nn.triangulation import NUM_AXES, distances
 from ocrl.types import NUM_COLOURS, DecoderOutput
+
+_FIRST_WIDTH = 0.4
+"""Of the Gaussians around places, in units of the world."""
+_FIRST_GROUND = -1.0
+"""Logit of a slot without a place: what a Gaussian has at 1.4 widths."""
+_BEHIND = -20.0
+"""Logit of a slot that is behind the camera, or far away."""
 
 
 class RayAllocation(nn.Module):
@@ -45,6 +55,30 @@ class RayAllocation(nn.Module):
         return queries + self.mlp(queries)
 
 
+class _Nearness(nn.Module):
+    """How near rays pass by the places of slots: logarithms of Gaussians, up to a constant.
+
+    Args:
+        slot_dim: D, without the place.
+    """
+
+    def __init__(self, slot_dim: int) -> None:
+        super().__init__()
+        self.log_width = nn.Linear(slot_dim, 1)
+        nn.init.zeros_(self.log_width.weight)
+        nn.init.constant_(self.log_width.bias, math.log(_FIRST_WIDTH))
+        self.ground = nn.Parameter(torch.tensor(_FIRST_GROUND))
+
+    def forward(self, slots: Tensor, places: Tensor, is_placed: Tensor, rays: Tensor) -> Tensor:
+        """Logits (B,K,P) of slots (B,K,D) at places (B,K,3) in rays (B,P,6)."""
+        log_width = self.log_width(slots)
+        with torch.autocast(slots.device.type, enabled=False):
+            squares, along = distances(places.float(), rays.float())
+            logits = -0.5 * squares * (-2 * log_width.float()).exp()
+            logits = torch.where(along > 0, logits, _BEHIND).clamp_min(_BEHIND)
+            return torch.where(is_placed > 0.5, logits, self.ground.float())
+
+
 class RayMixerDecoder(RayDecoder):
     """The slot mixer of OSRT (Sajjadi et al. 2022, arXiv 2206.06922, section 3.3 and A.4).
 
@@ -56,7 +90,9 @@ class RayMixerDecoder(RayDecoder):
     What differs: the maps of the attention, and the first layer of the drawing, are applied to the
     slots instead of to each ray (`ocrl.nn.few_keys`), which is exact and cheaper. Slots are
     normalised first, as in `ocrl.decoders.mixer`, of which this is the posed sibling. PSB draws
-    with residual blocks.
+    with residual blocks. With `reads_places`, which is ours, slots end with a place in the world: a
+    ray belongs to a slot the rather the nearer it passes by, a Gaussian whose width the slot says,
+    so which slot is where need not be learned from pictures.
 
     Args:
         slot_dim: D.
@@ -68,6 +104,9 @@ class RayMixerDecoder(RayDecoder):
         head_dim: size of a head.
         mlp_dim: hidden size of their perceptrons.
         hidden_dims: hidden layers of the drawing.
+        plane: see `ocrl.nn.octaves.RayEncoding`.
+        reads_places: whether slots end with their places, as those of `PlacedSlots` and of a
+            `PSB` with places.
     """
 
     def __init__(
@@ -82,10 +121,17 @@ class RayMixerDecoder(RayDecoder):
         head_dim: int,
         mlp_dim: int,
         hidden_dims: Sequence[int],
+        plane: Sequence[float] | None = None,
+        reads_places: bool = False,
     ) -> None:
         super().__init__()
-        self.encoding = RayEncoding(num_octaves, first_octave=first_octave)
+        self.encoding = RayEncoding(num_octaves, first_octave=first_octave, plane=plane)
         code_dim = self.encoding.out_dim
+        self.num_axes = NUM_AXES if reads_places else 0
+        self.nearness: _Nearness | None = None
+        if reads_places:
+            slot_dim = split_placed(torch.empty(1, slot_dim), num_axes=NUM_AXES)[0].shape[-1]
+            self.nearness = _Nearness(slot_dim)
         self.to_queries = MLP(code_dim, hidden_dims=[2 * query_dim], out_dim=query_dim)
         self.norm_slots = nn.LayerNorm(slot_dim)
         self.layers = nn.ModuleList(
@@ -111,14 +157,20 @@ class RayMixerDecoder(RayDecoder):
     def render(self, slots: Tensor, rays: Tensor) -> DecoderOutput:
         """Paint rays, see `RayDecoder.render`."""
         shape = rays.shape[2:4]
-        code = self.encoding(rays).flatten(2, 3).flatten(0, 1)
-        each = self.norm_slots(slots).flatten(0, 1)
+        flat = rays.flatten(2, 3).flatten(0, 1)
+        code = self.encoding(flat)
+        features, near = slots.flatten(0, 1), None
+        if self.nearness is not None:
+            features, places, is_placed = split_placed(features, num_axes=NUM_AXES)
+        each = self.norm_slots(features)
+        if self.nearness is not None:
+            near = self.nearness(each, places, is_placed, flat)
         queries = self.to_queries(code)
         for layer in self.layers:
             queries = layer(queries, each)
         keys = self.to_k(each) * queries.shape[-1] ** -0.5
         logits = torch.bmm(keys, self.norm_queries(queries).to(keys.dtype).mT)
-        masks = logits.float().softmax(dim=1)
+        masks = (logits.float() if near is None else logits.float() + near).softmax(dim=1)
         mapped = self.draw.of_slots(each)
         mixed = torch.bmm(masks.mT.to(mapped.dtype), mapped)
         colours = self.draw(mixed, code).float().sigmoid().mT

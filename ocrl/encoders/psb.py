@@ -15,10 +15,13 @@ from torch import Tensor, nn
 
 from ocrl.interfaces import Backbone, Initializer, SlotEncoder, State
 from ocrl.nn.attention import MultiHeadAttention
+from ocrl.nn.floor_places import NUM_COLUMNS, FloorPlaces, Standing
+from ocrl.nn.location import join_placed
 from ocrl.nn.mlp import MLP
 from ocrl.nn.temporal import (
     PADDING,
     CompetitiveCrossAttention,
+    Reading,
     TimeBias,
     normalized_tokens,
     segments_of,
@@ -26,6 +29,7 @@ from ocrl.nn.temporal import (
     visible_frames,
 )
 from ocrl.nn.time_mixer import TimeMixer, reset_attention
+from ocrl.nn.triangulation import NUM_AXES, NUM_RAY
 from ocrl.types import Camera, SlotOutput
 
 
@@ -69,10 +73,15 @@ class PSB(SlotEncoder):
         mlp_dim: hidden size of the MLP.
         residual_gain: Xavier gain of the output maps of the residual branches; (4 M)^-1/2, the
             published code's, if None.
+        places: where slots stand, for posed views over a floor. Their Gaussians take part in the
+            competition of every block, from the same start in all frames, and each block moves
+            them to what they won in the frames it saw; the last four numbers of a slot are its
+            place and whether it has one. Ours; none if None, as in the papers.
         eps: added to the mass of a slot in the bottom-up attention.
 
     Raises:
-        ValueError: if a count is not positive or an option has no effect.
+        ValueError: if a count is not positive, an option has no effect, or there are places but
+            the tokens have no rays or slots do not compete.
     """
 
     def __init__(
@@ -92,23 +101,33 @@ class PSB(SlotEncoder):
         object_heads: int,
         mlp_dim: int,
         residual_gain: float | None,
+        places: FloorPlaces | None = None,
         eps: float = 1e-5,
     ) -> None:
         super().__init__()
         if num_blocks < 1:
             raise ValueError(f"expected at least 1 block, got {num_blocks}")
+        if places is not None and not (backbone.has_rays and is_inverted):
+            raise ValueError(
+                "expected slots that compete (is_inverted) for tokens that end with their rays "
+                "(backbone@encoder.backbone=scene_rays) where slots have places, got is_inverted="
+                f"{is_inverted} and has_rays={backbone.has_rays}"
+            )
         self.num_slots = num_slots
         self.slot_dim = slot_dim
         self.backbone = backbone
         self.initializer = initializer
         self.bottom_up_window = bottom_up_window
+        self.places = places
+        self.num_axes = 0 if places is None else NUM_AXES
+        self.num_ray = NUM_RAY if backbone.has_rays else 0
         self.norm_init = nn.LayerNorm(slot_dim)
         self.blocks = nn.ModuleList(
             _Block(
                 slot_dim,
                 bottom_up=CompetitiveCrossAttention(
                     slot_dim,
-                    token_dim=backbone.out_dim,
+                    token_dim=backbone.out_dim - self.num_ray,
                     num_heads=bottom_up_heads,
                     window=bottom_up_window,
                     time_bias=bottom_up_bias,
@@ -123,6 +142,10 @@ class PSB(SlotEncoder):
             )
             for _ in range(num_blocks)
         )
+        if places is not None:
+            for block in cast(Iterable[_Block], self.blocks):
+                # At first places alone count: queries drawn at random would choose the ground.
+                nn.init.zeros_(block.bottom_up.to_q.weight)
 
     def initial_state(self, batch_size: int) -> State:
         """The state before any frame.
@@ -134,7 +157,7 @@ class PSB(SlotEncoder):
         """
         weight = self.norm_init.weight
         height, width = self.backbone.grid
-        token_dim = self.backbone.out_dim + PADDING
+        token_dim = self.backbone.out_dim - self.num_ray + PADDING
         return {
             "age": torch.full((batch_size,), -1, dtype=torch.int64, device=weight.device),
             "queries": weight.new_zeros(batch_size, self.num_slots, self.slot_dim),
@@ -160,22 +183,25 @@ class PSB(SlotEncoder):
         cameras = None if camera is None else camera.frames()
         tokens = self.backbone(video.flatten(0, 1), camera=cameras)
         tokens = tokens.unflatten(0, video.shape[:2])
-        queries = self._queries(tokens, is_first, condition)
-        tokens = normalized_tokens(tokens)
+        queries = self._queries(self._looks(tokens), is_first, condition)
+        tokens = self._normalized(tokens)
         segments = segments_of(is_first)
         visible = visible_frames(segments, self.bottom_up_window)
-        slots = self.norm_init(queries)
+        slots, standing = self.norm_init(queries), self._start()
         last = len(self.blocks) - 1
-        for number, block in enumerate(self.blocks):
-            slots, attn = block(
+        for number, block in enumerate(cast(Iterable[_Block], self.blocks)):
+            read = block.bind(
                 slots,
                 tokens,
                 visible=visible,
-                segments=segments,
                 needs_map=number == last,
                 are_alike=number == 0,
+                riding=self._riding(standing, slots),
             )
-        return SlotOutput(slots, attn, queries)
+            slots = block(slots, read.update, segments=segments)
+            standing = self._moved(read.sums)
+        assert read.attn is not None
+        return SlotOutput(self._placed(slots, standing), read.attn, queries)
 
     def step(
         self,
@@ -195,21 +221,62 @@ class PSB(SlotEncoder):
         tokens = self.backbone(frame, camera=camera)
         starts = is_first | (state["age"] < 0)
         age = torch.where(starts, 0, state["age"] + 1)
-        fresh = self.initializer(tokens, condition=condition)
+        fresh = self.initializer(self._looks(tokens), condition=condition)
         queries = torch.where(starts[:, None, None], fresh, state["queries"])
-        present, cache = normalized_tokens(tokens)[:, None], state["tokens"]
+        present, cache = self._normalized(tokens)[:, None], state["tokens"]
         if cache.shape[2] != present.shape[2]:
             cache = self._of_all_views(cache, present, state["age"])
         cache = torch.cat([cache.to(present.dtype), present], dim=1)
         visible = visible_cache(age, self.bottom_up_window)
-        slots, memories = self.norm_init(queries), []
+        slots, standing, memories = self.norm_init(queries)[:, None], self._start(), []
         blocks = cast(Iterable[_Block], self.blocks)
         for block, memory in zip(blocks, state["blocks"], strict=True):
-            slots, attn, memory = block.step(slots, cache, memory, visible=visible, age=age)
+            riding = self._riding(standing, slots)
+            read = block.bind(slots, cache, visible=visible, riding=riding)
+            slots, memory = block.step(slots, read.update, memory, age=age)
+            standing = self._moved(read.sums)
             memories.append(memory)
-        output = SlotOutput(slots[:, None], attn, queries[:, None])
+        assert read.attn is not None
+        output = SlotOutput(self._placed(slots, standing), read.attn, queries[:, None])
         following = {"age": age, "queries": queries, "tokens": cache[:, 1:]}
         return output, {**following, "blocks": tuple(memories)}
+
+    def _looks(self, tokens: Tensor) -> Tensor:
+        """Tokens (...,N,F) without their rays."""
+        return tokens[..., : tokens.shape[-1] - self.num_ray]
+
+    def _normalized(self, tokens: Tensor) -> Tensor:
+        """What all blocks read (...,N,E); with places, those of tokens stand after the ones."""
+        normal = normalized_tokens(self._looks(tokens))
+        if self.places is None:
+            return normal
+        columns = self.places.columns(tokens[..., -NUM_RAY:])
+        after = normal.shape[-1] - PADDING + 1
+        rest = PADDING - NUM_COLUMNS
+        # In the precision of places, whatever the autocast.
+        return torch.cat([normal[..., :after], nn.functional.pad(columns, (0, rest))], dim=-1)
+
+    def _start(self) -> Standing | None:
+        return None if self.places is None else self.places.start()
+
+    def _riding(self, standing: Standing | None, slots: Tensor) -> Tensor | None:
+        """What places add to the queries of slots (B,T,K,D)."""
+        if self.places is None or standing is None:
+            return None
+        return self.places.query(standing).expand(*slots.shape[:-1], -1)
+
+    def _moved(self, sums: Tensor | None) -> Standing | None:
+        if self.places is None or sums is None:
+            return None
+        return self.places.move(sums[..., :NUM_COLUMNS])
+
+    def _placed(self, slots: Tensor, standing: Standing | None) -> Tensor:
+        """Slots (B,T,K,D), of which the last numbers make way for their places."""
+        if self.places is None or standing is None:
+            return slots
+        places, is_placed = self.places.in_world(standing)
+        features = slots[..., : slots.shape[-1] - NUM_AXES - 1]
+        return join_placed(features, places.to(slots.dtype), is_placed.to(slots.dtype))
 
     def _of_all_views(self, cache: Tensor, present: Tensor, age: Tensor) -> Tensor:
         """The cache (B,W-1,N,E) of no frame at all, for the tokens of several views."""
@@ -267,32 +334,40 @@ class _Block(nn.Module):
         self.time_mixer.reset_parameters(gain)
         _reset_mlp(self.mlp, gain)
 
-    def forward(
+    def bind(
         self,
         slots: Tensor,
         tokens: Tensor,
         *,
         visible: Tensor,
-        segments: Tensor,
-        needs_map: bool,
-        are_alike: bool,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Refine slots (B,T,K,D); returns them and the map (B,T,K,N) of the present frames."""
-        update, attn = self.bottom_up(
-            self.norm_slots(slots), tokens, visible, needs_map=needs_map, are_alike=are_alike
+        needs_map: bool = True,
+        are_alike: bool = False,
+        riding: Tensor | None = None,
+    ) -> Reading:
+        """What slots (B,T,K,D) read of tokens, see `CompetitiveCrossAttention`."""
+        reading: Reading = self.bottom_up(
+            self.norm_slots(slots),
+            tokens,
+            visible,
+            needs_map=needs_map,
+            are_alike=are_alike,
+            riding=riding,
         )
+        return reading
+
+    def forward(self, slots: Tensor, update: Tensor, *, segments: Tensor) -> Tensor:
+        """Refine slots (B,T,K,D) by what they read."""
         slots = slots + update
         slots = slots + self.time_mixer(self.norm_time(slots), segments)
-        return self._interact(slots), attn
+        return self._interact(slots)
 
     def step(
-        self, slots: Tensor, cache: Tensor, memory: Any, *, visible: Tensor, age: Tensor
-    ) -> tuple[Tensor, Tensor, Any]:
-        """Refine the slots (B,K,D) of one frame; returns them, the map and the mixer's state."""
-        update, attn = self.bottom_up(self.norm_slots(slots)[:, None], cache, visible)
-        slots = slots + update[:, 0]
-        update, memory = self.time_mixer.step(self.norm_time(slots), memory, age)
-        return self._interact((slots + update)[:, None])[:, 0], attn, memory
+        self, slots: Tensor, update: Tensor, memory: Any, *, age: Tensor
+    ) -> tuple[Tensor, Any]:
+        """Refine the slots (B,1,K,D) of one frame; returns them and the mixer's state."""
+        slots = slots + update
+        update, memory = self.time_mixer.step(self.norm_time(slots[:, 0]), memory, age)
+        return self._interact(slots + update[:, None]), memory
 
     def _interact(self, slots: Tensor) -> Tensor:
         if self.object_attention is not None and self.norm_objects is not None:

@@ -6,9 +6,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+
+from ocrl.nn.rays import check_plane, points_on_plane
 
 
 class OctaveEncoding(nn.Module):
@@ -47,19 +50,45 @@ class OctaveEncoding(nn.Module):
 class RayEncoding(nn.Module):
     """Encodes rays: an `OctaveEncoding` of the origin, and one of the direction from octave 0 on.
 
+    Where there is a plane, also one of the point where the ray meets it, from the octave of the
+    origin on. Rays of all cameras that meet in a point of the plane have that part in common: what
+    stands near it is found again in another view by likeness, where from origin and direction alone
+    the geometry has to be learned. Ours.
+
     Args:
-        num_octaves: of both.
-        first_octave: of the origin.
+        num_octaves: of each.
+        first_octave: of origins, and of points of the plane.
+        plane: see `ocrl.nn.rays.check_plane`; none if None.
+
+    Raises:
+        ValueError: if the plane is none.
     """
 
-    def __init__(self, num_octaves: int, *, first_octave: int) -> None:
+    def __init__(
+        self, num_octaves: int, *, first_octave: int, plane: Sequence[float] | None = None
+    ) -> None:
         super().__init__()
         self.origin = OctaveEncoding(num_octaves, first_octave=first_octave)
         self.direction = OctaveEncoding(num_octaves, first_octave=0)
-        self.part_dim = 3 * self.origin.dim_of_number
-        self.out_dim = 2 * self.part_dim
+        self.plane = check_plane(plane)
+        self.origin_dim = 3 * self.origin.dim_of_number
+        self.plane_dim = 0 if plane is None else 2 * self.origin.dim_of_number
+        self.pixel_dim = 3 * self.direction.dim_of_number + self.plane_dim
+        self.out_dim = self.origin_dim + self.pixel_dim
 
     def forward(self, rays: Tensor) -> Tensor:
         """Encode rays (...,6), origins and unit directions, as (...,E) with E = `out_dim`."""
         origins, directions = rays.split(3, dim=-1)
-        return torch.cat([self.origin(origins), self.direction(directions)], dim=-1)
+        return torch.cat([self.origin(origins), self.of_pixels(origins, directions)], dim=-1)
+
+    def of_pixels(self, origins: Tensor, directions: Tensor) -> Tensor:
+        """What differs between the pixels of a camera (...,`pixel_dim`), of origins (...,3)."""
+        code = self.direction(directions)
+        if self.plane is None:
+            return code
+        return torch.cat([code, self.of_plane(origins, directions)], dim=-1)
+
+    def of_plane(self, origins: Tensor, directions: Tensor) -> Tensor:
+        """Where on the plane (...,`plane_dim`), for rays of origins and directions (...,3)."""
+        assert self.plane is not None
+        return self.origin(points_on_plane(origins, directions, plane=self.plane))

@@ -17,6 +17,7 @@ The conventions, those of `ocrl.types.Camera` and of every stored episode:
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -76,6 +77,43 @@ def distance_of(depth: Tensor, *, intrinsics: Tensor) -> Tensor:
     size = (depth.shape[-2], depth.shape[-1])
     pixels = pixel_centers(size, device=depth.device).flatten(0, 1)
     return depth * _through(pixels, intrinsics).norm(dim=-1).unflatten(-1, size)
+
+
+Plane = tuple[float, float]
+"""Height z of a horizontal plane, and how far along rays it is looked for; units of the world."""
+
+
+def check_plane(plane: Sequence[float] | None) -> Plane | None:
+    """Check (height, reach).
+
+    Raises:
+        ValueError: if there are other than two numbers, or the reach is not positive.
+    """
+    if plane is None:
+        return None
+    if len(plane) != 2 or not plane[1] > 0:
+        raise ValueError(
+            f"plane must be its height and a positive reach, such as [0.3, 16], got {list(plane)}"
+        )
+    return plane[0], plane[1]
+
+
+def points_on_plane(origins: Tensor, directions: Tensor, *, plane: Plane) -> Tensor:
+    """Where rays meet a horizontal plane: (x, y) (...,2), in float32.
+
+    A ray that has not met it within the plane's reach, or never will, ends there.
+
+    Args:
+        origins: (...,3).
+        directions: (...,3).
+        plane: see `check_plane`.
+    """
+    height, reach = plane
+    origins, directions = origins.float(), directions.float()
+    along = (height - origins[..., 2:]) / directions[..., 2:]
+    # Neither what lies behind the camera nor a ray along the plane, whose quotient is not finite.
+    along = torch.where((along > 0) & (along < reach), along, reach)
+    return origins[..., :2] + along * directions[..., :2]
 
 
 def project(points: Tensor, *, intrinsics: Tensor, extrinsics: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ E padded token features.
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from einops import einsum, rearrange
@@ -132,6 +132,23 @@ class RelativeTimeBias(nn.Module):
         return table
 
 
+class Reading(NamedTuple):
+    """What slots read of tokens.
+
+    Attributes:
+        update: (B,T,K,D).
+        attn: the competition's map (B,T,K,N) over the tokens of the present frame, summed over
+            heads: it sums to 1 over K. None where it was not asked for. Where slots do not compete
+            it is what the competition would have been.
+        sums: of the padded columns (B,T,K,`PADDING`) of all visible tokens, weighted by what slots
+            won of them with all heads; None if nothing is riding on them.
+    """
+
+    update: Tensor
+    attn: Tensor | None
+    sums: Tensor | None
+
+
 class CompetitiveCrossAttention(nn.Module):
     """Slots of each frame compete for the tokens of the frames in a window up to it.
 
@@ -213,7 +230,8 @@ class CompetitiveCrossAttention(nn.Module):
         *,
         needs_map: bool = True,
         are_alike: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
+        riding: Tensor | None = None,
+    ) -> Reading:
         """Read tokens with normalised slots.
 
         Args:
@@ -223,33 +241,38 @@ class CompetitiveCrossAttention(nn.Module):
             needs_map: whether the map is asked for where it is not made anyway.
             are_alike: whether frames that see each other have equal slots, as before the first
                 block: then a frame's tokens are bound once and not for each frame that sees them.
+            riding: (B,T,K,R) to add to the queries of all heads where tokens are padded, R up to
+                `PADDING`: what is linear in those columns then takes part in the competition.
 
-        Returns:
-            Updates (B,T,K,D), and the competition's map (B,T,K,N) over the tokens of the present
-            frame, summed over heads: it sums to 1 over K. (With `is_inverted` off it is what the
-            competition would have been.)
+        Raises:
+            ValueError: if something is riding where slots do not compete.
         """
         query = rearrange(self.to_q(slots), "b t k (h d) -> b t h k d", h=self.num_heads)
         query = query * query.shape[-1] ** -0.5
         bias, recency = self._time_terms(slots.shape[1], tokens.shape[1])
-        token_query = self._token_query(query, tokens.dtype)
+        token_query = self._token_query(query, tokens.dtype, riding)
+        pooled = attn = None
         if not self.is_inverted:
+            if riding is not None:
+                raise ValueError("expected slots that compete, where something rides on tokens")
             log_weights = bias if recency is None else recency
             read = self._read_plain(query, tokens, log_weights, visible)
         elif self.window == 1:
-            return self._read_present(token_query, tokens, bias)
+            pooled, attn = self._read_present(token_query, tokens, bias)
         elif slots.shape[1] == 1:
-            return self._read_cache(token_query, tokens, bias, recency, visible)
+            pooled, attn = self._read_cache(token_query, tokens, bias, recency, visible)
         elif are_alike and (bias is None or self.num_heads == 1):
-            read = self._read_once(token_query, tokens, bias, recency, visible)
-        elif self._is_absorbed(slots, tokens):
-            read = self._read_absorbed(token_query, tokens, bias, recency, visible)
+            pooled = self._read_once(token_query, tokens, bias, recency, visible)
+        elif riding is not None or self._is_absorbed(slots, tokens):
+            pooled = self._read_absorbed(token_query, tokens, bias, recency, visible)
         else:
             read = self._read_projected(query, tokens, bias, recency, visible)
-        attn = None
-        if needs_map:
+        if pooled is not None:
+            read = self._project_mean(pooled)
+        if needs_map and attn is None:
             attn = self._present_map(token_query, tokens[:, -slots.shape[1] :], bias)
-        return self.to_out(read), attn
+        sums = None if riding is None or pooled is None else pooled[..., -PADDING:].sum(2)
+        return Reading(self.to_out(read), attn, sums)
 
     def _time_terms(self, num_queries: int, num_keys: int) -> tuple[Tensor | None, Tensor | None]:
         """Logit bias and log-weight after the competition, (T,S,H) or none."""
@@ -263,14 +286,20 @@ class CompetitiveCrossAttention(nn.Module):
         table = (table - table[0] + steps * self.slope).clamp(max=_MAX_RECENCY)
         return None, table[distance]
 
-    def _token_query(self, query: Tensor, dtype: torch.dtype) -> Tensor:
+    def _token_query(
+        self, query: Tensor, dtype: torch.dtype, riding: Tensor | None = None
+    ) -> Tensor:
         """Take the key map and the norm's gain and bias into the query: (B,T,H,K,E)."""
         weight = rearrange(self.to_k.weight, "(h d) f -> h d f", h=self.num_heads)
         mapped = einsum(query, weight, "b t h k d, h d f -> b t h k f")
         constant = einsum(mapped, self.norm_inputs.bias, "b t h k f, f -> b t h k")
         scaled = mapped * self.norm_inputs.weight
         query = torch.cat([scaled, constant[..., None].to(scaled.dtype)], dim=-1)
-        return functional.pad(query, (0, PADDING - 1)).to(dtype)
+        query = functional.pad(query, (0, PADDING - 1)).to(dtype)
+        if riding is None:
+            return query
+        last = PADDING - riding.shape[-1]
+        return query + functional.pad(riding, (query.shape[-1] - PADDING, last))[:, :, None]
 
     def _project_read(self, mean: Tensor, share: Tensor) -> Tensor:
         """Apply the norm's gain and bias and the value map to means (B,T,H,K,F) of tokens."""
@@ -297,10 +326,9 @@ class CompetitiveCrossAttention(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         rows = rearrange(self._with_present_bias(query, bias), "b t h k e -> (b t) (h k) e")
         mean, attn = competitive_read(rows, tokens.flatten(0, 1), eps_placement="sum", eps=self.eps)
-        mean, attn = mean.view(query.shape), attn.view(*query.shape[:-1], -1)
-        size = query.shape[-1] - PADDING
-        read = self._project_read(mean[..., :size], mean[..., size : size + 1])
-        return self.to_out(read), attn.sum(2)
+        attn = attn.view(*query.shape[:-1], -1)
+        pooled = mean.view(query.shape) * (attn.sum(-1, keepdim=True) + self.eps)
+        return pooled, attn.sum(2)
 
     def _read_cache(
         self,
@@ -310,7 +338,7 @@ class CompetitiveCrossAttention(nn.Module):
         recency: Tensor | None,
         visible: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Read with the slots of one frame: the tokens of all frames in one product."""
+        """Sums (B,T,H,K,E) for the slots of one frame, and its map: all frames in one product."""
         num_slots, keys = query.shape[3], tokens.flatten(1, 2)
         with torch.autocast(query.device.type, enabled=False):
             logits = (query.flatten(1, 3) @ keys.mT).unflatten(2, tokens.shape[1:3])
@@ -321,9 +349,8 @@ class CompetitiveCrossAttention(nn.Module):
             if recency is not None:
                 weights = weights * _over_rows(recency.exp(), num_slots)
             pooled = (attn * weights).flatten(2).to(keys.dtype) @ keys
-        read = self._project_mean(pooled.to(attn.dtype).view(query.shape))
         present = attn[:, None, :, -1].unflatten(2, (self.num_heads, -1)).sum(2)
-        return self.to_out(read), present
+        return pooled.to(attn.dtype).view(query.shape), present
 
     def _project_mean(self, pooled: Tensor) -> Tensor:
         """Divide sums (B,T,H,K,E) by their mass and apply the value map."""
@@ -356,9 +383,7 @@ class CompetitiveCrossAttention(nn.Module):
             bias=bias,
             recency=recency,
         )
-        return self._project_mean(
-            rearrange(pooled[:, 0], "b t (h k) e -> b t h k e", h=self.num_heads)
-        )
+        return rearrange(pooled[:, 0], "b t (h k) e -> b t h k e", h=self.num_heads)
 
     def _read_once(
         self,
@@ -381,8 +406,7 @@ class CompetitiveCrossAttention(nn.Module):
             weights = weights * recency.exp()
         weights = weights.expand(-1, -1, -1, self.num_heads)
         with torch.autocast(query.device.type, enabled=False):
-            pooled = einsum(weights, pooled, "b t s h, b s h k e -> b t h k e")
-        return self._project_mean(pooled)
+            return einsum(weights, pooled, "b t s h, b s h k e -> b t h k e")
 
     def _keys_and_values(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values (B,H,S,N,d)."""

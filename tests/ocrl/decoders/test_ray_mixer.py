@@ -97,3 +97,27 @@ def test_they_are_the_papers_decoders(make, name):
     colours, masks = TEXTBOOK[name](decoder, slots[:, 0], target[:, 0, 0])
     torch.testing.assert_close(output.recon[:, 0, :, 0].mT, colours, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(output.masks[:, 0, :, 0], masks, atol=1e-5, rtol=1e-4)
+
+
+def test_rays_belong_to_the_slots_that_they_pass_by():
+    decoder = make_mixer(reads_places=True)
+    assert decoder.num_axes == 3
+    # Looking down from (0, 0, 5): at places 0, .8 and 2.4 along x, and away from all of them.
+    points = torch.tensor([[0.0, 0.0, 0.5], [0.8, 0.0, 0.5], [2.4, 0.0, 0.5], [-4.0, 3.0, 0.5]])
+    origin = torch.tensor([0.0, 0.0, 5.0])
+    directions = torch.nn.functional.normalize(points - origin, dim=-1)
+    target = torch.cat([origin.expand_as(directions), directions], dim=-1)[None, None, None]
+    features = torch.zeros(4, 6)
+    places = torch.cat([torch.zeros(1, 3), points[:3]])
+    is_placed = torch.tensor([[0.0], [1.0], [1.0], [1.0]])
+    slots = torch.cat([features, places, is_placed], dim=-1)[None, None]
+    masks = decoder(slots, target).masks[0, 0, :, 0]
+    assert masks.argmax(0).tolist() == [1, 2, 3, 0]
+    # Equal features: what parts slots is the Gaussian alone, at first 0.4 wide.
+    across = 0.8 * (4.5 / torch.tensor([0.8, 4.5]).norm())
+    expected = torch.tensor([0.0, -0.5 * across.item() ** 2 / 0.4**2]).softmax(0)
+    found = masks[[2, 1], 1] / masks[[2, 1], 1].sum()
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
+    # What is behind a camera is not seen.
+    up = torch.cat([origin, -directions[0]])[None, None, None, None]
+    assert decoder(slots, up).masks[0, 0, 1:].max() < 1e-6

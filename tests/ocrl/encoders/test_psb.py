@@ -1,16 +1,23 @@
+import math
 import runpy
 from pathlib import Path
 
 import pytest
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
+from ocrl.backbones.scene import SceneBackbone
 from ocrl.encoders.psb import PSB
 from ocrl.initializers import GaussianInitializer, LearnedInitializer
 from ocrl.interfaces import Backbone
+from ocrl.nn.floor_places import FloorPlaces
+from ocrl.nn.location import split_placed
+from ocrl.nn.rays import points_on_plane
 from ocrl.nn.scan import GatedScan
 from ocrl.nn.time_mixer import TimeAttention, TimeMixer
 
+WORLD = runpy.run_path(str(Path(__file__).parents[1] / "posed_world.py"))
 textbook = runpy.run_path(str(Path(__file__).with_name("textbook_psb.py")))["encode"]
 
 NUM_SLOTS, SLOT_DIM = 3, 16
@@ -353,3 +360,97 @@ def test_compiles(options, backend: str) -> None:
     expected = torch.autograd.grad(exact.slots.square().sum(), parameters)
     gradients = torch.autograd.grad(output.slots.square().sum(), parameters)
     torch.testing.assert_close(gradients, expected, atol=1e-3, rtol=1e-3)
+
+
+def make_placed(**options) -> PSB:
+    backbone = SceneBackbone(
+        [8],
+        strides=[2],
+        kernel_size=3,
+        num_residual=0,
+        num_octaves=2,
+        first_octave=-3,
+        image_size=WORLD["SIZE"],
+        out_dim=8,
+        num_layers=0,
+        num_heads=2,
+        mlp_dim=8,
+        has_rays=True,
+    )
+    places = FloorPlaces(
+        4,
+        num_grounds=1,
+        plane=[0.3, 12.0],
+        center=[0.0, 0.0],
+        radius=1.5,
+        num_prior_tokens=0.3,
+        min_scale=0.1,
+    )
+    return make(num_slots=4, **({"backbone": backbone, "places": places, "heads": 2} | options))
+
+
+@pytest.mark.parametrize("window", [1, 4])
+def test_places_ride_on_tokens_as_if_they_were_added_to_the_logits(window: int) -> None:
+    encoder = make_placed(bottom_up_window=window, bias="none", num_blocks=1).double()
+    nn.init.normal_(encoder.blocks[0].bottom_up.to_q.weight)
+    clip = WORLD["posed_clip"](num_frames=1).to_float()
+    camera = clip.camera.map(lambda value: value.double())
+    output = encoder(clip.video.double(), clip.is_first, camera=camera)
+
+    tokens = encoder.backbone(clip.video[:, 0].double(), camera=camera)
+    features, rays = tokens[..., :8], tokens[..., 8:]
+    points = points_on_plane(rays[..., :3], rays[..., 3:6], plane=(0.3, 12.0)).double()
+    means = nn.functional.pad(encoder.places.places, (0, 0, 1, 0))
+    scales = nn.functional.pad(encoder.places.log_scales, (0, 0, 1, 0)).exp()
+    density = torch.distributions.Normal(means[:, None], scales[:, None])
+    density = density.log_prob(points[:, None]).sum(-1) + math.log(math.pi * 1.5**2 / 3)
+    density[:, 0] = 0.0
+    block = encoder.blocks[0]
+    queries = block.bottom_up.to_q(block.norm_slots(encoder.norm_init(output.queries[:, 0])))
+    keys = block.bottom_up.to_k(
+        block.bottom_up.norm_inputs.weight * nn.functional.layer_norm(features, (8,))
+        + block.bottom_up.norm_inputs.bias
+    )
+    queries, keys = (rearrange(x, "b n (h d) -> b h n d", h=2) for x in (queries, keys))
+    logits = queries @ keys.mT * queries.shape[-1] ** -0.5 + density[:, None]
+    attn = logits.flatten(1, 2).softmax(1).view(logits.shape).sum(1)
+    torch.testing.assert_close(output.attn[:, 0], attn, atol=1e-5, rtol=1e-4)
+
+    features, places, is_placed = split_placed(output.slots[:, 0], num_axes=3)
+    total = attn.sum(-1, keepdim=True)
+    expected = (attn @ points + 0.3 * means) / (total + 0.3)
+    torch.testing.assert_close(places[..., :2], expected, atol=1e-4, rtol=1e-4)
+    assert (places[..., 2] - 0.3).abs().max() < 1e-6 and features.shape == (2, 4, SLOT_DIM - 4)
+    assert is_placed[..., 0].tolist() == [[0, 1, 1, 1]] * 2
+
+
+def test_placed_slots_stream_exactly_and_learn_where_to_start() -> None:
+    encoder = make_placed(num_blocks=3)
+    clip = WORLD["posed_clip"](num_frames=5).to_float()
+    whole = encoder(clip.video, clip.is_first, camera=clip.camera)
+    state, slots = encoder.initial_state(2), []
+    for t in range(5):
+        camera = clip.camera.map(lambda value, t=t: value[:, t : t + 1])
+        output, state = encoder.step(clip.video[:, t], state, clip.is_first[:, t], camera=camera)
+        slots.append(output.slots[:, 0])
+    torch.testing.assert_close(torch.stack(slots, 1), whole.slots, atol=1e-4, rtol=1e-4)
+    whole.slots.square().mean().backward()
+    assert encoder.places.places.grad.abs().max() > 0
+    assert encoder.places.log_scales.grad.abs().max() > 0
+
+
+def test_slots_with_places_begin_by_where_things_are() -> None:
+    encoder = make_placed(num_blocks=3)
+    clip = WORLD["posed_clip"]().to_float()
+    output = encoder(clip.video, clip.is_first, camera=clip.camera)
+    with torch.no_grad():
+        for parameter in encoder.initializer.parameters():
+            parameter.normal_()
+    other = encoder(clip.video, clip.is_first, camera=clip.camera)
+    torch.testing.assert_close(output.attn, other.attn)
+
+
+@pytest.mark.parametrize("options", [{"backbone": Patches()}, {"is_inverted": False}])
+def test_places_need_rays_and_a_competition(options) -> None:
+    with pytest.raises(ValueError, match=r"tokens that end with their rays .* got is_inverted="):
+        make_placed(**options)

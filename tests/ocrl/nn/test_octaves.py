@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from ocrl.nn.octaves import OctaveEncoding, RayEncoding
 
@@ -33,9 +34,22 @@ def test_origins_and_directions_have_octaves_of_their_own():
     encoding = RayEncoding(4, first_octave=-3)
     rays = torch.randn(7, 6)
     code = encoding(rays)
-    assert code.shape == (7, encoding.out_dim) and encoding.out_dim == 2 * encoding.part_dim == 48
+    assert code.shape == (7, encoding.out_dim) and encoding.out_dim == 48
     torch.testing.assert_close(code[:, :24], OctaveEncoding(4, first_octave=-3)(rays[:, :3]))
     torch.testing.assert_close(code[:, 24:], OctaveEncoding(4, first_octave=0)(rays[:, 3:]))
+
+
+def test_rays_that_meet_on_the_plane_share_the_code_of_its_point():
+    encoding = RayEncoding(4, first_octave=-3, plane=[0.5, 8.0])
+    point = torch.tensor([0.3, -0.7, 0.5])
+    origins = torch.tensor([[2.0, 1.0, 3.0], [-1.0, 0.5, 2.0]])
+    directions = nn.functional.normalize(point - origins, dim=-1)
+    code = encoding(torch.cat([origins, directions], dim=-1))
+    assert code.shape == (2, encoding.out_dim) and encoding.out_dim == 64
+    expected = OctaveEncoding(4, first_octave=-3)(point[:2])
+    torch.testing.assert_close(code[:, 48:], expected.expand(2, -1), atol=1e-4, rtol=1e-4)
+    plain = RayEncoding(4, first_octave=-3)(torch.cat([origins, directions], dim=-1))
+    assert torch.equal(code[:, :48], plain)
 
 
 def test_codes_stay_exact_under_autocast_and_out_of_checkpoints():

@@ -10,9 +10,11 @@ from ocrl.nn.rays import (
     camera_rays,
     check_bounds,
     check_cameras,
+    check_plane,
     check_scale,
     distance_of,
     pixel_centers,
+    points_on_plane,
     project,
     rays_through,
 )
@@ -25,6 +27,31 @@ def ring(num_views=4, distance=10.0, target=(0.0, 0.0, 0.0)):
     intrinsics = torch.tensor(pinhole(8, 40.0), dtype=torch.float32)
     intrinsics[1, 2] = 3.0
     return intrinsics.expand(num_views, 3, 3), torch.tensor(np.stack(poses), dtype=torch.float32)
+
+
+def test_where_rays_meet_a_plane():
+    origins = torch.tensor([1.0, 2.0, 3.0]).expand(5, 3)
+    directions = torch.tensor(
+        [
+            [0.6, 0.0, -0.8],  # down
+            [0.0, -0.6, 0.8],  # up: never
+            [1.0, 0.0, 0.0],  # along the plane: never
+            [0.0, 0.9999, -0.01],  # too far away
+            [0.0, 0.0, -1.0],
+        ]
+    )
+    points = points_on_plane(origins, directions, plane=(1.0, 10.0))
+    expected = [[2.5, 2.0], [1.0, -4.0], [11.0, 2.0], [1.0, 11.999], [1.0, 2.0]]
+    torch.testing.assert_close(points, torch.tensor(expected))
+    inside = points_on_plane(origins[2], directions[2], plane=(3.0, 10.0))
+    torch.testing.assert_close(inside, torch.tensor([11.0, 2.0]))
+
+
+@pytest.mark.parametrize("plane", [[0.3], [0.3, 0.0], [0.3, float("nan")], [0.0, 1.0, 2.0]])
+def test_what_is_no_plane_is_refused(plane):
+    with pytest.raises(ValueError, match=r"height and a positive reach, such as .* got \["):
+        check_plane(plane)
+    assert check_plane(None) is None and check_plane([0.3, 16]) == (0.3, 16)
 
 
 def test_centres_of_pixels():

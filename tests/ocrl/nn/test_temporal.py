@@ -117,7 +117,7 @@ def test_eps_matters_to_slots_that_win_nothing_only() -> None:
         slots[0, 0, 0, 0] = 60.0
         slots[0, 0, 1, 0] = -60.0
         visible = torch.ones(1, 1, 1, dtype=torch.bool)
-        update, attn = attention(slots, normalized_tokens(tokens), visible)
+        update, attn, _ = attention(slots, normalized_tokens(tokens), visible)
     torch.testing.assert_close(attn, torch.tensor([[[[1.0, 1.0], [0.0, 0.0]]]]))
     expected = torch.nn.functional.layer_norm(tokens[0, 0, 0], (6,))
     torch.testing.assert_close(update[0, 0, 0, :6], expected * (2 / (2 + 1e-5)))
@@ -127,7 +127,7 @@ def test_eps_matters_to_slots_that_win_nothing_only() -> None:
 def test_far_past_with_huge_recency_stays_finite() -> None:
     attention = make_attention(time_bias="recency")
     torch.nn.init.constant_(attention.slope, 1e3)
-    update, _ = attention(*inputs())
+    update, _, _ = attention(*inputs())
     assert update.isfinite().all()
 
 

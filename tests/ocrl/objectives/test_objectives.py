@@ -13,7 +13,7 @@ from ocrl.objectives.quantization import Quantization
 from ocrl.objectives.reconstruction import Reconstruction
 from ocrl.objectives.tokenizer import TokenizerReconstruction
 from ocrl.objectives.tokens import TokenCrossEntropy
-from ocrl.types import Clip, DecoderOutput, SlotOutput
+from ocrl.types import Camera, Clip, DecoderOutput, SlotOutput
 
 
 def make_clip(num_frames=2, size=(4, 6), first=None):
@@ -301,14 +301,58 @@ def test_coherence_of_views_is_that_of_all_of_them_together():
     alone = objective(clip, SlotOutput(SLOTS, attn), decoded(SLOTS))
     together = objective(Clip(views, clip.is_first), SlotOutput(SLOTS, attn), decoded(SLOTS))
     torch.testing.assert_close(together, alone)
-    for options in (
-        {"position_weight": 1.0, "region": None},
-        {"position_weight": 0.0, "region": [0.0, 0.0, 0.5, 1.0]},
+    for options, message in (
+        ({"position_weight": 1.0, "region": None}, "a plane and cameras .* got plane=None and no"),
+        ({"position_weight": 0.0, "region": [0.0, 0.0, 0.5, 1.0]}, "views of several cameras"),
     ):
-        with pytest.raises(ValueError, match="views of several cameras"):
+        with pytest.raises(ValueError, match=message):
             Coherence("patches", **options)(
                 Clip(views, clip.is_first), SlotOutput(SLOTS, attn), decoded(SLOTS)
             )
+
+
+def test_coherence_of_posed_places_is_measured_on_the_floor():
+    # Two cameras 4 units above the points (0, 0) and (1, 0), each with 2 x 2 tokens.
+    down = torch.diag(torch.tensor([1.0, -1.0, -1.0, 1.0]))
+    extrinsics = down.repeat(1, 1, 2, 1, 1)
+    extrinsics[..., 2, 3] = 4.0
+    extrinsics[..., 1, 0, 3] = 1.0
+    intrinsics = torch.tensor([[4.0, 0.0, 2.0], [0.0, 4.0, 2.0], [0.0, 0.0, 1.0]])
+    camera = Camera(intrinsics.expand(1, 1, 2, 3, 3), extrinsics)
+    clip = Clip(torch.zeros(1, 1, 2, 3, 4, 4), torch.ones(1, 1, dtype=torch.bool), camera=camera)
+    # A slot of two tokens, (0.75, 0.75) in the first view and (0.25, 0.75) in the second.
+    owner = torch.tensor([0, 1, 0, 0, 1, 0, 0, 0])
+    attn = torch.nn.functional.one_hot(owner, 2).mT[None, None].float()
+    objective = Coherence("colours", position_weight=2.0, region=None, plane=[1.0, 50.0])
+    objective.set_progress(1.0)
+    loss = objective(clip, SlotOutput(SLOTS[:1, :1, :2], attn), decoded(SLOTS))
+    torch.testing.assert_close(loss, torch.tensor(2.0 * 0.25**2 * 2 / 8))
+
+
+def test_coherence_of_rare_looks_counts_them_more():
+    clip = make_clip(size=(2, 8))
+    colours = torch.tensor([0.0, 0.0, 0.4, 0.8])
+    clip.video.copy_(colours.repeat_interleave(2).expand_as(clip.video))
+    attn = torch.nn.functional.one_hot(torch.tensor([0, 0, 1, 1]).expand(2, 2, 4), 2)
+    output = SlotOutput(SLOTS, attn.transpose(2, 3).float())
+    losses = {
+        share: Coherence("colours", position_weight=0.0, region=None, rare_share=share)(
+            clip, output, decoded(SLOTS)
+        ).item()
+        for share in (0.0, 0.5, 1.0)
+    }
+    # Squares about the mean colour 0.3: .09, .09, .01, .25, whose mean is .11.
+    weights = torch.tensor([0.01, 0.25]) / 0.11
+    mean = (weights * torch.tensor([0.4, 0.8])).sum() / weights.sum()
+    rare = (weights * (torch.tensor([0.4, 0.8]) - mean).square()).sum() / 4
+    assert losses[0.0] == pytest.approx(0.02, rel=1e-5)
+    assert losses[1.0] == pytest.approx(rare.item(), rel=1e-4)
+    half = 0.5 + 0.5 * weights
+    mean = (half * torch.tensor([0.4, 0.8])).sum() / half.sum()
+    expected = (half * (torch.tensor([0.4, 0.8]) - mean).square()).sum() / 4
+    assert losses[0.5] == pytest.approx(expected.item(), rel=1e-4)
+    with pytest.raises(ValueError, match=r"rare_share in \[0,1\], got 2"):
+        Coherence("colours", position_weight=0.0, region=None, rare_share=2.0)
 
 
 def test_features_that_the_decoder_has_read():
