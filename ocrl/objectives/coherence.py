@@ -44,9 +44,13 @@ class Coherence(Objective, ScheduledModule):
         region: (top, left, bottom, right) in [0,1], the part of the frame that counts; the whole
             frame if None.
         plane: where places of posed views are, see `ocrl.nn.rays.check_plane`.
+        rare_share: of what tokens count, in proportion to how far their looks are from the mean of
+            the frame; the rest counts evenly. Small things before a large ground then count as
+            much as it does.
 
     Raises:
-        ValueError: if `looks` is unknown, or the region is empty or leaves the frame.
+        ValueError: if `looks` is unknown, the region is empty or leaves the frame, the plane is
+            none, or `rare_share` is not in [0,1].
     """
 
     reads_seen = True
@@ -59,7 +63,6 @@ class Coherence(Objective, ScheduledModule):
         region: Sequence[float] | None,
         plane: Sequence[float] | None = None,
         rare_share: float = 0.0,
-        until: float | None = None,
     ) -> None:
         super().__init__()
         if looks not in ("colours", "patches"):
@@ -71,9 +74,6 @@ class Coherence(Objective, ScheduledModule):
         if not 0.0 <= rare_share <= 1.0:
             raise ValueError(f"expected rare_share in [0,1], got {rare_share}")
         self.rare_share = rare_share
-        if until is not None and not 0.0 < until <= 1.0:
-            raise ValueError(f"expected until in (0,1], got {until}")
-        self.until = until
         self.register_buffer("progress", torch.zeros(()))
 
     def _tokens(self, maps: Tensor) -> Tensor:

@@ -262,6 +262,7 @@ def test_the_studies_of_results_have_options_that_there_are(load_script, path):
                 own = [option.split("=")[1] for option in options if option.startswith("env=")]
                 family = own[0].split("-")[0]
                 group = {"agent": "task", "pretrain": "experiment"}.get(config)
-                beside = [] if group is None else [f"{group}={family}"]
+                is_said = any(option.startswith(f"{group}=") for option in options)
+                beside = [] if group is None or is_said else [f"{group}={family}"]
                 plain = [re.sub(r"\{\w+\}", "run", option) for option in options]
                 compose(config, overrides=[*plain, *beside])
