@@ -110,7 +110,7 @@ class PSB(SlotEncoder):
         if places is not None and not (backbone.has_rays and is_inverted):
             raise ValueError(
                 "expected slots that compete (is_inverted) for tokens that end with their rays "
-                "(backbone@encoder.backbone=scene_rays) where slots have places, got is_inverted="
+                "(encoder.backbone.has_rays) where slots have places, got is_inverted="
                 f"{is_inverted} and has_rays={backbone.has_rays}"
             )
         self.num_slots = num_slots
@@ -120,7 +120,7 @@ class PSB(SlotEncoder):
         self.bottom_up_window = bottom_up_window
         self.places = places
         self.num_axes = 0 if places is None else NUM_AXES
-        self.num_ray = NUM_RAY if backbone.has_rays else 0
+        self.num_ray = 0 if places is None else NUM_RAY
         self.norm_init = nn.LayerNorm(slot_dim)
         self.blocks = nn.ModuleList(
             _Block(
