@@ -19,6 +19,8 @@ from ocrl.nn.triangulation import NUM_RAY, token_rays
 from ocrl.nn.views import fold_views, unfold_views
 from ocrl.types import NUM_COLOURS, Camera
 
+_PLACES_DEVIATION = 0.02
+"""Of the weights from the code of places to tokens at first, so that looks are not drowned."""
 _GROUP = 8
 """Channels that are normalised together."""
 
@@ -50,10 +52,15 @@ class SceneBackbone(Backbone):
         num_heads: of its attention.
         mlp_dim: hidden size of its perceptrons.
         plane: see `ocrl.nn.octaves.RayEncoding`.
+        colour_gain: on the first convolution's weights for colours, at the start. The sines of a
+            ray's code are many and of unit size, colours three and of little contrast: with 1, as
+            in OSRT, a few parts in ten thousand of what an object's token says at first depend on
+            its colour.
         has_rays: append the tokens' rays, so that `out_dim` is 7 more.
 
     Raises:
-        ValueError: if `channels` and `strides` differ in length, or the kernel is even.
+        ValueError: if `channels` and `strides` differ in length, the kernel is even, or
+            `colour_gain` is not positive.
     """
 
     needs_camera = True
@@ -73,6 +80,7 @@ class SceneBackbone(Backbone):
         num_heads: int,
         mlp_dim: int,
         plane: Sequence[float] | None = None,
+        colour_gain: float = 1.0,
         has_rays: bool = False,
     ) -> None:
         super().__init__()
@@ -83,6 +91,8 @@ class SceneBackbone(Backbone):
             )
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, got {kernel_size}")
+        if colour_gain <= 0:
+            raise ValueError(f"colour_gain must be positive, got {colour_gain}")
         height, width = image_size
         self.image_size = (height, width)
         self.out_dim = out_dim + NUM_RAY * has_rays
@@ -92,8 +102,12 @@ class SceneBackbone(Backbone):
         self.stages = nn.ModuleList()
         in_channels = NUM_COLOURS + self.encoding.pixel_dim
         for size, stride in zip(channels, strides, strict=True):
-            first = not len(self.stages)
-            self.stages.append(_Stage(in_channels, size, kernel_size, stride, num_residual, first))
+            is_first = not len(self.stages)
+            stage = _Stage(in_channels, size, kernel_size, stride, num_residual, is_first)
+            if is_first:
+                with torch.no_grad():
+                    stage.convolution.weight[:, :NUM_COLOURS] *= colour_gain
+            self.stages.append(stage)
             in_channels = size
             height, width = -(-height // stride), -(-width // stride)
         self.grid = (height, width)
@@ -103,6 +117,8 @@ class SceneBackbone(Backbone):
         self.to_places = (
             None if plane is None else nn.Linear(self.encoding.plane_dim, out_dim, bias=False)
         )
+        if self.to_places is not None:
+            nn.init.normal_(self.to_places.weight, std=_PLACES_DEVIATION)
         self.layers = nn.ModuleList(
             TransformerBlock(out_dim, num_heads=num_heads, mlp_dim=mlp_dim, norm_first=True)
             for _ in range(num_layers)

@@ -1,9 +1,12 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from ocrl.backbones.scene import SceneBackbone
 from ocrl.envs.scenes_camera import look_at, pinhole
+from ocrl.nn.rays import points_on_plane
+from ocrl.nn.triangulation import token_rays
 from ocrl.types import Camera
 
 
@@ -124,3 +127,30 @@ def test_bad_input_is_named():
             num_heads=1,
             mlp_dim=8,
         )
+
+
+def test_colours_count_beside_rays_from_the_start():
+    frames, camera = torch.rand(4, 1, 3, 16, 24), cameras(4, 1)
+    shares = []
+    for gain in (1.0, 20.0):
+        backbone = make(num_layers=0, num_octaves=6, colour_gain=gain, plane=[0.3, 14.0])
+        tokens = backbone(frames, camera=camera)
+        grey = backbone(torch.full_like(frames, 0.5), camera=camera)
+        normal, without = (nn.functional.layer_norm(x, (12,)) for x in (tokens, grey))
+        shares.append(((normal - without).var((0, 1)).sum() / normal.var((0, 1)).sum()).item())
+    assert shares[0] < 0.1 < 0.3 < shares[1]
+    with pytest.raises(ValueError, match="colour_gain must be positive, got 0"):
+        make(colour_gain=0)
+
+
+def test_tokens_are_told_where_on_the_floor_they_look():
+    # Two cameras that look at one point of the floor, which is in a corner of no token.
+    backbone, camera = make(num_layers=0, plane=[0.0, 30.0]), cameras(1, 2)
+    with torch.no_grad():
+        backbone.to_tokens.weight.zero_()
+    tokens = backbone(torch.rand(1, 2, 3, 16, 24), camera=camera)[0] - backbone.to_tokens.bias
+    rays = token_rays(camera.intrinsics, camera.extrinsics, size=(16, 24), grid=(4, 6))
+    rays = rays.flatten(0, 3)
+    points = points_on_plane(rays[:, :3], rays[:, 3:6], plane=(0.0, 30.0))
+    expected = backbone.to_places(backbone.encoding.origin(points))
+    torch.testing.assert_close(tokens, expected)

@@ -14,7 +14,7 @@ from ocrl.types import SlotOutput
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 NAMES = sorted(path.stem for path in (CONFIGS / "decoder").glob("*.yaml"))
-SIZES = ["+image_size=[32,32]", "+num_slots=4", "+slot_dim=16"]
+SIZES = ["+image_size=[32,32]", "+num_slots=4", "+slot_dim=16", "+plane=[0.3,14.0]"]
 
 
 def test_decoders_are_found():
