@@ -72,7 +72,7 @@ class SlotModel(nn.Module):
                 f"a {type(decoder).__name__} that reads places expected slots that end with one of "
                 f"{decoder.num_axes} numbers, got a {type(encoder).__name__} that tells "
                 f"{encoder.num_axes or 'none'}; LocatedSlots tells 2 with encoder.has_places=true, "
-                "PlacedSlots 3"
+                "PlacedSlots and a PSB with places 3"
             )
         self.encoder = encoder
         self.decoder = decoder
