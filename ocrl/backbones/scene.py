@@ -54,8 +54,7 @@ class SceneBackbone(Backbone):
         plane: see `ocrl.nn.octaves.RayEncoding`.
         colour_gain: on the first convolution's weights for colours, at the start. The sines of a
             ray's code are many and of unit size, colours three and of little contrast: with 1, as
-            in OSRT, a few parts in ten thousand of what an object's token says at first depend on
-            its colour.
+            in OSRT, hardly anything of what an object's token says at first depends on its colour.
         has_rays: append the tokens' rays, so that `out_dim` is 7 more.
 
     Raises:
