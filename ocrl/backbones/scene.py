@@ -136,24 +136,31 @@ class SceneBackbone(Backbone):
         added = self.origin(self.encoding.origin(origins))[..., None, None]
         features = torch.cat([images, code.to(images.dtype)], dim=1)
         features = features.contiguous(memory_format=torch.channels_last)
-        assert camera is not None
-        rays = token_rays(
-            camera.intrinsics, camera.extrinsics, size=self.image_size, grid=self.grid
-        ).flatten(1, 3)
         for stage in self.stages:
             features = stage(features, added)
             added = None
         tokens = self.to_tokens(features.flatten(2).mT)
         tokens = unfold_views(tokens, num_views=num_views)
+        if self.to_places is None and not self.has_rays:
+            return self._interact(tokens)
+        assert camera is not None
+        rays = token_rays(
+            camera.intrinsics, camera.extrinsics, size=self.image_size, grid=self.grid
+        ).flatten(1, 3)
         if self.to_places is not None:
             places = self.encoding.of_plane(rays[..., :3], rays[..., 3:6])
             tokens = tokens + self.to_places(places).to(tokens.dtype)
-        for layer in self.layers:
-            tokens = layer(tokens)
+        tokens = self._interact(tokens)
         if not self.has_rays:
             return tokens
         # In the precision of the poses, whatever the autocast.
         return torch.cat([tokens, rays], dim=-1)
+
+    def _interact(self, tokens: Tensor) -> Tensor:
+        """The transformer over the tokens of all views."""
+        for layer in self.layers:
+            tokens = layer(tokens)
+        return tokens
 
     def _rays(
         self, camera: Camera | None, *, batch_size: int, num_views: int

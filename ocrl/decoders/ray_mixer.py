@@ -154,23 +154,26 @@ class RayMixerDecoder(RayDecoder):
             activation="leaky_relu",
         )
 
+    def _each(self, slots: Tensor, rays: Tensor) -> tuple[Tensor, Tensor | float]:
+        """Normalised slots (B,K,D) without their places, and how near these are to rays."""
+        if self.nearness is None:
+            return self.norm_slots(slots), 0.0
+        features, places, is_placed = split_placed(slots, num_axes=NUM_AXES)
+        each = self.norm_slots(features)
+        return each, self.nearness(each, places, is_placed, rays)
+
     def render(self, slots: Tensor, rays: Tensor) -> DecoderOutput:
         """Paint rays, see `RayDecoder.render`."""
         shape = rays.shape[2:4]
         flat = rays.flatten(2, 3).flatten(0, 1)
         code = self.encoding(flat)
-        features, near = slots.flatten(0, 1), None
-        if self.nearness is not None:
-            features, places, is_placed = split_placed(features, num_axes=NUM_AXES)
-        each = self.norm_slots(features)
-        if self.nearness is not None:
-            near = self.nearness(each, places, is_placed, flat)
+        each, near = self._each(slots.flatten(0, 1), flat)
         queries = self.to_queries(code)
         for layer in self.layers:
             queries = layer(queries, each)
         keys = self.to_k(each) * queries.shape[-1] ** -0.5
         logits = torch.bmm(keys, self.norm_queries(queries).to(keys.dtype).mT)
-        masks = (logits.float() if near is None else logits.float() + near).softmax(dim=1)
+        masks = (logits.float() + near).softmax(dim=1)
         mapped = self.draw.of_slots(each)
         mixed = torch.bmm(masks.mT.to(mapped.dtype), mapped)
         colours = self.draw(mixed, code).float().sigmoid().mT

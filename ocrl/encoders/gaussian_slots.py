@@ -221,16 +221,3 @@ class GaussianSlots(RecurrentSlotEncoder):
         }
         output = SlotOutput(slots[:, None], attn[:, None], aux=aux)
         return output, {**new, "is_fresh": torch.zeros_like(state["is_fresh"])}
-
-
-def check_placed(num_slots: int, *, num_grounds: int, **positive: float) -> None:
-    """Refuse slots of which none has a place, and lengths that are none.
-
-    Raises:
-        ValueError: if there are as many grounds as slots, or one of `positive` is not.
-    """
-    if not 0 <= num_grounds < num_slots:
-        raise ValueError(f"num_grounds must be in [0, num_slots={num_slots}), got {num_grounds}")
-    for name, value in positive.items():
-        if value <= 0:
-            raise ValueError(f"{name} must be positive, got {value}")

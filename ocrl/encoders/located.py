@@ -10,13 +10,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ocrl.encoders.gaussian_slots import GaussianSlots, check_placed
+from ocrl.encoders.gaussian_slots import GaussianSlots
 from ocrl.encoders.with_pixels import WithPixels
 from ocrl.interfaces import Backbone, Initializer, State
 from ocrl.nn.attention import EpsPlacement
 from ocrl.nn.location import (
     NUM_AXES,
     cell_centres,
+    check_placed,
     cut_around,
     follow,
     join_placed,

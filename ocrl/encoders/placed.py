@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ocrl.encoders.gaussian_slots import GaussianSlots, check_placed
+from ocrl.encoders.gaussian_slots import GaussianSlots
 from ocrl.interfaces import Backbone, Initializer, State
 from ocrl.nn.attention import EpsPlacement
-from ocrl.nn.location import join_placed, split_placed, spread_offsets
+from ocrl.nn.location import check_placed, join_placed, split_placed, spread_offsets
 from ocrl.nn.triangulation import (
     NUM_AXES,
     NUM_RAY,

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ocrl.nn.location import spread_offsets
+from ocrl.nn.location import check_placed, spread_offsets
 from ocrl.nn.rays import check_plane, points_on_plane
 
 NUM_COLUMNS = 4
@@ -70,14 +70,13 @@ class FloorPlaces(nn.Module):
         min_scale: float,
     ) -> None:
         super().__init__()
-        if not 0 <= num_grounds < num_slots:
-            raise ValueError(
-                f"num_grounds must be in [0, num_slots={num_slots}), got {num_grounds}"
-            )
-        numbers = {"radius": radius, "num_prior_tokens": num_prior_tokens, "min_scale": min_scale}
-        for name, value in numbers.items():
-            if value <= 0:
-                raise ValueError(f"{name} must be positive, got {value}")
+        check_placed(
+            num_slots,
+            num_grounds=num_grounds,
+            radius=radius,
+            num_prior_tokens=num_prior_tokens,
+            min_scale=min_scale,
+        )
         checked = check_plane(plane)
         if checked is None:
             raise ValueError(

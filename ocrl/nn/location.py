@@ -147,6 +147,19 @@ def join_placed(features: Tensor, places: Tensor, is_placed: Tensor) -> Tensor:
     return torch.cat([features, places, is_placed], dim=-1)
 
 
+def check_placed(num_slots: int, *, num_grounds: int, **positive: float) -> None:
+    """Refuse slots of which none has a place, and lengths that are none.
+
+    Raises:
+        ValueError: if there are as many grounds as slots, or one of `positive` is not.
+    """
+    if not 0 <= num_grounds < num_slots:
+        raise ValueError(f"num_grounds must be in [0, num_slots={num_slots}), got {num_grounds}")
+    for name, value in positive.items():
+        if value <= 0:
+            raise ValueError(f"{name} must be positive, got {value}")
+
+
 def spread_offsets(num_places: int, *, radius: float) -> Tensor:
     """Places (K,2) that cover a disc around (0, 0) evenly: a sunflower's seeds."""
     index = torch.arange(num_places) + 0.5

@@ -17,6 +17,7 @@ from ocrl.nn.position import grid_coordinates, grid_like
 from ocrl.nn.rays import check_plane, points_on_plane
 from ocrl.nn.region import check_region, cut
 from ocrl.nn.triangulation import token_rays
+from ocrl.objectives.rarity import rarity
 from ocrl.types import Clip, DecoderOutput, SlotOutput
 
 Looks = Literal["colours", "patches"]
@@ -111,25 +112,22 @@ class Coherence(Objective, ScheduledModule):
         values = self._tokens(patches).flatten(3)
         ground = attn.sum(dim=2).argmax(dim=-1, keepdim=True)
         if self.rare_share:
-            attn = attn * self._weights(values)[..., None]
+            weights = 1 - self.rare_share + self.rare_share * rarity(values)
+            attn = attn * weights[..., None]
         loss = _variance(attn, values).sum(dim=-1).mean() / values.shape[-1]
         if self.position_weight:
-            places = self._places_in_world(clip, grid) if is_posed else self._places(grid)
-            places = places.to(attn.device).expand(*attn.shape[:2], -1, -1)
-            spread = _variance(attn, places)
+            if is_posed:
+                places = self._places_in_world(clip, grid)
+            else:
+                places = self._places(grid, attn.device)
+            spread = _variance(attn, places.expand(*attn.shape[:2], -1, -1))
             weight = self.position_weight * self.progress.square()
             loss = loss + weight * spread.scatter(-1, ground, 0.0).sum(-1).mean()
         return loss
 
-    def _weights(self, values: Tensor) -> Tensor:
-        """How much each token of looks (B,T,N,P) counts (B,T,N), 1 in the mean."""
-        rarity = (values - values.mean(dim=2, keepdim=True)).square().sum(dim=-1)
-        rarity = rarity / rarity.mean(dim=2, keepdim=True).clamp_min(1e-12)
-        return 1 - self.rare_share + self.rare_share * rarity
-
-    def _places(self, grid: tuple[int, int]) -> Tensor:
+    def _places(self, grid: tuple[int, int], device: torch.device) -> Tensor:
         """(y, x) of tokens in the frame (1,1,N,2)."""
-        coordinates = grid_coordinates(grid, coordinates="four")
+        coordinates = grid_coordinates(grid, coordinates="four", device=device)
         return self._tokens(coordinates[:, :2].T.unflatten(-1, grid)[None, None])
 
     def _places_in_world(self, clip: Clip, grid: tuple[int, int]) -> Tensor:

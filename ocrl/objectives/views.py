@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ocrl.interfaces import Objective, ViewChooser
 from ocrl.nn.rays import check_num_cameras, rays_through
+from ocrl.objectives.rarity import rarity
 from ocrl.types import Clip, DecoderOutput, SlotOutput
 
 PLACE = "place"
 """Of the colours asked for (B,T,P,3): which of the seen views shows them, -1 if none does; y; x."""
-_EPS = 1e-12
 _LEAST_RARITY = 1e-3
 
 
@@ -144,8 +144,6 @@ def _rare_pixels(video: Tensor, view: Tensor) -> Tensor:
     How rare is the square of how far its colour is from the mean of the picture, beside the mean
     of those squares: colours may be in [0,1] or in [0,255]. One colour alone is drawn evenly.
     """
-    colours = video.float().flatten(-2)
-    squares = (colours - colours.mean(-1, keepdim=True)).square().sum(-2)
-    rarity = squares / squares.mean(-1, keepdim=True).clamp_min(_EPS) + _LEAST_RARITY
-    drawn = torch.multinomial(rarity.flatten(0, 2), view.shape[-1], replacement=True)
-    return drawn.unflatten(0, squares.shape[:3]).gather(2, view[:, :, None]).squeeze(2)
+    rare = rarity(video.float().flatten(-2).mT) + _LEAST_RARITY
+    drawn = torch.multinomial(rare.flatten(0, 2), view.shape[-1], replacement=True)
+    return drawn.unflatten(0, rare.shape[:3]).gather(2, view[:, :, None]).squeeze(2)

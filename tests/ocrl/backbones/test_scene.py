@@ -144,7 +144,7 @@ def test_colours_count_beside_rays_from_the_start():
 
 
 def test_tokens_are_told_where_on_the_floor_they_look():
-    # Two cameras that look at one point of the floor, which is in a corner of no token.
+    # What the pictures say is left out, so that the code of places is all there is.
     backbone, camera = make(num_layers=0, plane=[0.0, 30.0]), cameras(1, 2)
     with torch.no_grad():
         backbone.to_tokens.weight.zero_()
