@@ -143,9 +143,26 @@ class PSB(SlotEncoder):
             for _ in range(num_blocks)
         )
         if places is not None:
-            for block in cast(Iterable[_Block], self.blocks):
-                # At first places alone count: queries drawn at random would choose the ground.
-                nn.init.zeros_(block.bottom_up.to_q.weight)
+            self._start_as_clustering()
+
+    def _start_as_clustering(self) -> None:
+        """Give blocks weights with which they are rounds of soft k-means, to learn from there.
+
+        In the first block places alone count: queries drawn at random would choose the ground.
+        Those that follow look for what looks like what was won before, as one map of tokens gives
+        their keys and what slots take from them.
+        """
+        blocks = [block.bottom_up for block in cast(Iterable[_Block], self.blocks)]
+        alike = nn.init.orthogonal_(torch.empty_like(blocks[0].to_k.weight))
+        with torch.no_grad():
+            for number, block in enumerate(blocks):
+                block.to_k.weight.copy_(alike)
+                block.to_v.weight.copy_(alike)
+                nn.init.eye_(block.to_out.weight)
+                if number:
+                    nn.init.eye_(block.to_q.weight)
+                else:
+                    nn.init.zeros_(block.to_q.weight)
 
     def initial_state(self, batch_size: int) -> State:
         """The state before any frame.

@@ -14,9 +14,7 @@ from torch import Tensor
 
 from ocrl.interfaces import Objective, ScheduledModule
 from ocrl.nn.position import grid_coordinates, grid_like
-from ocrl.nn.rays import check_plane, points_on_plane
 from ocrl.nn.region import check_region, cut
-from ocrl.nn.triangulation import token_rays
 from ocrl.objectives.rarity import rarity
 from ocrl.types import Clip, DecoderOutput, SlotOutput
 
@@ -33,9 +31,8 @@ class Coherence(Objective, ScheduledModule):
     does. The slot with the largest share of a frame, its ground, may be
     anywhere: cutting the ground by place is what k-means on colour and position does wrong.
 
-    Of posed views (V,C,H,W) with tokens of all views, a slot's looks are those in all views. No
-    place in a picture is one in the scene: places are those where rays meet a horizontal plane, in
-    units of the world, so that what stands near it is in one place in all views.
+    Of posed views (V,C,H,W) with tokens of all views, a slot's looks are those in all views: no
+    place in a picture is one in the scene, so looks alone count.
 
     Args:
         looks: `colours` compares the mean colour of each token's patch, `patches` every pixel.
@@ -44,14 +41,16 @@ class Coherence(Objective, ScheduledModule):
             start it would drive everything into the ground.
         region: (top, left, bottom, right) in [0,1], the part of the frame that counts; the whole
             frame if None.
-        plane: where places of posed views are, see `ocrl.nn.rays.check_plane`.
         rare_share: of what tokens count, in proportion to how far their looks are from the mean of
             the frame; the rest counts evenly. Small things before a large ground then count as
             much as it does.
+        brightness: what the mean of a pixel's colours counts, beside what sets the colours apart.
+            Shading and shadows change the mean most; a thing and its shadow are told apart by the
+            rest.
 
     Raises:
-        ValueError: if `looks` is unknown, the region is empty or leaves the frame, the plane is
-            none, or `rare_share` is not in [0,1].
+        ValueError: if `looks` is unknown, the region is empty or leaves the frame, `rare_share`
+            is not in [0,1], or `brightness` is negative.
     """
 
     reads_seen = True
@@ -62,8 +61,8 @@ class Coherence(Objective, ScheduledModule):
         *,
         position_weight: float,
         region: Sequence[float] | None,
-        plane: Sequence[float] | None = None,
         rare_share: float = 0.0,
+        brightness: float = 1.0,
     ) -> None:
         super().__init__()
         if looks not in ("colours", "patches"):
@@ -71,10 +70,11 @@ class Coherence(Objective, ScheduledModule):
         self.looks = looks
         self.position_weight = position_weight
         self.region = check_region(region)
-        self.plane = check_plane(plane)
         if not 0.0 <= rare_share <= 1.0:
             raise ValueError(f"expected rare_share in [0,1], got {rare_share}")
-        self.rare_share = rare_share
+        if brightness < 0:
+            raise ValueError(f"brightness must not be negative, got {brightness}")
+        self.rare_share, self.brightness = rare_share, brightness
         self.register_buffer("progress", torch.zeros(()))
 
     def _tokens(self, maps: Tensor) -> Tensor:
@@ -86,14 +86,14 @@ class Coherence(Objective, ScheduledModule):
 
         Raises:
             ValueError: if the tokens are no square patches of the frame, or there are several
-                views and a region, or places count and are on no plane.
+                views and places count.
         """
         video = clip.video
-        is_posed = video.ndim == 6
-        if is_posed:
-            if self.region is not None:
+        if video.ndim == 6:
+            if self.position_weight or self.region is not None:
                 raise ValueError(
-                    f"expected no region for views of several cameras, got {self.region}"
+                    "expected position_weight=0 and no region for views of several cameras, got "
+                    f"position_weight={self.position_weight} and region={self.region}"
                 )
             video = rearrange(video, "b t v c h w -> b t c (v h) w")
         height, width = video.shape[-2:]
@@ -109,42 +109,20 @@ class Coherence(Objective, ScheduledModule):
         patches = rearrange(video.float(), pattern, p=size, q=size)
         if self.looks == "colours":
             patches = patches.mean(dim=(3, 4))
-        values = self._tokens(patches).flatten(3)
+        mean = patches.mean(dim=2, keepdim=True)
+        values = self._tokens(patches + (self.brightness - 1) * mean).flatten(3)
         ground = attn.sum(dim=2).argmax(dim=-1, keepdim=True)
         if self.rare_share:
             weights = 1 - self.rare_share + self.rare_share * rarity(values)
             attn = attn * weights[..., None]
         loss = _variance(attn, values).sum(dim=-1).mean() / values.shape[-1]
         if self.position_weight:
-            if is_posed:
-                places = self._places_in_world(clip, grid)
-            else:
-                places = self._places(grid, attn.device)
+            coordinates = grid_coordinates(grid, coordinates="four", device=attn.device)
+            places = self._tokens(coordinates[:, :2].T.unflatten(-1, grid)[None, None])
             spread = _variance(attn, places.expand(*attn.shape[:2], -1, -1))
             weight = self.position_weight * self.progress.square()
             loss = loss + weight * spread.scatter(-1, ground, 0.0).sum(-1).mean()
         return loss
-
-    def _places(self, grid: tuple[int, int], device: torch.device) -> Tensor:
-        """(y, x) of tokens in the frame (1,1,N,2)."""
-        coordinates = grid_coordinates(grid, coordinates="four", device=device)
-        return self._tokens(coordinates[:, :2].T.unflatten(-1, grid)[None, None])
-
-    def _places_in_world(self, clip: Clip, grid: tuple[int, int]) -> Tensor:
-        """(x, y) of the tokens of all views on the plane (B,T,N,2)."""
-        if self.plane is None or clip.camera is None:
-            raise ValueError(
-                "expected a plane and cameras where places of posed views count, got "
-                f"plane={self.plane} and {'cameras' if clip.camera else 'no cameras'}"
-            )
-        views = clip.num_views
-        rays = token_rays(
-            clip.camera.intrinsics,
-            clip.camera.extrinsics,
-            size=(clip.video.shape[-2], clip.video.shape[-1]),
-            grid=(grid[0] // views, grid[1]),
-        ).flatten(2, 3)
-        return points_on_plane(rays[..., :3], rays[..., 3:6], plane=self.plane)
 
 
 def _variance(attn: Tensor, values: Tensor) -> Tensor:

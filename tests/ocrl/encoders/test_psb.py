@@ -13,9 +13,9 @@ from ocrl.initializers import GaussianInitializer, LearnedInitializer
 from ocrl.interfaces import Backbone
 from ocrl.nn.floor_places import FloorPlaces
 from ocrl.nn.location import split_placed
-from ocrl.nn.rays import points_on_plane
 from ocrl.nn.scan import GatedScan
 from ocrl.nn.time_mixer import TimeAttention, TimeMixer
+from ocrl.nn.triangulation import distances
 
 WORLD = runpy.run_path(str(Path(__file__).parents[1] / "posed_world.py"))
 textbook = runpy.run_path(str(Path(__file__).with_name("textbook_psb.py")))["encode"]
@@ -380,8 +380,7 @@ def make_placed(**options) -> PSB:
     places = FloorPlaces(
         4,
         num_grounds=1,
-        plane=[0.3, 12.0],
-        center=[0.0, 0.0],
+        center=[0.0, 0.0, 0.3],
         radius=1.5,
         num_prior_tokens=0.3,
         min_scale=0.1,
@@ -399,11 +398,10 @@ def test_places_ride_on_tokens_as_if_they_were_added_to_the_logits(window: int) 
 
     tokens = encoder.backbone(clip.video[:, 0].double(), camera=camera)
     features, rays = tokens[..., :8], tokens[..., 8:]
-    points = points_on_plane(rays[..., :3], rays[..., 3:6], plane=(0.3, 12.0)).double()
-    means = nn.functional.pad(encoder.places.places, (0, 0, 1, 0))
-    scales = nn.functional.pad(encoder.places.log_scales, (0, 0, 1, 0)).exp()
-    density = torch.distributions.Normal(means[:, None], scales[:, None])
-    density = density.log_prob(points[:, None]).sum(-1) + math.log(math.pi * 1.5**2 / 3)
+    means = nn.functional.pad(encoder.places.places, (0, 1, 1, 0)) + encoder.places.center
+    variances = nn.functional.pad(2 * encoder.places.log_scales, (0, 0, 1, 0)).exp()
+    squares, _ = distances(means.expand(2, -1, -1), rays)
+    density = math.log(1.5**2 / 2 / 3) - variances.log() - 0.5 * squares / variances
     density[:, 0] = 0.0
     block = encoder.blocks[0]
     queries = block.bottom_up.to_q(block.norm_slots(encoder.norm_init(output.queries[:, 0])))
@@ -417,9 +415,10 @@ def test_places_ride_on_tokens_as_if_they_were_added_to_the_logits(window: int) 
     torch.testing.assert_close(output.attn[:, 0], attn, atol=1e-5, rtol=1e-4)
 
     features, places, is_placed = split_placed(output.slots[:, 0], num_axes=3)
-    total = attn.sum(-1, keepdim=True)
-    expected = (attn @ points + 0.3 * means) / (total + 0.3)
-    torch.testing.assert_close(places[..., :2], expected, atol=1e-4, rtol=1e-4)
+    moved = encoder.places.move(
+        attn @ nn.functional.pad(encoder.places.columns(rays), (1, 0), value=1.0)
+    )
+    torch.testing.assert_close(places[..., :2], moved.places, atol=1e-4, rtol=1e-4)
     assert (places[..., 2] - 0.3).abs().max() < 1e-6 and features.shape == (2, 4, SLOT_DIM - 4)
     assert is_placed[..., 0].tolist() == [[0, 1, 1, 1]] * 2
 
@@ -440,7 +439,7 @@ def test_placed_slots_stream_exactly_and_learn_where_to_start() -> None:
 
 
 def test_slots_with_places_begin_by_where_things_are() -> None:
-    encoder = make_placed(num_blocks=3)
+    encoder = make_placed(num_blocks=1)
     clip = WORLD["posed_clip"]().to_float()
     output = encoder(clip.video, clip.is_first, camera=clip.camera)
     with torch.no_grad():
@@ -448,6 +447,14 @@ def test_slots_with_places_begin_by_where_things_are() -> None:
             parameter.normal_()
     other = encoder(clip.video, clip.is_first, camera=clip.camera)
     torch.testing.assert_close(output.attn, other.attn)
+
+
+def test_slots_with_places_go_on_with_what_looks_like_what_they_won() -> None:
+    encoder = make_placed(num_blocks=3)
+    first, later = encoder.blocks[0].bottom_up, encoder.blocks[2].bottom_up
+    tokens = torch.randn(5, 8)
+    won = first.to_out(first.to_v(tokens))
+    torch.testing.assert_close(later.to_q(won) @ later.to_k(tokens).mT, tokens @ tokens.mT)
 
 
 @pytest.mark.parametrize("options", [{"backbone": Patches()}, {"is_inverted": False}])

@@ -11,8 +11,7 @@ from ocrl.nn.triangulation import NUM_RAY
 def make(**changes):
     arguments = {
         "num_grounds": 1,
-        "plane": [0.5, 20.0],
-        "center": [1.0, -1.0],
+        "center": [1.0, -1.0, 0.5],
         "radius": 2.0,
         "num_prior_tokens": 0.5,
         "min_scale": 0.1,
@@ -21,12 +20,21 @@ def make(**changes):
     return FloorPlaces(4, **arguments)
 
 
-def rays_to(points):
-    """Rays (N,7) from one camera through points (N,2) of the plane."""
-    origin = torch.tensor([4.0, 3.0, 6.0])
-    targets = torch.cat([points, torch.full_like(points[:, :1], 0.5)], dim=-1)
-    directions = nn.functional.normalize(targets - origin, dim=-1)
-    return torch.cat([origin.expand_as(directions), directions, torch.ones(len(points), 1)], dim=-1)
+def random_rays(num):
+    """Rays (N,7) from all sides past the centre, some of them far away."""
+    origins = torch.tensor([0.0, 0.0, 6.0]) + 4 * torch.randn(num, 3)
+    directions = nn.functional.normalize(torch.randn(num, 3) - origins, dim=-1)
+    return torch.cat([origins, directions, torch.ones(num, 1)], dim=-1)
+
+
+def in_space(points):
+    return torch.cat([points, torch.zeros_like(points[..., :1])], dim=-1)
+
+
+def passing_by(points, rays):
+    """Distances (K,N) of points (K,3) from rays, by the length of a cross product."""
+    apart = points[:, None] - rays[:, :3]
+    return torch.linalg.cross(apart, rays[:, 3:6].expand_as(apart)).norm(dim=-1)
 
 
 def with_one(columns):
@@ -34,34 +42,52 @@ def with_one(columns):
 
 
 def test_queries_and_columns_multiply_to_log_densities():
-    places, points = make(), torch.randn(7, 2)
-    rays = rays_to(points)
+    places, rays = make(), random_rays(7)
     assert rays.shape[-1] == NUM_RAY
     columns = with_one(places.columns(rays))
     standing = Standing(torch.randn(4, 2), 0.3 * torch.randn(4, 1))
     query = places.query(standing)
     assert columns.shape == (7, NUM_COLUMNS) and query.shape == (4, NUM_COLUMNS)
-    gaussian = torch.distributions.Normal(
-        standing.places[:, None] + places.center, standing.log_scales.exp()[:, None]
-    )
-    log_density = gaussian.log_prob(points).sum(-1)
-    # Beside the uniform density of the disc; three slots share half of the tokens.
+    distance = passing_by(in_space(standing.places) + places.center, rays)
+    scale = standing.log_scales.exp()
+    # A round Gaussian across the ray, two standard normals, ...
+    log_density = torch.distributions.Normal(0.0, scale).log_prob(distance)
+    log_density = log_density + torch.distributions.Normal(0.0, scale).log_prob(torch.zeros(()))
+    # ... beside the uniform density of the disc; three slots share half of the tokens.
     expected = log_density + math.log(math.pi * 2.0**2) - math.log(3)
     expected[0] = 0.0
     torch.testing.assert_close(query @ columns.mT, expected, atol=1e-3, rtol=1e-4)
 
 
-def test_slots_move_to_the_mean_of_what_they_won_and_are_as_wide():
-    places, points = make(), torch.randn(9, 2)
+def test_slots_move_to_what_is_nearest_to_the_rays_they_won_and_are_as_wide():
+    places, rays = make(), random_rays(9)
     attn = torch.rand(4, 9)
-    moved = places.move(attn @ with_one(places.columns(rays_to(points))))
+    moved = places.move(attn @ with_one(places.columns(rays)))
     start, total = places.start(), attn.sum(-1, keepdim=True)
-    relative = points - places.center
-    mean = (attn @ relative + 0.5 * start.places) / (total + 0.5)
-    torch.testing.assert_close(moved.places, mean, atol=1e-4, rtol=1e-4)
-    squares = (attn[..., None] * (relative - mean[:, None]).square()).sum((1, 2))[:, None]
-    variance = (0.5 * squares + 0.5 * (2 * start.log_scales).exp()) / (total + 0.5) + 0.1**2
+
+    def cost(points):
+        squares = passing_by(in_space(points) + places.center, rays).square()
+        held = 0.5 * (points - start.places).square().sum(-1)
+        return (attn * squares).sum(-1) + held, squares
+
+    least, squares = cost(moved.places)
+    for step in 0.02 * torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]):
+        assert (cost(moved.places + step)[0] > least).all()
+    spread = 0.5 * (attn * squares).sum(-1, keepdim=True) + 0.5 * (2 * start.log_scales).exp()
+    variance = spread / (total + 0.5) + 0.1**2
     torch.testing.assert_close(moved.log_scales, 0.5 * variance.log(), atol=1e-4, rtol=1e-4)
+
+
+def test_slots_move_to_where_rays_meet():
+    places, targets = make(num_prior_tokens=1e-6), torch.randn(4, 2)
+    rays = random_rays(12)
+    points = (in_space(targets) + places.center).repeat_interleave(3, 0)
+    directions = nn.functional.normalize(points - rays[:, :3], dim=-1)
+    rays = torch.cat([rays[:, :3], directions, rays[:, 6:]], dim=-1)
+    attn = torch.eye(4).repeat_interleave(3, 1)
+    moved = places.move(attn @ with_one(places.columns(rays)))
+    torch.testing.assert_close(moved.places, targets, atol=1e-3, rtol=1e-3)
+    assert (moved.log_scales - math.log(0.1)).abs().max() < 1e-2
 
 
 def test_slots_that_win_nothing_stand_where_they_began():
@@ -84,8 +110,7 @@ def test_places_in_the_world():
         ({"radius": 0.0}, "radius must be positive, got 0.0"),
         ({"min_scale": -1.0}, "min_scale must be positive"),
         ({"num_prior_tokens": 0.0}, "num_prior_tokens must be positive"),
-        ({"plane": None}, r"a plane where slots stand.* got none"),
-        ({"plane": [0.0, -1.0]}, "plane must be its height and a positive reach"),
+        ({"center": [0.0, 0.0]}, r"expected a center \(x, y, z\), got \[0.0, 0.0\]"),
     ],
 )
 def test_bad_arguments(options, message):

@@ -13,7 +13,7 @@ from ocrl.objectives.quantization import Quantization
 from ocrl.objectives.reconstruction import Reconstruction
 from ocrl.objectives.tokenizer import TokenizerReconstruction
 from ocrl.objectives.tokens import TokenCrossEntropy
-from ocrl.types import Camera, Clip, DecoderOutput, SlotOutput
+from ocrl.types import Clip, DecoderOutput, SlotOutput
 
 
 def make_clip(num_frames=2, size=(4, 6), first=None):
@@ -302,7 +302,7 @@ def test_coherence_of_views_is_that_of_all_of_them_together():
     together = objective(Clip(views, clip.is_first), SlotOutput(SLOTS, attn), decoded(SLOTS))
     torch.testing.assert_close(together, alone)
     for options, message in (
-        ({"position_weight": 1.0, "region": None}, "a plane and cameras .* got plane=None and no"),
+        ({"position_weight": 1.0, "region": None}, "position_weight=0 and no region .*t=1.0"),
         ({"position_weight": 0.0, "region": [0.0, 0.0, 0.5, 1.0]}, "views of several cameras"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -311,22 +311,19 @@ def test_coherence_of_views_is_that_of_all_of_them_together():
             )
 
 
-def test_coherence_of_posed_places_is_measured_on_the_floor():
-    # Two cameras 4 units above the points (0, 0) and (1, 0), each with 2 x 2 tokens.
-    down = torch.diag(torch.tensor([1.0, -1.0, -1.0, 1.0]))
-    extrinsics = down.repeat(1, 1, 2, 1, 1)
-    extrinsics[..., 2, 3] = 4.0
-    extrinsics[..., 1, 0, 3] = 1.0
-    intrinsics = torch.tensor([[4.0, 0.0, 2.0], [0.0, 4.0, 2.0], [0.0, 0.0, 1.0]])
-    camera = Camera(intrinsics.expand(1, 1, 2, 3, 3), extrinsics)
-    clip = Clip(torch.zeros(1, 1, 2, 3, 4, 4), torch.ones(1, 1, dtype=torch.bool), camera=camera)
-    # A slot of two tokens, (0.75, 0.75) in the first view and (0.25, 0.75) in the second.
-    owner = torch.tensor([0, 1, 0, 0, 1, 0, 0, 0])
-    attn = torch.nn.functional.one_hot(owner, 2).mT[None, None].float()
-    objective = Coherence("colours", position_weight=2.0, region=None, plane=[1.0, 50.0])
-    objective.set_progress(1.0)
-    loss = objective(clip, SlotOutput(SLOTS[:1, :1, :2], attn), decoded(SLOTS))
-    torch.testing.assert_close(loss, torch.tensor(2.0 * 0.25**2 * 2 / 8))
+def test_coherence_of_things_and_their_shadows():
+    clip = make_clip(size=(2, 4))
+    # One colour, in the light and half as bright: (.3, .0, .6) differs from its mean alike.
+    lit = torch.tensor([0.6, 0.3, 0.9])
+    clip.video.copy_(torch.stack([lit, lit - 0.3], -1).repeat_interleave(2, -1)[:, None])
+    attn = torch.full((2, 2, 1, 2), 1.0)
+    for brightness in (0.0, 0.5, 1.0):
+        loss = Coherence("colours", position_weight=0.0, region=None, brightness=brightness)(
+            clip, SlotOutput(SLOTS[:, :, :1], attn), decoded(SLOTS)
+        )
+        torch.testing.assert_close(loss, torch.tensor((0.15 * brightness) ** 2))
+    with pytest.raises(ValueError, match="brightness must not be negative, got -1"):
+        Coherence("colours", position_weight=0.0, region=None, brightness=-1.0)
 
 
 def test_coherence_of_rare_looks_counts_them_more():
