@@ -508,9 +508,11 @@ class ViewChooser(ABC):
 
     Attributes:
         num_seen: how many views the encoder sees.
+        num_rays: how many rays of a moment the decoder is asked for.
     """
 
     num_seen: int
+    num_rays: int
 
     @abstractmethod
     def choose(self, clip: Clip) -> tuple[Clip, Clip, Tensor]:

@@ -20,7 +20,7 @@ from ocrl.health import describe_health, slot_health
 from ocrl.matching import align_over_time
 from ocrl.model import SlotModel
 from ocrl.nn.orbit import orbit
-from ocrl.posed import PosedViews, check_posed, nearest_views, num_seen_of, render_views, seen_views
+from ocrl.posed import PosedViews, check_posed, chooser_of, nearest_views, render_views, seen_views
 from ocrl.types import BACKGROUND_ID, VOID_ID, Camera, Clip, SlotOutput
 
 Scores = dict[str, dict[str, list[Tensor]]]
@@ -147,7 +147,7 @@ def evaluate_views(
     Raises:
         ValueError: if there is no clip, or clips are no posed views or have too few of them.
     """
-    num_seen = num_seen_of(model) if num_seen is None else num_seen
+    num_seen = chooser_of(model).num_seen if num_seen is None else num_seen
     is_aligned = model.sees_single_frames if is_aligned is None else is_aligned
     tally = _Tally(num_seen)
     was_training = model.training

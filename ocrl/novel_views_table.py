@@ -18,6 +18,7 @@ _COSTS = {
     "steps": "steps",
     "minutes": "minutes",
     "frames_per_second": "moments/s",
+    "rays_per_second": "rays/s",
     "peak_megabytes": "MB",
 }
 _STATIC = "static_explained"

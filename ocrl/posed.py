@@ -52,15 +52,15 @@ def is_posed(model: SlotModel) -> bool:
     return model.decoder.space == "rays"
 
 
-def num_seen_of(model: SlotModel) -> int:
-    """How many views a model's encoder saw in training.
+def chooser_of(model: SlotModel) -> ViewChooser:
+    """The objective of a model that chose views and rays in training.
 
     Raises:
-        ValueError: if no objective chose them.
+        ValueError: if none did.
     """
     for objective in model.objectives.values():
         if isinstance(objective, ViewChooser):
-            return objective.num_seen
+            return objective
     raise ValueError(
         f"expected a model of posed views, with the objective views, got {list(model.objectives)}"
     )

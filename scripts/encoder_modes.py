@@ -24,7 +24,7 @@ from ocrl.envs.recent_frames import RecentFrames
 from ocrl.interfaces import FrameSlotEncoder
 from ocrl.log import TensorBoard
 from ocrl.model import SlotModel
-from ocrl.posed import num_seen_of
+from ocrl.posed import chooser_of
 
 MODES = ("frozen", "replay", "gradient")
 _PROBE_ENVS, _PROBE_FRAMES = 8, 4
@@ -89,7 +89,7 @@ class Encoder:
         is_posed = self.model.encoder.backbone.needs_camera
         return EpisodeEncoder(
             self.model.encoder,
-            num_views=num_seen_of(self.model) if is_posed else None,
+            num_views=chooser_of(self.model).num_seen if is_posed else None,
             decoder=self.model.decoder if is_of_decoder else None,
             has_geometry=observation["has_geometry"],
             is_noisy=observation["is_noisy"],

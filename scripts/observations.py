@@ -23,7 +23,7 @@ from ocrl.envs.observation import CAMERAS
 from ocrl.envs.recent_frames import RecentFrames
 from ocrl.envs.slots import SlotVectorEnv
 from ocrl.model import SlotModel
-from ocrl.posed import num_seen_of
+from ocrl.posed import chooser_of
 
 SLOTS, FRAME = "slots", "frame"
 
@@ -82,7 +82,7 @@ def make_observed(
     return SlotVectorEnv(
         frames,
         model.encoder,
-        num_views=num_seen_of(model) if is_posed else None,
+        num_views=chooser_of(model).num_seen if is_posed else None,
         decoder=model.decoder if is_of_decoder else None,
         has_geometry=observation["has_geometry"],
         has_frame=has_frame,

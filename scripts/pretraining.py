@@ -24,7 +24,7 @@ from ocrl.monitor import DiscoveryMonitor
 from ocrl.novel_views import evaluate_views
 from ocrl.novel_views_report import summary as describe_views
 from ocrl.novel_views_report import write_views
-from ocrl.posed import check_posed, is_posed, num_seen_of
+from ocrl.posed import check_posed, chooser_of, is_posed
 from ocrl.report import summary, write_results
 from ocrl.train import Evaluation, Run, Trainer
 from ocrl.types import Clip
@@ -62,7 +62,7 @@ def pretrain(config: DictConfig, *, directory: Path, env: str, encoder: str) -> 
         if is_posed(model):
             has_depth = "depth" in store.arrays
             clips = evaluation_clips(store, num_clips=1, depth=has_depth, **held_out)
-            check_posed(next(clips), model.decoder, num_seen=num_seen_of(model))
+            check_posed(next(clips), model.decoder, num_seen=chooser_of(model).num_seen)
         trainer.fit(
             model,
             optimizer=hydra.utils.instantiate(config.optimizer, _convert_="all"),
@@ -124,9 +124,9 @@ def measure(
     presets, device = settings["data"]["presets"], next(model.parameters()).device
     if is_posed(model):
         found = evaluate_views(model, clips, preset=presets[0], device=device)
-        written = write_views(
-            directory, found, title=title, details=details, training=costs(directory)
-        )
+        spent = costs(directory)
+        spent["rays_per_second"] = spent["frames_per_second"] * chooser_of(model).num_rays
+        written = write_views(directory, found, title=title, details=details, training=spent)
         return written, describe_views(found)
     source = settings["evaluation"]["mask_source"]
     result = evaluate_discovery(model, clips, presets=presets, mask_source=source, device=device)

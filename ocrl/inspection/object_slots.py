@@ -19,7 +19,7 @@ from ocrl.data.store import EpisodeStore
 from ocrl.discovery import DiscoveryModel, MaskSource, attention_masks, segment
 from ocrl.matching import hungarian
 from ocrl.model import SlotModel
-from ocrl.posed import is_posed, num_seen_of, render_views, seen_views
+from ocrl.posed import chooser_of, is_posed, render_views, seen_views
 from ocrl.types import Clip, SlotOutput
 
 OBJECTS = "entities"
@@ -149,7 +149,7 @@ def label_clips(
 def _shown(model: DiscoveryModel, clip: Clip) -> Clip:
     """What of a clip the encoder sees."""
     if isinstance(model, SlotModel) and is_posed(model):
-        return seen_views(clip, num_seen_of(model))
+        return seen_views(clip, chooser_of(model).num_seen)
     return clip
 
 

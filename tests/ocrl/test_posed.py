@@ -8,9 +8,9 @@ import torch
 
 from ocrl.posed import (
     check_posed,
+    chooser_of,
     is_posed,
     nearest_views,
-    num_seen_of,
     render_views,
     seen_views,
     view_rays,
@@ -77,10 +77,10 @@ def test_the_first_views_are_seen():
     clip = posed_clip()
     assert torch.equal(seen_views(clip, 2).video, clip.video[:, :, :2])
     model = told_model(2)
-    assert is_posed(model) and num_seen_of(model) == 2
+    assert is_posed(model) and chooser_of(model).num_seen == 2
     model.objectives.pop("views")
     with pytest.raises(ValueError, match="with the objective views, got"):
-        num_seen_of(model)
+        chooser_of(model)
 
 
 def test_the_nearest_view_is_turned_the_least_and_not_itself():

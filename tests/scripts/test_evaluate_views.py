@@ -49,7 +49,9 @@ def test_train_and_measure(tmp_path, workplace, run_script, experiment):
     assert set(record["pictures"]) == {"model", "mean colour", "nearest view"}
     assert bool(record["separation"]) == (experiment == "psb3d_nerf")
     assert (record["num_views"], record["num_seen"]) == (3, 2)
-    assert record["training"]["steps"] == 2 and record["training"]["minutes"] > 0
+    spent = record["training"]
+    assert spent["steps"] == 2 and spent["minutes"] > 0
+    assert spent["rays_per_second"] == pytest.approx(16 * spent["frames_per_second"])
     assert {"report.html", "views.mp4", "orbit.mp4"} <= {path.name for path in run.iterdir()}
     measured = ["checkpoint=" + str(run), f"data.path={run / 'episodes'}", "data.clip_length=3"]
     measured += ["data.num_clips=1", "num_orbit=3", "num_examples=1", "name=again"]
