@@ -6,7 +6,9 @@ S intervals along a ray, F finer ones, H hidden size.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,13 +17,43 @@ from torch.utils.checkpoint import checkpoint
 
 from ocrl.interfaces import RayDecoder, ScheduledModule
 from ocrl.nn.field import Field, ResidualMLP
+from ocrl.nn.location import split_placed
 from ocrl.nn.octaves import OctaveEncoding
 from ocrl.nn.rays import check_bounds
+from ocrl.nn.triangulation import NUM_AXES
 from ocrl.nn.volume import even_edges, finer_edges, points_within, transmitted
 from ocrl.types import NUM_COLOURS, DecoderOutput
 
 EPS = 1e-6
 """Shares of light and densities below count as none."""
+_FIRST_WIDTH = 0.6
+"""Of the Gaussians around places, in units of the world."""
+
+
+class _Slots(NamedTuple):
+    """What fields are told of slots.
+
+    Attributes:
+        mapped: (M,K,H) what the features of slots add to points.
+        places: (M,K,3), and None where slots have none.
+        precision: (M,K,1) of the Gaussians around places, 0 for slots without one.
+    """
+
+    mapped: Tensor
+    places: Tensor | None = None
+    precision: Tensor | None = None
+
+    def faded(self, logits: Tensor, points: Tensor) -> Tensor:
+        """Logits of densities (M,P,K,S) at points (M,P,S,3), the lower the farther from places."""
+        if self.places is None or self.precision is None:
+            return logits
+        flat = points.flatten(1, 2)
+        # Places and distances are not for the precision of an autocast.
+        with torch.autocast(points.device.type, enabled=False):
+            apart = flat.square().sum(-1)[:, None] - 2 * self.places @ flat.mT
+            squares = (apart + self.places.square().sum(-1, keepdim=True)).clamp_min(0.0)
+            fading = (0.5 * self.precision * squares).unflatten(-1, points.shape[1:3])
+        return logits - fading.transpose(1, 2)
 
 
 @dataclass(frozen=True)
@@ -64,6 +96,10 @@ class NeRFDecoder(RayDecoder, ScheduledModule):
     after a share of training. Rays are rendered in chunks whose activations the backward pass makes
     again: memory does not grow with the number of rays.
 
+    With `reads_places`, which is ours, slots end with a place in the world, and the logit of a
+    slot's density falls with the square of the distance from there, in widths that the slot says:
+    which field is where need not be learned from pictures.
+
     Args:
         slot_dim: D.
         hidden_dim: H.
@@ -80,6 +116,8 @@ class NeRFDecoder(RayDecoder, ScheduledModule):
         density_noise: deviation of the noise on densities before the softplus, in training.
         noise_until: share of training after which there is none.
         chunk_size: rays that are rendered at a time, over all frames; at least one of each.
+        reads_places: whether slots end with their places, as those of `PlacedSlots` and of a
+            `PSB` with places.
 
     Raises:
         ValueError: if near and far are no range, or a number is out of range.
@@ -103,6 +141,7 @@ class NeRFDecoder(RayDecoder, ScheduledModule):
         density_noise: float,
         noise_until: float,
         chunk_size: int,
+        reads_places: bool = False,
     ) -> None:
         super().__init__()
         check_bounds(near, far)
@@ -126,6 +165,13 @@ class NeRFDecoder(RayDecoder, ScheduledModule):
             "has_shadow": has_shadow,
             "opacity": 1.0 - (1.0 - initial_opacity) ** (1.0 / num_intervals),
         }
+        self.num_axes = NUM_AXES if reads_places else 0
+        self.log_width: nn.Linear | None = None
+        if reads_places:
+            slot_dim = split_placed(torch.empty(1, slot_dim), num_axes=NUM_AXES)[0].shape[-1]
+            self.log_width = nn.Linear(slot_dim, 1)
+            nn.init.zeros_(self.log_width.weight)
+            nn.init.constant_(self.log_width.bias, math.log(_FIRST_WIDTH))
         self.norm_slots = nn.LayerNorm(slot_dim)
         self.field = Field(hidden_dim, slot_dim=slot_dim, **settings)
         self.static = Field(hidden_dim, slot_dim=None, **settings) if has_static else None
@@ -141,10 +187,10 @@ class NeRFDecoder(RayDecoder, ScheduledModule):
     def render(self, slots: Tensor, rays: Tensor) -> DecoderOutput:
         """Paint rays chunk by chunk, see `RayDecoder.render`."""
         frames, picture = slots.shape[:2], rays.shape[2:4]
-        each = self.norm_slots(slots).flatten(0, 1)
+        told = self._told(slots.flatten(0, 1))
         flat = rays.flatten(0, 1).flatten(1, 2)
         at_once = max(1, self.chunk_size // len(flat))
-        chunks = [self._chunk(each, part) for part in flat.split(at_once, dim=1)]
+        chunks = [self._chunk(told, part) for part in flat.split(at_once, dim=1)]
         colours, shares, depth = (torch.cat(parts, 1) for parts in zip(*chunks, strict=True))
 
         def laid_out(values: Tensor) -> Tensor:
@@ -157,7 +203,17 @@ class NeRFDecoder(RayDecoder, ScheduledModule):
         aux = {"background": laid_out(background), "depth": laid_out(depth)}
         return DecoderOutput(laid_out(colours), laid_out(masks), aux=aux)
 
-    def _chunk(self, slots: Tensor, rays: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _told(self, slots: Tensor) -> _Slots:
+        """What fields are told of slots (M,K,D)."""
+        assert self.field.of_slots is not None
+        if self.log_width is None:
+            return _Slots(self.field.of_slots(self.norm_slots(slots)))
+        features, places, is_placed = split_placed(slots, num_axes=NUM_AXES)
+        each = self.norm_slots(features)
+        precision = (-2 * self.log_width(each).float()).exp() * is_placed.float()
+        return _Slots(self.field.of_slots(each), places.float(), precision)
+
+    def _chunk(self, slots: _Slots, rays: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         # Found outside of what the backward pass makes again: no gradient flows through it.
         edges = self._edges(slots, rays)
         if not torch.is_grad_enabled():
@@ -167,7 +223,7 @@ class NeRFDecoder(RayDecoder, ScheduledModule):
         )
         return made
 
-    def _edges(self, slots: Tensor, rays: Tensor) -> Tensor:
+    def _edges(self, slots: _Slots, rays: Tensor) -> Tensor:
         """Edges (M,P,S+F+1) of the intervals of rays (M,P,6)."""
         edges = even_edges(
             self.near, self.far, num_intervals=self.num_intervals, device=rays.device
@@ -180,7 +236,7 @@ class NeRFDecoder(RayDecoder, ScheduledModule):
             weights, _ = transmitted(along.density.sum(2), along.lengths)
             return finer_edges(edges, weights, num_finer=self.num_finer, is_random=self.training)
 
-    def _render(self, slots: Tensor, rays: Tensor, edges: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _render(self, slots: _Slots, rays: Tensor, edges: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Colours (M,P,3), shares of the slots (M,P,K) and depth (M,P) of rays (M,P,6)."""
         along = self._look(slots, rays, edges, is_random=self.training)
         weights, beyond = transmitted(along.density.sum(2), along.lengths)
@@ -193,23 +249,21 @@ class NeRFDecoder(RayDecoder, ScheduledModule):
             seen = seen + beyond[..., None] * sky
         middles = (edges[..., 1:] + edges[..., :-1]) / 2
         depth = (weights * middles).sum(-1) + beyond * self.far
-        of_slots = (weights[:, :, None] * share[:, :, : slots.shape[1]]).sum(-1)
+        of_slots = (weights[:, :, None] * share[:, :, : slots.mapped.shape[1]]).sum(-1)
         return seen, of_slots, depth
 
-    def _look(self, slots: Tensor, rays: Tensor, edges: Tensor, *, is_random: bool) -> _Along:
+    def _look(self, slots: _Slots, rays: Tensor, edges: Tensor, *, is_random: bool) -> _Along:
         """Ask the fields for their densities along rays (M,P,6) cut at edges (M,P,S+1)."""
         origins, directions = rays.split(3, dim=-1)
         places = points_within(edges, is_random=is_random)
         points = origins[:, :, None] + places[..., None] * directions[:, :, None]
-        assert self.field.of_slots is not None
-        mapped = self.field.of_slots(slots)[:, None, :, None]
-        features = self.field.features(points[:, :, None], mapped)
-        raw = [self.field.density(features).squeeze(-1)]
+        features = self.field.features(points[:, :, None], slots.mapped[:, None, :, None])
+        raw = [slots.faded(self.field.density(features).squeeze(-1).float(), points)]
         static_features = None
         if self.static is not None:
             static_features = self.static.features(points, None)
-            raw.append(self.static.density(static_features).mT)
-        logits = torch.cat(raw, dim=2).float()
+            raw.append(self.static.density(static_features).float().mT)
+        logits = torch.cat(raw, dim=2)
         if self.training and self.density_noise:
             deviation = self.density_noise * (self.progress < self.noise_until)
             logits = logits + deviation * torch.randn_like(logits)

@@ -129,10 +129,35 @@ def test_one_slot_is_an_ordinary_nerf():
     torch.testing.assert_close(output.masks, torch.ones_like(output.masks))
 
 
+def test_fields_fade_away_from_the_places_of_their_slots():
+    decoder = make(reads_places=True, num_intervals=2000)
+    assert decoder.num_axes == 3
+    decoder.norm_slots, decoder.field = nn.Identity(), Ball(4.0 / 2000)
+    nn.init.constant_(decoder.log_width.bias, math.log(0.3))
+    # A ball at the origin, red, whose slot stands .4 beside it; the blue ground is everywhere.
+    features = torch.tensor([[1.0, 0.0, 0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0, 0.0, 0.0]])
+    places = torch.tensor([[0.0, 0.4, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0]])
+    slots = torch.cat([features, places], dim=-1)[None, None]
+    output = decoder(slots, along_x([0.0]))
+    x = torch.linspace(-1, 1, 4001, dtype=torch.float64)
+    unit = 4.0 / 2000
+    raw = math.log(math.expm1(2.0 * unit)) - 0.5 * (x.square() + 0.4**2) / 0.3**2
+    of_red = functional.softplus(raw) / unit
+    passed = (-(of_red + 2.0) * 2 / 4000).cumsum(0).exp()
+    red, blue = (passed * of_red).sum() * 2 / 4000, (passed * 2.0).sum() * 2 / 4000
+    found = output.recon[0, 0, :, 0, 0].double()
+    torch.testing.assert_close(found[[0, 2]], torch.stack([red, blue]), atol=2e-3, rtol=0)
+    torch.testing.assert_close(
+        output.masks[0, 0, 0, 0, 0].double(), red / (red + blue), atol=2e-3, rtol=0
+    )
+
+
 FULL = {"has_static": True, "has_sky": True, "has_shadow": True, "num_finer": 5}
 
 
-@pytest.mark.parametrize("options", [{}, FULL], ids=["plain", "full"])
+@pytest.mark.parametrize(
+    "options", [{}, FULL, FULL | {"reads_places": True}], ids=["plain", "full", "placed"]
+)
 def test_slots_may_come_in_any_order(options):
     decoder, slots, target = make(**options), torch.randn(2, 2, 4, 10), rays(2, 2, 2, 3)
     order = torch.tensor([2, 0, 3, 1])
