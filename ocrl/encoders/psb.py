@@ -76,7 +76,8 @@ class PSB(SlotEncoder):
         places: where slots stand, for posed views over a floor. Their Gaussians take part in the
             competition of every block, from the same start in all frames, and each block moves
             them to what they won in the frames it saw; the last four numbers of a slot are its
-            place and whether it has one. Ours; none if None, as in the papers.
+            place and whether it has one. The bottom-up attention then starts as rounds of soft
+            k-means, whatever `residual_gain`. Ours; none if None, as in the papers.
         eps: added to the mass of a slot in the bottom-up attention.
 
     Raises:
