@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ocrl.interfaces import Decoder, Space
-from ocrl.nn.location import NUM_AXES, cell_centres, moments, split_placed
+from ocrl.nn.location import NUM_AXES, cell_centres, feature_dim, moments, split_placed
 from ocrl.nn.mlp import MLP
 from ocrl.nn.position import grid_like
 from ocrl.types import NUM_COLOURS, DecoderOutput
@@ -104,7 +104,7 @@ class GlimpseDecoder(Decoder):
         self.needs_attn = not reads_places
         self.num_axes = NUM_AXES if reads_places else 0
         if reads_places:
-            slot_dim = split_placed(torch.empty(1, slot_dim), num_axes=NUM_AXES)[0].shape[-1]
+            slot_dim = feature_dim(slot_dim, num_axes=NUM_AXES)
         self.draw = MLP(slot_dim, hidden_dims=hidden_dims, out_dim=num_cells**2, norm_first=True)
         self.colour = MLP(slot_dim, hidden_dims=[], out_dim=NUM_COLOURS, norm_first=True)
         last = self.draw.layers[-1]

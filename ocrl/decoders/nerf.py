@@ -6,7 +6,6 @@ S intervals along a ray, F finer ones, H hidden size.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ocrl.interfaces import RayDecoder, ScheduledModule
 from ocrl.nn.field import Field, ResidualMLP
-from ocrl.nn.location import split_placed
+from ocrl.nn.location import Precision, feature_dim, split_placed
 from ocrl.nn.octaves import OctaveEncoding
 from ocrl.nn.rays import check_bounds
 from ocrl.nn.triangulation import NUM_AXES
@@ -166,12 +165,10 @@ class NeRFDecoder(RayDecoder, ScheduledModule):
             "opacity": 1.0 - (1.0 - initial_opacity) ** (1.0 / num_intervals),
         }
         self.num_axes = NUM_AXES if reads_places else 0
-        self.log_width: nn.Linear | None = None
+        self.precision: Precision | None = None
         if reads_places:
-            slot_dim = split_placed(torch.empty(1, slot_dim), num_axes=NUM_AXES)[0].shape[-1]
-            self.log_width = nn.Linear(slot_dim, 1)
-            nn.init.zeros_(self.log_width.weight)
-            nn.init.constant_(self.log_width.bias, math.log(_FIRST_WIDTH))
+            slot_dim = feature_dim(slot_dim, num_axes=NUM_AXES)
+            self.precision = Precision(slot_dim, first_width=_FIRST_WIDTH)
         self.norm_slots = nn.LayerNorm(slot_dim)
         self.field = Field(hidden_dim, slot_dim=slot_dim, **settings)
         self.static = Field(hidden_dim, slot_dim=None, **settings) if has_static else None
@@ -206,11 +203,11 @@ class NeRFDecoder(RayDecoder, ScheduledModule):
     def _told(self, slots: Tensor) -> _Slots:
         """What fields are told of slots (M,K,D)."""
         assert self.field.of_slots is not None
-        if self.log_width is None:
+        if self.precision is None:
             return _Slots(self.field.of_slots(self.norm_slots(slots)))
         features, places, is_placed = split_placed(slots, num_axes=NUM_AXES)
         each = self.norm_slots(features)
-        precision = (-2 * self.log_width(each).float()).exp() * is_placed.float()
+        precision = self.precision(each) * is_placed.float()
         return _Slots(self.field.of_slots(each), places.float(), precision)
 
     def _chunk(self, slots: _Slots, rays: Tensor) -> tuple[Tensor, Tensor, Tensor]:

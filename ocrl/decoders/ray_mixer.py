@@ -6,7 +6,6 @@ E size of an encoded ray.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from ocrl.interfaces import RayDecoder
 from ocrl.nn.few_keys import FewKeyAttention, PairMLP
-from ocrl.nn.location import split_placed
+from ocrl.nn.location import Precision, feature_dim, split_placed
 from ocrl.nn.mlp import MLP
 from ocrl.nn.octaves import RayEncoding
 from ocrl.nn.triangulation import NUM_AXES, distances
@@ -64,17 +63,15 @@ class _Nearness(nn.Module):
 
     def __init__(self, slot_dim: int) -> None:
         super().__init__()
-        self.log_width = nn.Linear(slot_dim, 1)
-        nn.init.zeros_(self.log_width.weight)
-        nn.init.constant_(self.log_width.bias, math.log(_FIRST_WIDTH))
+        self.precision = Precision(slot_dim, first_width=_FIRST_WIDTH)
         self.ground = nn.Parameter(torch.tensor(_FIRST_GROUND))
 
     def forward(self, slots: Tensor, places: Tensor, is_placed: Tensor, rays: Tensor) -> Tensor:
         """Logits (B,K,P) of slots (B,K,D) at places (B,K,3) in rays (B,P,6)."""
-        log_width = self.log_width(slots)
+        precision = self.precision(slots)
         with torch.autocast(slots.device.type, enabled=False):
             squares, along = distances(places.float(), rays.float())
-            logits = -0.5 * squares * (-2 * log_width.float()).exp()
+            logits = -0.5 * squares * precision
             logits = torch.where(along > 0, logits, _BEHIND).clamp_min(_BEHIND)
             return torch.where(is_placed > 0.5, logits, self.ground.float())
 
@@ -130,7 +127,7 @@ class RayMixerDecoder(RayDecoder):
         self.num_axes = NUM_AXES if reads_places else 0
         self.nearness: _Nearness | None = None
         if reads_places:
-            slot_dim = split_placed(torch.empty(1, slot_dim), num_axes=NUM_AXES)[0].shape[-1]
+            slot_dim = feature_dim(slot_dim, num_axes=NUM_AXES)
             self.nearness = _Nearness(slot_dim)
         self.to_queries = MLP(code_dim, hidden_dims=[2 * query_dim], out_dim=query_dim)
         self.norm_slots = nn.LayerNorm(slot_dim)

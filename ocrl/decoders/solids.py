@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ocrl.interfaces import RayDecoder
 from ocrl.nn.few_keys import PairMLP
-from ocrl.nn.location import split_placed
+from ocrl.nn.location import feature_dim, split_placed
 from ocrl.nn.mlp import MLP
 from ocrl.nn.octaves import RayEncoding
 from ocrl.nn.triangulation import NUM_AXES
@@ -92,7 +92,7 @@ class SolidsDecoder(RayDecoder):
         if sharpness <= 0:
             raise ValueError(f"sharpness must be positive, got {sharpness}")
         self.min_radius, self.max_radius, self.sharpness = min_radius, max_radius, sharpness
-        size = split_placed(torch.empty(1, slot_dim), num_axes=NUM_AXES)[0].shape[-1]
+        size = feature_dim(slot_dim, num_axes=NUM_AXES)
         self.shape = MLP(size, hidden_dims=hidden_dims, out_dim=sum(_SHAPE), norm_first=True)
         self.look = MLP(size, hidden_dims=[], out_dim=NUM_COLOURS * (1 + NUM_AXES), norm_first=True)
         self.encoding = RayEncoding(num_octaves, first_octave=first_octave)

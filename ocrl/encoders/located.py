@@ -19,10 +19,10 @@ from ocrl.nn.location import (
     cell_centres,
     check_placed,
     cut_around,
+    feature_dim,
     follow,
     join_placed,
     log_density,
-    split_placed,
     spread_offsets,
 )
 from ocrl.nn.mlp import MLP
@@ -99,7 +99,7 @@ class LocatedSlots(GaussianSlots):
         seen = WithPixels(backbone) if glimpse_size else None
         look_dim = slot_dim
         if has_places:
-            look_dim = split_placed(torch.empty(1, slot_dim), num_axes=NUM_AXES)[0].shape[-1]
+            look_dim = feature_dim(slot_dim, num_axes=NUM_AXES)
         super().__init__(
             seen or backbone,
             initializer=initializer,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ocrl.encoders.gaussian_slots import GaussianSlots
 from ocrl.interfaces import Backbone, Initializer, State
 from ocrl.nn.attention import EpsPlacement
-from ocrl.nn.location import check_placed, join_placed, split_placed, spread_offsets
+from ocrl.nn.location import check_placed, feature_dim, join_placed, spread_offsets
 from ocrl.nn.triangulation import (
     NUM_AXES,
     NUM_RAY,
@@ -87,7 +87,7 @@ class PlacedSlots(GaussianSlots):
                 "backbone@encoder.backbone=scene_rays, a SceneBackbone with has_rays, got "
                 f"{type(backbone).__name__} without them"
             )
-        looks, _, _ = split_placed(torch.empty(1, slot_dim), num_axes=NUM_AXES)
+        look_dim = feature_dim(slot_dim, num_axes=NUM_AXES)
         num_places = num_slots - num_grounds
         middle = torch.tensor([float(number) for number in center])
         super().__init__(
@@ -95,7 +95,7 @@ class PlacedSlots(GaussianSlots):
             initializer=initializer,
             num_slots=num_slots,
             slot_dim=slot_dim,
-            look_dim=looks.shape[-1],
+            look_dim=look_dim,
             num_position_features=NUM_RAY,
             num_grounds=num_grounds,
             num_iterations_first=num_iterations_first,

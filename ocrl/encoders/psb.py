@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ocrl.interfaces import Backbone, Initializer, SlotEncoder, State
 from ocrl.nn.attention import MultiHeadAttention
 from ocrl.nn.floor_places import NUM_COLUMNS, FloorPlaces, Standing
-from ocrl.nn.location import join_placed
+from ocrl.nn.location import feature_dim, join_placed
 from ocrl.nn.mlp import MLP
 from ocrl.nn.temporal import (
     PADDING,
@@ -82,7 +82,7 @@ class PSB(SlotEncoder):
 
     Raises:
         ValueError: if a count is not positive, an option has no effect, or there are places but
-            the tokens have no rays or slots do not compete.
+            the tokens have no rays, slots do not compete or are too small to hold one.
     """
 
     def __init__(
@@ -122,6 +122,9 @@ class PSB(SlotEncoder):
         self.places = places
         self.num_axes = 0 if places is None else NUM_AXES
         self.num_ray = 0 if places is None else NUM_RAY
+        self.num_features = slot_dim
+        if places is not None:
+            self.num_features = feature_dim(slot_dim, num_axes=NUM_AXES)
         self.norm_init = nn.LayerNorm(slot_dim)
         self.blocks = nn.ModuleList(
             _Block(
@@ -293,7 +296,7 @@ class PSB(SlotEncoder):
         if self.places is None or standing is None:
             return slots
         places, is_placed = self.places.in_world(standing)
-        features = slots[..., : slots.shape[-1] - NUM_AXES - 1]
+        features = slots[..., : self.num_features]
         return join_placed(features, places.to(slots.dtype), is_placed.to(slots.dtype))
 
     def _of_all_views(self, cache: Tensor, present: Tensor, age: Tensor) -> Tensor:

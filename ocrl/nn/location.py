@@ -9,7 +9,7 @@ import functools
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 NUM_AXES = 2
 """Numbers of a place on a picture."""
@@ -118,6 +118,21 @@ def _tents(centres: Tensor, offsets: Tensor, num_cells: int) -> Tensor:
     return (1 - (points[..., None] - cells).abs()).clamp_min(0.0)
 
 
+def feature_dim(slot_dim: int, *, num_axes: int) -> int:
+    """How many numbers of a slot (D,) are features, where it ends with a place of A numbers.
+
+    Raises:
+        ValueError: if there is no room for features.
+    """
+    size = slot_dim - num_axes - 1
+    if size < 1:
+        raise ValueError(
+            f"expected slot_dim above {num_axes + 1}, for slots that end with a place, got "
+            f"{slot_dim}"
+        )
+    return size
+
+
 def split_placed(slots: Tensor, *, num_axes: int) -> tuple[Tensor, Tensor, Tensor]:
     """Slots (...,D) that end with where they are: features, places and whether they have one.
 
@@ -132,12 +147,7 @@ def split_placed(slots: Tensor, *, num_axes: int) -> tuple[Tensor, Tensor, Tenso
     Raises:
         ValueError: if there is no room for features.
     """
-    size = slots.shape[-1] - num_axes - 1
-    if size < 1:
-        raise ValueError(
-            f"expected slot_dim above {num_axes + 1}, for slots that end with a place, got "
-            f"{slots.shape[-1]}"
-        )
+    size = feature_dim(slots.shape[-1], num_axes=num_axes)
     features, places, is_placed = slots.split([size, num_axes, 1], dim=-1)
     return features, places, is_placed
 
@@ -145,6 +155,26 @@ def split_placed(slots: Tensor, *, num_axes: int) -> tuple[Tensor, Tensor, Tenso
 def join_placed(features: Tensor, places: Tensor, is_placed: Tensor) -> Tensor:
     """The slots (...,D) that `split_placed` takes apart."""
     return torch.cat([features, places, is_placed], dim=-1)
+
+
+class Precision(nn.Module):
+    """How narrow round Gaussians around places are: one over the variance, as slots say.
+
+    Args:
+        slot_dim: D, without the place.
+        first_width: standard deviation before anything is learned, in units of the world.
+    """
+
+    def __init__(self, slot_dim: int, *, first_width: float) -> None:
+        super().__init__()
+        self.log_width = nn.Linear(slot_dim, 1)
+        nn.init.zeros_(self.log_width.weight)
+        nn.init.constant_(self.log_width.bias, math.log(first_width))
+
+    def forward(self, slots: Tensor) -> Tensor:
+        """(...,K,1) of slots (...,K,D), in float32 whatever the autocast."""
+        log_width: Tensor = self.log_width(slots)
+        return (-2 * log_width.float()).exp()
 
 
 def check_placed(num_slots: int, *, num_grounds: int, **positive: float) -> None:

@@ -109,8 +109,9 @@ class Coherence(Objective, ScheduledModule):
         patches = rearrange(video.float(), pattern, p=size, q=size)
         if self.looks == "colours":
             patches = patches.mean(dim=(3, 4))
-        mean = patches.mean(dim=2, keepdim=True)
-        values = self._tokens(patches + (self.brightness - 1) * mean).flatten(3)
+        if self.brightness != 1.0:
+            patches = patches + (self.brightness - 1.0) * patches.mean(dim=2, keepdim=True)
+        values = self._tokens(patches).flatten(3)
         ground = attn.sum(dim=2).argmax(dim=-1, keepdim=True)
         if self.rare_share:
             weights = 1 - self.rare_share + self.rare_share * rarity(values)

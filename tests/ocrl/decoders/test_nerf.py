@@ -133,7 +133,7 @@ def test_fields_fade_away_from_the_places_of_their_slots():
     decoder = make(reads_places=True, num_intervals=2000)
     assert decoder.num_axes == 3
     decoder.norm_slots, decoder.field = nn.Identity(), Ball(4.0 / 2000)
-    nn.init.constant_(decoder.log_width.bias, math.log(0.3))
+    nn.init.constant_(decoder.precision.log_width.bias, math.log(0.3))
     # A ball at the origin, red, whose slot stands .4 beside it; the blue ground is everywhere.
     features = torch.tensor([[1.0, 0.0, 0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0, 0.0, 0.0]])
     places = torch.tensor([[0.0, 0.4, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0]])

@@ -461,3 +461,8 @@ def test_slots_with_places_go_on_with_what_looks_like_what_they_won() -> None:
 def test_places_need_rays_and_a_competition(options) -> None:
     with pytest.raises(ValueError, match=r"tokens that end with their rays .* got is_inverted="):
         make_placed(**options)
+
+
+def test_slots_too_small_for_a_place_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"expected slot_dim above 4, .* got 4"):
+        make_placed(slot_dim=4, object_heads=2)

@@ -6,6 +6,7 @@ import torch
 from ocrl.nn.location import (
     cell_centres,
     cut_around,
+    feature_dim,
     follow,
     join_placed,
     log_density,
@@ -130,6 +131,7 @@ def test_placed_slots_come_apart_and_together(num_axes: int) -> None:
     features, places, is_placed = split_placed(slots, num_axes=num_axes)
     assert features.shape[-1] == 5 and places.shape[-1] == num_axes and is_placed.shape[-1] == 1
     assert torch.equal(join_placed(features, places, is_placed), slots)
+    assert feature_dim(6 + num_axes, num_axes=num_axes) == 5
     smallest = slots[..., : num_axes + 1]
     with pytest.raises(ValueError, match=f"expected slot_dim above {num_axes + 1}, .* got"):
         split_placed(smallest, num_axes=num_axes)
