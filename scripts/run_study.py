@@ -20,7 +20,7 @@ import fnmatch
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,23 @@ AGENTS = Kind("agents", "train_agent", "agent.seed", EVALUATION)
 WORLDS = Kind("worlds", "train_world_model", "trainer.seed", RECORD)
 VIEWS = Kind("views", "pretrain_slots", "trainer.seed", RECORD)
 KINDS = (AGENTS, WORLDS, VIEWS)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run of a script.
+
+    Attributes:
+        kind: what is trained.
+        directory: of the run.
+        options: of the file.
+        more: options after these, which name no encoder.
+    """
+
+    kind: Kind
+    directory: Path
+    options: Sequence[str]
+    more: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -234,32 +251,42 @@ def train(
         for name, home in study.homes.items()
     }
     threads = max(1, num_cores() // jobs)
-    begun: dict[str, Future[None]] = {}
-    runs: dict[Path, Future[None]] = {}
+    tasks = [Task(ENCODERS, where[name], study.encoders[name], []) for name in study.needed()]
+    runs = [
+        Task(
+            study.kind,
+            output / study.kind.part / f"{name}-{seed}",
+            options,
+            [f"{study.kind.seed}={seed}", *overrides],
+        )
+        for seed in seeds
+        for name, options in study.runs.items()
+    ]
 
-    def work(kind: Kind, directory: Path, options: Sequence[str], more: list[str]) -> None:
-        # What is waited for was begun before, so somebody works on it.
-        for name in named(options):
-            begun[name].result()
-        told = [_NAMED.sub(lambda match: where[match[1]].as_posix(), o) for o in options]
-        words = [*told, *more]
-        run(kind.script, directory, words, done=kind.done, log="log.txt", threads=threads)
+    def work(task: Task) -> None:
+        told = [_NAMED.sub(lambda match: where[match[1]].as_posix(), o) for o in task.options]
+        words = [*told, *task.more]
+        run(
+            task.kind.script,
+            task.directory,
+            words,
+            done=task.kind.done,
+            log="log.txt",
+            threads=threads,
+        )
 
+    waiting, made, begun = [*tasks, *runs], set[Path](), dict[Future[None], Path]()
     with ending_all(), ThreadPoolExecutor(jobs) as pool:
-        for name in study.needed():
-            begun[name] = pool.submit(work, ENCODERS, where[name], study.encoders[name], [])
-        for seed in seeds:
-            for name, options in study.runs.items():
-                directory = output / study.kind.part / f"{name}-{seed}"
-                more = [f"{study.kind.seed}={seed}", *overrides]
-                runs[directory] = pool.submit(work, study.kind, directory, options, more)
-        try:
-            for future in [*begun.values(), *runs.values()]:
+        while waiting or begun:
+            # Whoever is free takes the first task that has what it names.
+            for task in list(waiting):
+                if len(begun) < jobs and made >= {where[name] for name in named(task.options)}:
+                    waiting.remove(task)
+                    begun[pool.submit(work, task)] = task.directory
+            for future in wait(begun, return_when=FIRST_COMPLETED).done:
                 future.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    return list(runs)
+                made.add(begun.pop(future))
+    return [task.directory for task in runs]
 
 
 if __name__ == "__main__":

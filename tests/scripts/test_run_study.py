@@ -58,8 +58,9 @@ MEASURED = {
 class Recorder:
     """Stands for the scripts: leaves what they leave, or fails."""
 
-    def __init__(self, failing=(), stopped=None):
+    def __init__(self, failing=(), stopped=None, slow=None):
         self.commands, self.failing, self.stopped = [], failing, stopped
+        self.slow, self.others_are_through = slow, threading.Event()
         self.lock = threading.Lock()
 
     def __call__(self, command, *, env, output):
@@ -71,6 +72,10 @@ class Recorder:
             self.commands.append((Path(command[1]).stem, run.name, options))
         if run.name == self.stopped:
             raise KeyboardInterrupt
+        if run.name == self.slow:
+            assert self.others_are_through.wait(timeout=20)
+        elif Path(command[1]).stem == "train_agent":
+            self.others_are_through.set()
         if run.name in self.failing:
             output.write("training\nthe disk is full\n")
             return 3
@@ -91,10 +96,10 @@ def study(load_script, stand_in, monkeypatch, tmp_path):
     file = tmp_path / "reach.yaml"
     file.write_text(yaml.safe_dump(STUDY))
 
-    def start(*arguments, failing=(), stopped=None, content=None):
+    def start(*arguments, content=None, **recorded):
         if content is not None:
             file.write_text(content)
-        recorder = Recorder(failing, stopped)
+        recorder = Recorder(**recorded)
         stand_in(recorder)
         output = ["--output", str(tmp_path / "out")]
         monkeypatch.setattr(sys, "argv", ["run_study.py", str(file), *output, *arguments])
@@ -120,6 +125,11 @@ def test_encoders_come_before_the_agents_that_need_them(study, tmp_path, jobs):
     second = next(options for _, name, options in commands if name == "second")
     assert second["data.path"] == (tmp_path / "out/encoders/first/episodes").as_posix()
     assert {path.name for path in compared.runs} == agents.keys() and compared.write is None
+
+
+def test_nobody_waits_for_an_encoder_while_there_is_other_work(study):
+    commands, _ = study("--seeds", "0", "--jobs", "2", slow="first")
+    assert [name for _, name, _ in commands][:2] == ["first", "reach-objects-0"]
 
 
 def test_what_is_finished_is_not_repeated_and_a_part_can_be_chosen(study, tmp_path):
