@@ -66,7 +66,12 @@ def main(config: DictConfig) -> None:
             world_size=world.size,
         )
         held_out, evaluation = held_out_clips(config, model, store), config.evaluation
-        check_lengths(store, evaluation.horizons, num_context=model.num_context)
+        check_lengths(
+            store,
+            evaluation.horizons,
+            num_context=model.num_context,
+            holdout=config.data.holdout,
+        )
         measured = {"horizons": list(evaluation.horizons), "preset": evaluation.preset}
         measured["device"] = world.device
         trainer.fit(

@@ -62,17 +62,20 @@ def count_events(store: EpisodeStore) -> tuple[int, int]:
     return number, num_steps
 
 
-def check_lengths(store: EpisodeStore, horizons: Sequence[int], *, num_context: int) -> None:
-    """Refuse horizons that no episode is long enough for, before anything is trained.
+def check_lengths(
+    store: EpisodeStore, horizons: Sequence[int], *, num_context: int, holdout: float
+) -> None:
+    """Refuse horizons that no held-out episode is long enough for, before anything is trained.
 
     Raises:
-        ValueError: naming the longest episode.
+        ValueError: naming the longest of these episodes.
     """
-    longest = int(store.lengths.max())
+    held_out = split_episodes(store, split="holdout", holdout=holdout)
+    longest = int(store.lengths[held_out].max())
     if horizons and num_context + max(horizons) > longest:
         raise ValueError(
-            f"expected evaluation.horizons up to {longest - num_context}, as the longest episode "
-            f"of {store.path} has {longest} frames and {num_context} are context, got "
+            f"expected evaluation.horizons up to {longest - num_context}, as the longest held-out "
+            f"episode of {store.path} has {longest} frames and {num_context} are context, got "
             f"{max(horizons)}"
         )
 

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 import ocrl
 from ocrl import checkpoint
+from ocrl.data.clips import split_episodes
 from ocrl.data.store import EpisodeStore, EpisodeWriter
 from ocrl.world_model import WorldModel
 
@@ -162,6 +163,22 @@ def test_events_are_rewards_and_terminations(load_script, tmp_path):
     with EpisodeWriter(tmp_path / "bare", metadata={}) as writer:
         writer.append({"frames": frames})
     assert count_events(EpisodeStore(tmp_path / "bare")) == (0, 4)
+
+
+def test_horizons_have_to_fit_into_an_episode_that_is_held_out(load_script, tmp_path):
+    check_lengths = load_script("worlds").check_lengths
+    with EpisodeWriter(tmp_path / "some", metadata={}) as writer:
+        for length in (7, 9, 12, 15):
+            rows = np.random.default_rng(length).integers(256, size=(length, 8, 8, 3))
+            writer.append({"frames": rows.astype(np.uint8)})
+    store = EpisodeStore(tmp_path / "some")
+    held_out = store.lengths[split_episodes(store, split="holdout", holdout=0.25)]
+    assert len(held_out) == 1 and held_out[0] < store.lengths.max()
+    longest = int(held_out[0])
+    check_lengths(store, [1, longest - 2], num_context=2, holdout=0.25)
+    words = f"up to {longest - 2}, as the longest held-out episode of .* has {longest} frames"
+    with pytest.raises(ValueError, match=words):
+        check_lengths(store, [1, longest - 1], num_context=2, holdout=0.25)
 
 
 def test_evaluations_share_the_store_that_is_open(workplace, trained, load_script, monkeypatch):
