@@ -15,12 +15,20 @@ from torch import Tensor
 
 from ocrl import metrics
 from ocrl.baselines import kmeans_segmentation
-from ocrl.discovery import MODEL, segment
+from ocrl.discovery import MODEL
 from ocrl.health import describe_health, slot_health
 from ocrl.matching import align_over_time
 from ocrl.model import SlotModel
 from ocrl.nn.orbit import orbit
-from ocrl.posed import PosedViews, check_posed, chooser_of, nearest_views, render_views, seen_views
+from ocrl.posed import (
+    PosedViews,
+    attended,
+    check_posed,
+    chooser_of,
+    nearest_views,
+    render_views,
+    seen_views,
+)
 from ocrl.types import BACKGROUND_ID, VOID_ID, Camera, Clip, SlotOutput
 
 Scores = dict[str, dict[str, list[Tensor]]]
@@ -232,14 +240,6 @@ def _reordered(encoded: SlotOutput, order: Tensor) -> SlotOutput:
         return values.gather(2, order[..., None].expand(-1, -1, -1, values.shape[-1]))
 
     return SlotOutput(take(encoded.slots), take(encoded.attn))
-
-
-def attended(model: SlotModel, encoded: SlotOutput, size: tuple[int, int]) -> Tensor:
-    """Ids (B,T,W,H,W') of the slots that attend most to each pixel of the W seen views."""
-    grid = model.encoder.backbone.grid
-    num_seen = encoded.attn.shape[-1] // (grid[0] * grid[1])
-    masks = encoded.attn.unflatten(-1, (num_seen, *grid)).transpose(2, 3).flatten(1, 2)
-    return segment(masks, size).unflatten(1, (-1, num_seen))
 
 
 class _Tally:

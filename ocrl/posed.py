@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ocrl.discovery import segment
 from ocrl.interfaces import Decoder, RayDecoder, ViewChooser
 from ocrl.model import SlotModel
 from ocrl.nn.rays import camera_rays, check_cameras, check_scale
-from ocrl.types import Camera, Clip, DecoderOutput
+from ocrl.types import Camera, Clip, DecoderOutput, SlotOutput
 
 _RAYS_AT_ONCE = 1 << 16
 
@@ -91,6 +92,14 @@ def seen_views(clip: Clip, num_seen: int) -> Clip:
     """The first views of each clip, as a measurement shows them to the encoder."""
     views = torch.arange(num_seen, device=clip.video.device)
     return clip.take_views(views.expand(clip.batch_size, -1))
+
+
+def attended(model: SlotModel, encoded: SlotOutput, size: tuple[int, int]) -> Tensor:
+    """Ids (B,T,W,H,W') of the slots that attend most to each pixel of the W seen views."""
+    grid = model.encoder.backbone.grid
+    num_seen = encoded.attn.shape[-1] // (grid[0] * grid[1])
+    masks = encoded.attn.unflatten(-1, (num_seen, *grid)).transpose(2, 3).flatten(1, 2)
+    return segment(masks, size).unflatten(1, (-1, num_seen))
 
 
 def view_rays(camera: Camera, size: tuple[int, int]) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ from ocrl.data.store import EpisodeStore
 from ocrl.discovery import DiscoveryModel, MaskSource, attention_masks, segment
 from ocrl.matching import hungarian
 from ocrl.model import SlotModel
-from ocrl.posed import chooser_of, is_posed, render_views, seen_views
+from ocrl.posed import attended, chooser_of, is_posed, render_views, seen_views
 from ocrl.types import Clip, SlotOutput
 
 OBJECTS = "entities"
@@ -154,13 +155,24 @@ def _shown(model: DiscoveryModel, clip: Clip) -> Clip:
 
 
 def _segments(model: DiscoveryModel, clip: Clip, encoded: SlotOutput, source: MaskSource) -> Tensor:
-    """The slot (B,T,[V,]H,W) that each pixel shows, K where a posed model shows none."""
+    """The slot (B,T,[V,]H,W) that each pixel shows, K where a posed model shows none.
+
+    Of attention V are the views that the encoder saw, the first ones.
+    """
+    _check_source(source)
     size = (clip.video.shape[-2], clip.video.shape[-1])
-    if isinstance(model, SlotModel) and is_posed(model) and source == "decoder":
+    if isinstance(model, SlotModel) and is_posed(model):
         if clip.camera is None:
             raise ValueError("expected cameras in the clips of a model of posed views, got none")
+        if source == "attn":
+            return attended(model, encoded, size)
         return render_views(model.decoder, encoded.slots, clip.camera, size=size).segments
     return segment(slot_masks(model, clip, encoded, source=source), size)
+
+
+def _check_source(source: str) -> None:
+    if source not in get_args(MaskSource):
+        raise ValueError(f"expected mask_source to be 'decoder' or 'attn', got {source!r}")
 
 
 def slot_masks(
@@ -171,8 +183,7 @@ def slot_masks(
     Raises:
         ValueError: if `source` is unknown.
     """
-    if source not in ("decoder", "attn"):
-        raise ValueError(f"expected mask_source to be 'decoder' or 'attn', got {source!r}")
+    _check_source(source)
     if source == "attn":
         return attention_masks(encoded, model.encoder)
     step = max(1, _FRAMES_AT_ONCE // clip.batch_size)
@@ -233,6 +244,7 @@ def label_encoded(
     tables = object_factors(clip, attribute_names)
     truth, segments = clip.segmentation[OBJECTS], _segments(model, clip, encoded, mask_source)
     if segments.ndim == 5:
+        truth = truth[:, :, : segments.shape[2]]
         truth, segments = truth.flatten(2, 3), segments.flatten(2, 3)
     num_slots = encoded.slots.shape[2]
     for index in range(clip.batch_size):

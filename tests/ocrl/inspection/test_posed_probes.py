@@ -73,6 +73,24 @@ def test_slots_are_matched_over_all_cameras(has_background):
         assert match_by_masks(clip).tolist() == [[0, 1, 2]] * 3
 
 
+def test_slots_are_matched_by_what_is_attended_to_in_the_cameras_that_are_seen():
+    clip = labelled_clip()
+    # The first ball stands in the third camera alone, which the encoder does not see.
+    truth = clip.segmentation["entities"].clone()
+    truth[:, :, :2][truth[:, :, :2] == 1] = 0
+    clip = replace(clip, segmentation={"entities": truth})
+    options = {"attribute_names": NAMES, "mask_source": "attn"}
+    for labelled in label_clips(model_of(), [clip], **options):
+        assert labelled.is_seen.tolist() == [[False, True, True]] * 3
+        torch.testing.assert_close(labelled.overlap[:, 1:, 1:3], torch.eye(2).expand(3, 2, 2))
+        assert match_by_masks(labelled).tolist() == [[-1, 1, 2]] * 3
+
+
+def test_masks_of_nothing_known_are_refused():
+    with pytest.raises(ValueError, match="to be 'decoder' or 'attn', got 'attention'"):
+        label_clips(model_of(), [labelled_clip()], attribute_names=NAMES, mask_source="attention")
+
+
 def test_places_and_colours_are_read_off_slots():
     result = compare_probes(
         {"told": model_of(has_background=True)},
