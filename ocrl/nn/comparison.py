@@ -1,12 +1,11 @@
 """How each slot of a set differs from the others.
 
-K slots, F features of one.
+K slots, F features of one, P = K (K-1) / 2 pairs.
 """
 
 from __future__ import annotations
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 
@@ -42,10 +41,23 @@ class PairComparison(nn.Module):
         Returns:
             (...,K,dim).
         """
-        first, second = (rearrange(slots, f"... k f -> ... {to}") for to in ("k 1 f", "1 k f"))
-        pairs = self.to_pairs((first - second).abs()).relu()
-        among = None if is_present is None else is_present[..., None, :]
-        return torch.as_tensor(self.from_pairs(mean_of_present(pairs, among)))
+        # A pair differs as much either way, and nothing from itself: P pairs are read, not K * K.
+        num_slots = slots.shape[-2]
+        first, second = torch.triu_indices(num_slots, num_slots, 1, device=slots.device)
+        differences = slots.index_select(-2, first) - slots.index_select(-2, second)
+        pairs = self.to_pairs(differences.abs()).relu()
+        alone = self.to_pairs.bias.relu().to(pairs.dtype)
+        whose = torch.eye(num_slots, dtype=pairs.dtype, device=pairs.device)
+        is_first, is_second = whose[:, first], whose[:, second]
+        if is_present is None:
+            mean = ((is_first + is_second) @ pairs + alone) / num_slots
+        else:
+            present = is_present.to(pairs.dtype)
+            of_first, of_second = present[..., None, second], present[..., None, first]
+            total = (is_first * of_first + is_second * of_second) @ pairs
+            total = total + present[..., None] * alone
+            mean = total / present.sum(-1)[..., None, None].clamp(min=1.0)
+        return torch.as_tensor(self.from_pairs(mean))
 
 
 def mean_of_present(values: Tensor, is_present: Tensor | None) -> Tensor:
