@@ -141,6 +141,8 @@ class HistoryAttention(nn.Module):
         return rearrange(mixed, "b h (t k) d -> b t k (h d)", k=num_tokens)
 
     def _mix_lines(self, query: Tensor, kept: Tensor, mask: Tensor) -> Tensor:
+        if query.shape[1] == 1:
+            return self._mix_step(query, kept, mask)
         # Lines are heads of one attention: of five dimensions there is no fused kernel.
         num_tokens = query.shape[2]
         query, key, value = (
@@ -148,6 +150,13 @@ class HistoryAttention(nn.Module):
         )
         mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         return rearrange(mixed, "b (k h) t d -> b t k (h d)", k=num_tokens)
+
+    def _mix_step(self, query: Tensor, kept: Tensor, mask: Tensor) -> Tensor:
+        # One frame reads a few: nothing is moved, and no kernel is begun for each line.
+        key, value = kept.unbind(1)
+        logits = (query * key).sum(-1) * query.shape[-1] ** -0.5 + mask[:, 0, 0, :, None, None]
+        weight = logits.softmax(dim=1).to(value.dtype)
+        return (weight[..., None] * value).sum(1, keepdim=True).flatten(-2)
 
 
 class HistoryLayer(nn.Module):
