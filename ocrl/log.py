@@ -181,7 +181,8 @@ class ProgressBar:
         now = time.monotonic()
         if not self._console.is_terminal and now - self._said >= _SECONDS_BETWEEN_LINES:
             self._said = now
-            self.say(f"{self._title}: {done}/{self._total}, {self._left(now)} left, {note}")
+            said = [f"{done}/{self._total}", f"{self._left(now)} left", *filter(None, [note])]
+            self.say(f"{self._title}: {', '.join(said)}")
 
     def say(self, sentence: str) -> None:
         """Say something without breaking the bar."""

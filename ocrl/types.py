@@ -76,6 +76,7 @@ class Clip:
             `ocrl.properties.PropertySpec`.
         camera: the cameras of posed views.
         depth: (B,T,[V,]H,W) float32 along the axis of the camera, in units of the world.
+        slots: (B,T,K,D), where an encoder that does not change any more has read them before.
     """
 
     video: Tensor
@@ -89,6 +90,7 @@ class Clip:
     properties: Mapping[str, Tensor] = field(default_factory=dict)
     camera: Camera | None = None
     depth: Tensor | None = None
+    slots: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.video.ndim not in (5, 6):

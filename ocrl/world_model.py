@@ -122,17 +122,24 @@ class WorldModel(SlotWorld):
         """Slots of a clip, in an order that stays over its frames."""
         return self._aligned(self.model.encode(clip))
 
+    @torch.no_grad()
+    def slots_of(self, clip: Clip) -> Tensor:
+        """Slots (B,T,K,D) of what `forward` looks at of a clip, as they may be kept beside it."""
+        return self.encode(clip[: self.clip_length].to_float()).slots
+
     def forward(self, clip: Clip) -> WorldModelOutput:
         """Roll out over a clip of at least `clip_length` frames, and compare with what came.
 
+        A frozen slot model is not asked for slots that the clip has, see `slots_of`.
+
         Raises:
-            ValueError: if the clip is too short, or lacks actions, rewards or terminations.
+            ValueError: if the clip is too short, or lacks actions, rewards or terminations; or it
+                has slots though the slot model learns.
         """
         clip = self._checked(clip)
         losses: dict[str, Tensor] = {}
         if self.is_frozen:
-            with torch.no_grad():
-                slots = self.encode(clip).slots
+            slots = self.slots_of(clip) if clip.slots is None else clip.slots
         else:
             output = self.model(clip)
             slots = self._aligned(output.encoded).slots
@@ -150,6 +157,8 @@ class WorldModel(SlotWorld):
                 f"expected clips of {self.clip_length} frames, num_context={self.num_context} and "
                 f"horizon={self.horizon}, got {clip.num_frames}"
             )
+        if clip.slots is not None and not self.is_frozen:
+            raise ValueError("expected clips without slots for a slot model that learns, got some")
         for name, value in (("reward", clip.reward), ("continue", clip.terminated)):
             if self.weights[name] and value is None:
                 lacking = "rewards" if name == "reward" else "terminations"

@@ -18,7 +18,7 @@ from comparison import run
 from episodes import find_episodes
 from omegaconf import DictConfig
 from rich.console import Console
-from worlds import build_world, check_lengths, ending_clips, held_out_clips
+from worlds import build_world, check_lengths, ending_clips, held_out_clips, training_clips
 
 import ocrl
 from ocrl import checkpoint
@@ -72,12 +72,13 @@ def main(config: DictConfig) -> None:
             num_context=model.num_context,
             holdout=config.data.holdout,
         )
+        clips = training_clips(config, model, loader, run=directory, world=world)
         measured = {"horizons": list(evaluation.horizons), "preset": evaluation.preset}
         measured["device"] = world.device
         trainer.fit(
             model,
             optimizer=hydra.utils.instantiate(config.optimizer, _convert_="all"),
-            batches=lambda step: Prefetcher(loader, start_step=step, device=world.device),
+            batches=lambda step: Prefetcher(clips, start_step=step, device=world.device),
             run=Run(
                 directory,
                 model_config,

@@ -11,11 +11,14 @@ import numpy as np
 from omegaconf import DictConfig
 
 from ocrl import checkpoint
-from ocrl.data.clips import Split, evaluation_clips, split_episodes
+from ocrl.data.clip_pool import ClipPool
+from ocrl.data.clips import ClipLoader, ClipSource, Split, evaluation_clips, split_episodes
 from ocrl.data.sources import stored_clips, stored_presets
 from ocrl.data.store import EpisodeStore
+from ocrl.distributed import World
 from ocrl.horizon import check_horizons
 from ocrl.interfaces import SlotCodes
+from ocrl.log import ProgressBar
 from ocrl.model import SlotModel
 from ocrl.types import Clip
 from ocrl.world_model import WorldModel, draws_imagined
@@ -109,6 +112,45 @@ def build_world(
     world_model.outcome.expect(*count_events(store))
     target = {"_target_": "ocrl.world_model.WorldModel", "model": checkpoint.read_config(source)}
     return world_model, target | parts | own
+
+
+def training_clips(
+    config: DictConfig, model: WorldModel, loader: ClipLoader, *, run: Path, world: World
+) -> ClipSource:
+    """The clips of training, with slots that a frozen encoder reads once if they come again.
+
+    Args:
+        config: of `configs/world_model.yaml`.
+        model: whose encoder it is.
+        loader: of this process's clips.
+        run: where the run keeps its checkpoint; one that is through needs no slots any more.
+        world: the processes that train together.
+
+    Raises:
+        ValueError: if `data.repeats` is not a whole number from 1 on.
+    """
+    repeats, batch_size = config.data.repeats, config.data.batch_size
+    if not isinstance(repeats, int) or repeats < 1:
+        raise ValueError(f"expected data.repeats to be a whole number from 1 on, got {repeats}")
+    if repeats == 1 or not model.is_frozen or _is_through(run, config.trainer.max_steps):
+        return loader
+    pool = ClipPool(
+        loader,
+        num_clips=max(config.trainer.max_steps * batch_size // repeats, world.size),
+        batch_size=batch_size // world.size,
+        seed=config.trainer.seed,
+    )
+    model.to(world.device)
+    with ProgressBar("reading slots", total=len(pool), is_silent=not world.is_first) as bar:
+        pool.remember(model.slots_of, device=world.device, note=bar.update)
+    return pool
+
+
+def _is_through(run: Path, max_steps: int) -> bool:
+    try:
+        return bool(checkpoint.read_meta(run)["step"] >= max_steps)
+    except FileNotFoundError:
+        return False
 
 
 def held_out_clips(

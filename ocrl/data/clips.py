@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Literal, Self
+from typing import Literal, Protocol, Self
 
 import numpy as np
 import torch
@@ -279,27 +279,64 @@ class ClipLoader:
         Raises:
             ValueError: if almost every episode is damaged.
         """
-        return self._reader.read(*self.draw(step), pin_memory=pin_memory)
+        return self.read(*self.draw(step), pin_memory=pin_memory)
+
+    def read(
+        self, episodes: NDArray[np.int64], starts: NDArray[np.int64], *, pin_memory: bool = False
+    ) -> Clip:
+        """The clips that begin at frame `starts` (B,) of `episodes` (B,)."""
+        return self._reader.read(episodes, starts, pin_memory=pin_memory)
 
     def draw(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Episode (B,) and first frame (B,) of each clip of a step."""
         generator = np.random.default_rng([self._seed, step])
-        store, ends = self._reader.store, self._ends
+        store = self._reader.store
         place = np.zeros(self._part.stop - self._part.start, np.int64)
         wanting = np.ones(len(place), bool)
         for _ in range(_MAX_REDRAWS):
             # All ranks draw for the whole batch, so that together they give what one would.
             drawn = generator.integers(self.num_clips, size=self._batch_size)[self._part]
             place[wanting] = drawn[wanting]
-            which = np.searchsorted(ends, place, side="right")
-            episodes = self._reader.episodes[which]
-            wanting = np.array([not store.is_sound(int(index)) for index in episodes])
+            episodes, starts = self._where(place)
+            wanting = ~self._are_sound(episodes)
             if not wanting.any():
-                return episodes, place - (ends - self._reader.num_starts)[which]
+                return episodes, starts
         raise ValueError(
             f"found no sound episode in {_MAX_REDRAWS} draws from {store.path}; restore it from a "
             "copy or collect new episodes"
         )
+
+    def draw_different(self, num_clips: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Episode (P,) and first frame (P,) of this rank's part of so many different clips.
+
+        Args:
+            num_clips: over all ranks together; fewer if there are fewer that are sound.
+
+        Raises:
+            ValueError: if there is no sound one for this rank.
+        """
+        generator = np.random.default_rng([self._seed, self._batch_size, num_clips])
+        size = self._part.stop - self._part.start
+        places = generator.permutation(self.num_clips)[:num_clips]
+        rank, world_size = self._part.start // size, self._batch_size // size
+        episodes, starts = self._where(places[rank::world_size])
+        is_sound = self._are_sound(episodes)
+        if not is_sound.any():
+            raise ValueError(
+                f"expected at least {world_size} sound clips in {self._reader.store.path}, one for "
+                f"each process, got {num_clips} of {self.num_clips}; take more, or restore it"
+            )
+        return episodes[is_sound], starts[is_sound]
+
+    def _where(self, places: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Episode and first frame of clips by number."""
+        which = np.searchsorted(self._ends, places, side="right")
+        first = (self._ends - self._reader.num_starts)[which]
+        return self._reader.episodes[which], places - first
+
+    def _are_sound(self, episodes: NDArray[np.int64]) -> NDArray[np.bool_]:
+        found = {index: self._reader.store.is_sound(int(index)) for index in np.unique(episodes)}
+        return np.array([found[index] for index in episodes], bool)
 
 
 def evaluation_clips(
@@ -393,15 +430,22 @@ def _spread(reader: _ClipReader, num_clips: int, seed: int) -> NDArray[np.int64]
     return np.stack([episodes[which], np.minimum(starts, num_starts[which] - 1)], axis=1)
 
 
+class ClipSource(Protocol):
+    """Gives the clips of a step of training, see `ClipLoader.batch`."""
+
+    def batch(self, step: int, *, pin_memory: bool = False) -> Clip:
+        """The clips of one training step."""
+
+
 class Prefetcher:
-    """Batches of a `ClipLoader` from a given step on, made by a thread while the last one is used.
+    """Batches from a given step on, made by a thread while the last one is used.
 
     On CUDA they come through pinned memory, copied without blocking.
     """
 
     def __init__(
         self,
-        loader: ClipLoader,
+        loader: ClipSource,
         *,
         start_step: int,
         device: torch.device | str,

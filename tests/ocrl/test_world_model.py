@@ -133,6 +133,22 @@ def test_a_frozen_model_stays_as_it_is_and_a_tuned_one_learns():
     assert all(p.grad is not None for p in tuned.model.encoder.parameters())
 
 
+def test_slots_that_are_known_are_not_asked_for_again(monkeypatch):
+    world, clip = make().eval(), draw()
+    torch.manual_seed(0)
+    expected = world(clip)
+    known = replace(clip, slots=world.slots_of(clip))
+    assert not known.slots.requires_grad and known.slots.shape == (B, T, K, D)
+    monkeypatch.setattr(world.model.encoder, "forward", None)  # to ask is an error
+    torch.manual_seed(0)
+    found = world(known)
+    torch.testing.assert_close(found.total, expected.total)
+    torch.testing.assert_close(found.prediction.slots, expected.prediction.slots)
+    learning = make(weights=WEIGHTS | {"model": 1.0})
+    with pytest.raises(ValueError, match="expected clips without slots for a slot model that"):
+        learning(known)
+
+
 def test_slots_of_frames_alone_are_put_in_order():
     options = (*SLOTS, "encoder=slot_attention", "decoder=broadcast", *SMALL)
     world = make(model=slot_model(*options))

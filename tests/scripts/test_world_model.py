@@ -7,12 +7,14 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 import ocrl
 from ocrl import checkpoint
-from ocrl.data.clips import split_episodes
+from ocrl.data.clips import ClipLoader, split_episodes
 from ocrl.data.store import EpisodeStore, EpisodeWriter
+from ocrl.distributed import join_world
 from ocrl.world_model import WorldModel
 
 ROOT = Path(__file__).parents[2]
@@ -179,6 +181,29 @@ def test_horizons_have_to_fit_into_an_episode_that_is_held_out(load_script, tmp_
     words = f"up to {longest - 2}, as the longest held-out episode of .* has {longest} frames"
     with pytest.raises(ValueError, match=words):
         check_lengths(store, [1, longest - 1], num_context=2, holdout=0.25)
+
+
+def test_a_frozen_encoder_reads_a_clip_once(workplace, trained, load_script, tmp_path):
+    training_clips = load_script("worlds").training_clips
+    finished = workplace.output("train_world_model", "small")
+    model, store = ocrl.load(finished), EpisodeStore(workplace.folder / "episodes")
+    loader = ClipLoader(store, clip_length=5, batch_size=4, seed=0, holdout=0.25)
+
+    def clips(run=tmp_path, **data):
+        config = {"data": {"batch_size": 4, "repeats": 4} | data}
+        config["trainer"] = {"max_steps": 4, "seed": 0}
+        with join_world("cpu") as world:
+            return training_clips(OmegaConf.create(config), model, loader, run=run, world=world)
+
+    pool = clips()
+    assert len(pool) == min(4, loader.num_clips)
+    clip = pool.batch(0)
+    torch.testing.assert_close(clip.slots, model.slots_of(clip))
+    assert clips(repeats=1) is loader and clips(run=finished) is loader
+    with pytest.raises(ValueError, match=r"data\.repeats to be a whole number from 1 on, got 0"):
+        clips(repeats=0)
+    model.is_frozen = False
+    assert clips() is loader
 
 
 def test_evaluations_share_the_store_that_is_open(workplace, trained, load_script, monkeypatch):
