@@ -23,6 +23,7 @@ from ocrl.model import SlotModel
 from ocrl.types import Clip
 from ocrl.world_model import WorldModel, draws_imagined
 
+_IMAGE_WEIGHT = 100.0  # frames differ by a thousandth where slots, which tremble, do by tenths
 _SETTINGS = ("weights", "num_context", "horizon", "num_decoded", "is_teacher_forced")
 
 
@@ -102,7 +103,7 @@ def build_world(
     config.code_sizes = list(encoder.code_sizes) if isinstance(encoder, SlotCodes) else []
     config.merge_with(action_sizes(store))
     if config.weights.image is None:
-        config.weights.image = float(draws_imagined(model.decoder))
+        config.weights.image = _IMAGE_WEIGHT if draws_imagined(model.decoder) else 0.0
     settings = checkpoint.plain(config)
     parts = {name: settings[name] for name in ("dynamics", "outcome")}
     own = {name: settings[name] for name in _SETTINGS}
