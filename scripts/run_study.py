@@ -251,7 +251,7 @@ def train(
         for name, home in study.homes.items()
     }
     threads = max(1, num_cores() // jobs)
-    tasks = [Task(ENCODERS, where[name], study.encoders[name], []) for name in study.needed()]
+    encoders = [Task(ENCODERS, where[name], study.encoders[name], []) for name in study.needed()]
     runs = [
         Task(
             study.kind,
@@ -275,7 +275,7 @@ def train(
             threads=threads,
         )
 
-    waiting, made, begun = [*tasks, *runs], set[Path](), dict[Future[None], Path]()
+    waiting, made, begun = [*encoders, *runs], set[Path](), dict[Future[None], Path]()
     with ending_all(), ThreadPoolExecutor(jobs) as pool:
         while waiting or begun:
             # Whoever is free takes the first task that has what it names.

@@ -120,6 +120,8 @@ def training_clips(
 ) -> ClipSource:
     """The clips of training, with slots that a frozen encoder reads once if they come again.
 
+    With `trainer.max_minutes` they are read as they come.
+
     Args:
         config: of `configs/world_model.yaml`.
         model: whose encoder it is.
@@ -133,7 +135,9 @@ def training_clips(
     repeats, batch_size = config.data.repeats, config.data.batch_size
     if not isinstance(repeats, int) or repeats < 1:
         raise ValueError(f"expected data.repeats to be a whole number from 1 on, got {repeats}")
-    if repeats == 1 or not model.is_frozen or _is_through(run, config.trainer.max_steps):
+    # Under a limit of time nobody knows how many clips will come, and reading them would not count.
+    is_open = config.trainer.max_minutes is not None
+    if repeats == 1 or not model.is_frozen or is_open or _is_through(run, config.trainer.max_steps):
         return loader
     pool = ClipPool(
         loader,

@@ -129,7 +129,7 @@ def test_encoders_come_before_the_agents_that_need_them(study, tmp_path, jobs):
 
 def test_nobody_waits_for_an_encoder_while_there_is_other_work(study):
     commands, _ = study("--seeds", "0", "--jobs", "2", slow="first")
-    assert [name for _, name, _ in commands][:2] == ["first", "reach-objects-0"]
+    assert {name for _, name, _ in commands[:2]} == {"first", "reach-objects-0"}
 
 
 def test_what_is_finished_is_not_repeated_and_a_part_can_be_chosen(study, tmp_path):

@@ -189,9 +189,9 @@ def test_a_frozen_encoder_reads_a_clip_once(workplace, trained, load_script, tmp
     model, store = ocrl.load(finished), EpisodeStore(workplace.folder / "episodes")
     loader = ClipLoader(store, clip_length=5, batch_size=4, seed=0, holdout=0.25)
 
-    def clips(run=tmp_path, **data):
+    def clips(run=tmp_path, max_minutes=None, **data):
         config = {"data": {"batch_size": 4, "repeats": 4} | data}
-        config["trainer"] = {"max_steps": 4, "seed": 0}
+        config["trainer"] = {"max_steps": 4, "max_minutes": max_minutes, "seed": 0}
         with join_world("cpu") as world:
             return training_clips(OmegaConf.create(config), model, loader, run=run, world=world)
 
@@ -200,6 +200,7 @@ def test_a_frozen_encoder_reads_a_clip_once(workplace, trained, load_script, tmp
     clip = pool.batch(0)
     torch.testing.assert_close(clip.slots, model.slots_of(clip))
     assert clips(repeats=1) is loader and clips(run=finished) is loader
+    assert clips(max_minutes=1) is loader
     with pytest.raises(ValueError, match=r"data\.repeats to be a whole number from 1 on, got 0"):
         clips(repeats=0)
     model.is_frozen = False
