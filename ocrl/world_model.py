@@ -6,6 +6,7 @@ B batch, T frames, K slots, D slot size, A action size, C frames of the context,
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from ocrl.nn.outcome import OutcomeHead
 from ocrl.slot_world import SlotWorld, WorldModelOutput, mean_of_counted
 from ocrl.types import Clip, DecoderOutput, SlotOutput, SlotPrediction
 
+Rollout = Literal["random", "whole", "none"]
 LOSSES = ("slots", "image", "reward", "continue", "model")
 
 
@@ -25,10 +27,15 @@ class WorldModel(SlotWorld):
 
     Trained as SlotFormer (Wu et al. 2023, arXiv 2210.05861, section 3.3) and SOLD (Mosbach et al.
     2025, arXiv 2410.08822): a rollout goes on from its own predictions after a context, the error
-    is that of its slots and, through the decoder, that of its frames. Differs from both: frames of
-    the context are foretold, too, so that short histories are known; frames are decoded at a few
-    random steps of the rollout, as decoding costs most; rewards and terminations are learned with
-    the rest, on foretold slots. `ocrl.train.Trainer` trains it.
+    is that of its slots and, through the decoder, that of its frames. Differs from both: rollouts
+    are of random length, and what comes before is foretold from true slots, that of the context,
+    too, so that short histories are known; frames are decoded at a few random steps, as decoding
+    costs most; rewards and terminations are learned with the rest, on foretold slots.
+    `ocrl.train.Trainer` trains it.
+
+    Rollouts of one length do not learn what is rare and sharp, such as a push: deep in a rollout
+    nobody knows whether there was contact, and of two places the error of frames prefers the
+    likelier one, as a median does, which is to stay. One step from true slots tells.
 
     The losses are `slots`, the mean squared error of slots; `image`, that of the decoded frames;
     `event`, `reward` and `continue`, cross-entropies in nats; `model`, the slot model's own; and,
@@ -45,8 +52,9 @@ class WorldModel(SlotWorld):
             0 is not computed, and `image` needs a decoder that makes pixels of slots alone.
         num_context: C, frames that a rollout starts from.
         horizon: H, steps of a rollout.
-        num_decoded: random steps of the rollout at which frames are decoded, all if more.
-        is_teacher_forced: foretell each frame from true slots, in place of a rollout.
+        num_decoded: random ones of the last H frames that are decoded, all if more.
+        rollout: `random`, of 1 to H steps in training, the same in a batch; `whole`, of H steps; or
+            `none`, where each frame is foretold from true slots (teacher forcing).
 
     Raises:
         ValueError: if an argument is out of range, or the parts do not fit each other.
@@ -62,7 +70,7 @@ class WorldModel(SlotWorld):
         num_context: int,
         horizon: int,
         num_decoded: int,
-        is_teacher_forced: bool,
+        rollout: Rollout,
     ) -> None:
         super().__init__()
         if set(weights) != set(LOSSES):
@@ -71,6 +79,10 @@ class WorldModel(SlotWorld):
             raise ValueError(
                 "expected num_context, horizon and num_decoded of at least 1, got "
                 f"{num_context}, {horizon} and {num_decoded}"
+            )
+        if rollout not in get_args(Rollout):
+            raise ValueError(
+                f"expected rollout to be one of {', '.join(get_args(Rollout))}, got {rollout!r}"
             )
         if dynamics.slot_dim != model.encoder.slot_dim:
             raise ValueError(
@@ -94,7 +106,7 @@ class WorldModel(SlotWorld):
             if not weights[name]:
                 layer.requires_grad_(False)
         self.num_context, self.horizon = num_context, horizon
-        self.num_decoded, self.is_teacher_forced = num_decoded, is_teacher_forced
+        self.num_decoded, self.rollout = num_decoded, rollout
 
     @property
     def clip_length(self) -> int:
@@ -144,9 +156,10 @@ class WorldModel(SlotWorld):
             output = self.model(clip)
             slots = self._aligned(output.encoded).slots
             losses["model"] = output.total
-        prediction = self._foretell(slots, self._action(clip), clip.is_first)
+        num_given = self._num_given()
+        prediction = self._foretell(slots, self._action(clip), clip.is_first, num_given)
         is_same = (~clip.is_first[:, 1:]).int().cumprod(1).bool()
-        losses |= self._losses(clip, slots, prediction, is_same)
+        losses |= self._losses(clip, slots, prediction, is_same, num_given)
         return WorldModelOutput(losses, self.weighted(losses), prediction)
 
     # --- one pass -------------------------------------------------------------------------------
@@ -184,10 +197,21 @@ class WorldModel(SlotWorld):
         codes = None if encoded.codes is None else moved(encoded.codes)
         return SlotOutput(moved(encoded.slots), moved(encoded.attn), codes=codes)
 
-    def _foretell(self, slots: Tensor, action: Tensor | None, is_first: Tensor) -> SlotPrediction:
+    def _num_given(self) -> int:
+        """The frames at the start that the dynamics is given as they came."""
+        if self.rollout == "none":
+            return self.clip_length
+        if self.rollout == "random" and self.training:
+            return self.num_context + int(torch.randint(self.horizon, ()))
+        return self.num_context
+
+    def _foretell(
+        self, slots: Tensor, action: Tensor | None, is_first: Tensor, num_given: int
+    ) -> SlotPrediction:
         """What is said of every frame after the first: from true slots, then from its own."""
         state = self.dynamics.initial_state(len(slots))
-        num_read = slots.shape[1] - 1 if self.is_teacher_forced else self.num_context - 1
+        num_read = num_given - 1
+        num_steps = slots.shape[1] - num_given
         parts = []
         if num_read:
             done = None if action is None else action[:, :num_read]
@@ -195,14 +219,19 @@ class WorldModel(SlotWorld):
                 slots[:, :num_read], done, state, is_first[:, :num_read]
             )
             parts.append(read)
-        if not self.is_teacher_forced:
+        if num_steps:
             rest = None if action is None else action[:, num_read:-1]
-            imagined = self.dynamics.imagine(slots[:, num_read], state, rest, self.horizon)
+            imagined = self.dynamics.imagine(slots[:, num_read], state, rest, num_steps)
             parts.append(imagined.prediction)
         return SlotPrediction.joined(parts)
 
     def _losses(
-        self, clip: Clip, slots: Tensor, prediction: SlotPrediction, is_same: Tensor
+        self,
+        clip: Clip,
+        slots: Tensor,
+        prediction: SlotPrediction,
+        is_same: Tensor,
+        num_given: int,
     ) -> dict[str, Tensor]:
         losses = self.compare(
             slots,
@@ -212,7 +241,7 @@ class WorldModel(SlotWorld):
             terminated=clip.terminated,
             is_counted=is_same,
             is_first=clip.is_first,
-            num_given=slots.shape[1] if self.is_teacher_forced else self.num_context,
+            num_given=num_given,
         )
         if self.weights["image"]:
             losses["image"] = self._image_loss(clip.video, prediction.slots, is_same)

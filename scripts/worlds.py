@@ -24,7 +24,7 @@ from ocrl.types import Clip
 from ocrl.world_model import WorldModel, draws_imagined
 
 _IMAGE_WEIGHT = 100.0  # frames differ by a thousandth where slots, which tremble, do by tenths
-_SETTINGS = ("weights", "num_context", "horizon", "num_decoded", "is_teacher_forced")
+_SETTINGS = ("weights", "num_context", "horizon", "num_decoded", "rollout")
 
 
 def action_sizes(store: EpisodeStore) -> dict[str, int]:

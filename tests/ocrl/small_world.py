@@ -43,7 +43,7 @@ def settings(*options, model=None, dynamics="transformer", **changes):
         "num_context": 2,
         "horizon": T - 2,
         "num_decoded": 2,
-        "is_teacher_forced": False,
+        "rollout": "whole",
     } | changes
 
 

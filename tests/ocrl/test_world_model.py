@@ -44,16 +44,16 @@ def test_a_rollout_goes_on_from_what_it_said_itself_after_the_context():
 
 
 def test_with_teacher_forcing_every_frame_is_foretold_from_true_ones():
-    world, clip = make(is_teacher_forced=True).eval(), draw()
+    world, clip = make(rollout="none").eval(), draw()
     torch.nn.init.normal_(world.dynamics.output.to_slots.weight, std=0.3)
     slots = world.encode(clip).slots
     expected = world.dynamics(slots[:, :-1], clip.action[:, :-1], clip.is_first[:, :-1])
     torch.testing.assert_close(world(clip).prediction.slots, expected)
 
 
-@pytest.mark.parametrize("is_teacher_forced", [False, True])
-def test_each_loss_is_of_the_frame_that_was_foretold(is_teacher_forced):
-    world = make(num_decoded=9, is_teacher_forced=is_teacher_forced).eval()
+@pytest.mark.parametrize("rollout", ["whole", "none"])
+def test_each_loss_is_of_the_frame_that_was_foretold(rollout):
+    world = make(num_decoded=9, rollout=rollout).eval()
     clip = draw()
     torch.nn.init.normal_(world.dynamics.output.to_slots.weight, std=0.3)
     torch.nn.init.normal_(world.outcome.to_reward.weight)
@@ -67,7 +67,7 @@ def test_each_loss_is_of_the_frame_that_was_foretold(is_teacher_forced):
     image = (recon - clip.to_float().video[:, 2:]).square().mean()
     torch.testing.assert_close(output.losses["image"], image)
     # Outcomes are read from true slots as far as the dynamics was given them: here for two frames.
-    given = T - 1 if is_teacher_forced else 2
+    given = T - 1 if rollout == "none" else 2
     before = torch.cat([world.encode(clip).slots[:, :given], said[:, given - 1 : -1]], dim=1)
     outcome = world.outcome(before, clip.action[:, :-1], said)
     expected = world.outcome.losses(
@@ -75,6 +75,43 @@ def test_each_loss_is_of_the_frame_that_was_foretold(is_teacher_forced):
     )
     for name, loss in expected.items():
         torch.testing.assert_close(output.losses[name], loss.mean())
+
+
+def test_a_random_rollout_goes_on_from_any_frame_after_the_context():
+    world, clip = make(rollout="random"), draw()
+    whole = make(rollout="whole").eval()
+    forced = make(rollout="none").eval()
+    torch.nn.init.normal_(world.dynamics.output.to_slots.weight, std=0.3)
+    for each in (whole, forced):
+        each.load_state_dict(world.state_dict())
+    slots = world.encode(clip).slots
+    true = forced(clip).prediction.slots
+    found = set()
+    for _ in range(60):
+        said = world(clip).prediction.slots
+        # As with teacher forcing up to the first frame that is told from an imagined one.
+        is_true = [torch.allclose(said[:, t], true[:, t], atol=1e-5) for t in range(T - 1)]
+        given = is_true.index(False) if False in is_true else T - 1
+        assert given >= 2
+        state = world.dynamics.initial_state(B)
+        if given > 1:
+            _, state = world.dynamics.observe(
+                slots[:, : given - 1],
+                clip.action[:, : given - 1],
+                state,
+                clip.is_first[:, : given - 1],
+            )
+        rest = world.dynamics.imagine(
+            slots[:, given - 1], state, clip.action[:, given - 1 : -1], T - given
+        )
+        torch.testing.assert_close(said[:, given - 1 :], rest.slots, rtol=1e-4, atol=1e-4)
+        found.add(given)
+    # The last rollout has one step, which is from a true frame as well.
+    assert found == set(range(2, T))
+    world.eval()
+    torch.testing.assert_close(world(clip).prediction.slots, whole(clip).prediction.slots)
+    with pytest.raises(ValueError, match="expected rollout to be one of random, whole, none"):
+        make(rollout="half")
 
 
 def test_outcomes_teach_the_head_alone():

@@ -47,7 +47,7 @@ def worlds(workplace):
             "outcome": outcome,
             "weights": dict.fromkeys(("slots", "reward", "continue", "image", "model"), 1.0)
             | {"image": 0.0, "model": 0.0},
-            **{"num_context": 2, "horizon": 4, "num_decoded": 1, "is_teacher_forced": False},
+            **{"num_context": 2, "horizon": 4, "num_decoded": 1, "rollout": "whole"},
         }
         torch.manual_seed(seed)
         world = checkpoint.build(whole)
