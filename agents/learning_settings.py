@@ -14,6 +14,7 @@ class LearningSettings:
         pretrain_updates: before the first step that is not played at random.
         play_steps: of each environment, from one round of updates to the next.
         batch_size: windows of an update.
+        surprise_share: of the windows that are drawn by surprise, see `EpisodeReplay.windows`.
         outcome_batch: steps, at least half of them events, that an update learns outcomes from
             besides, see `OutcomeHead.balanced_loss`; 0 for none.
         learning_rate: of the world model, by Adam.
@@ -24,6 +25,7 @@ class LearningSettings:
     pretrain_updates: int
     play_steps: int
     batch_size: int
+    surprise_share: float
     outcome_batch: int
     learning_rate: float
     clip_norm: float
@@ -34,6 +36,10 @@ class LearningSettings:
                 raise ValueError(
                     f"expected agent.learning.{name} from 1 on, got {getattr(self, name)}"
                 )
+        if not 0 <= self.surprise_share <= 1:
+            raise ValueError(
+                f"expected agent.learning.surprise_share in [0,1], got {self.surprise_share}"
+            )
         for name in ("updates_per_step", "pretrain_updates", "outcome_batch"):
             if getattr(self, name) < 0:
                 raise ValueError(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ocrl.agents.episode_encoder import EpisodeEncoder
 from ocrl.agents.interface import Observation
@@ -107,12 +108,18 @@ class Memory:
             )
         self.replay.version = version
 
-    def window(self, number: int, *, batch_size: int, length: int) -> Window:
+    def window(self, number: int, *, batch_size: int, length: int, **surprising: int) -> Window:
         """The windows of a draw, see `EpisodeReplay.windows`, in slots of the encoder as it is."""
-        frames = self.replay.windows(number, batch_size=batch_size, length=length)
+        frames = self.replay.windows(number, batch_size=batch_size, length=length, **surprising)
+        self._drawn = frames
         places = np.unique(self.replay.episodes_of(frames)).tolist()
         self._encode_again(self.replay.outdated(places))
         return self.replay.cut(frames)
+
+    def note_surprise(self, surprise: Tensor) -> None:
+        """Remember how wrong (B,n) the first n steps of the windows of the last draw were told."""
+        frames = self._drawn[:, 1 : 1 + surprise.shape[1]]
+        self.replay.note_surprise(frames.ravel(), surprise.cpu().numpy().ravel())
 
     def steps(self, number: int, *, batch_size: int) -> Window | None:
         """The steps of a draw, see `EpisodeReplay.steps`, as windows of two frames.

@@ -341,6 +341,8 @@ class _Training(AgentTraining[WorldAgent]):
             self.num_updates,
             batch_size=settings.batch_size,
             length=agent.world.window_length,
+            num_surprising=round(settings.surprise_share * settings.batch_size),
+            num_given=agent.world.num_context,
         ).to(agent.device)
         agent.modules.train()
         rows = agent.rows(window.observation)
@@ -375,6 +377,8 @@ class _Training(AgentTraining[WorldAgent]):
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.settings.learning.surprise_share:
+            self.memory.note_surprise(world.surprise(rows, output.prediction))
         losses = {name: float(loss.detach()) for name, loss in output.losses.items()}
         return {**losses, "gradient_norm": float(norm)}
 

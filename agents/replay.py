@@ -63,8 +63,12 @@ class EpisodeReplay:
     """The last episodes, whole, as one row of frames from which windows are cut.
 
     A window begins at any frame with another one after it in its episode, all alike likely, and
-    goes on over the end of an episode into the next one, `is_first` there. Single steps are drawn
-    with at least as many events as others: steps with a reward other than 0, or that terminated.
+    goes on over the end of an episode into the next one, `is_first` there. Some may be drawn by
+    surprise instead, how wrong a world model was about a step when it last foretold it, as Curious
+    Replay draws single steps (Kauvar et al. 2023, arXiv 2306.15934); differs in that what was not
+    foretold yet is as surprising as the mean of what was, and that the others are drawn alike.
+    Single steps are drawn with at least as many events as others: steps with a reward other than 0,
+    or that terminated.
     What is drawn depends on the content, the seed and the number of the draw alone, so a run that
     is resumed draws what it would have drawn.
 
@@ -91,6 +95,7 @@ class EpisodeReplay:
         self.num_frames, self.version = 0, 0
         self._episodes: list[Arrays] = []
         self._versions: list[int] = []
+        self._surprise = np.empty(0, np.float32)
         self._index: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
         self._sorted: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
 
@@ -148,18 +153,32 @@ class EpisodeReplay:
         self._episodes.append(episode)
         self._versions.append(self.version if version is None else version)
         self.num_frames += len(episode["reward"])
+        surprise = np.full(len(episode["reward"]), np.nan, np.float32)
+        surprise[0] = 0.0
+        self._surprise = np.concatenate([self._surprise, surprise])
         while self.num_frames - len(self._episodes[0]["reward"]) >= self.capacity:
             self.num_frames -= len(self._episodes.pop(0)["reward"])
             del self._versions[0]
+        self._surprise = self._surprise[-self.num_frames :]
         self._index = self._sorted = None
 
-    def windows(self, number: int, *, batch_size: int, length: int) -> NDArray[np.int64]:
+    def windows(
+        self,
+        number: int,
+        *,
+        batch_size: int,
+        length: int,
+        num_surprising: int = 0,
+        num_given: int = 1,
+    ) -> NDArray[np.int64]:
         """The numbers of the frames (B,T) of the windows of a draw.
 
         Args:
             number: of the draw.
             batch_size: B.
             length: T.
+            num_surprising: of the windows, the first ones, that hold a step drawn by its surprise.
+            num_given: the steps at their beginning that this is one of.
 
         Raises:
             ValueError: if fewer than T frames are held.
@@ -173,8 +192,34 @@ class EpisodeReplay:
         starts = rng.integers(self.num_steps, size=batch_size)
         episodes = np.searchsorted(steps, starts, side="right") - 1
         first = begins[episodes] + starts - steps[episodes]
+        if num_surprising:
+            drawn = self._surprising(rng, num_surprising)
+            begin = begins[np.searchsorted(begins, drawn, side="right") - 1]
+            before = 1 + rng.integers(num_given, size=num_surprising)
+            first[:num_surprising] = np.maximum(drawn - before, begin)
         # A window that would run over the end of all goes on at the beginning.
         return (first[:, None] + np.arange(length)) % self.num_frames
+
+    def note_surprise(self, frames: NDArray[np.int64], surprise: NDArray[np.floating]) -> None:
+        """Remember how wrong (n,) a world model was about the steps that led to frames (n,).
+
+        Raises:
+            ValueError: if it is negative or not finite.
+        """
+        if not np.isfinite(surprise).all() or (surprise < 0).any():
+            raise ValueError("expected surprise of at least 0 that is finite, got another one")
+        is_step = np.ones(self.num_frames, bool)
+        is_step[self._places()[0]] = False
+        known = is_step[frames]
+        self._surprise[frames[known]] = surprise[known]
+
+    def _surprising(self, rng: np.random.Generator, number: int) -> NDArray[np.intp]:
+        """Frames (n,) that steps led to, drawn in proportion to the surprise of these."""
+        is_known = ~np.isnan(self._surprise)
+        num_known = is_known.sum() - len(self)
+        mean = self._surprise[is_known].sum() / num_known if num_known else 1.0
+        bounds = np.cumsum(np.where(is_known, self._surprise, mean or 1.0), dtype=np.float64)
+        return np.searchsorted(bounds, rng.random(number) * bounds[-1], side="right")
 
     def steps(self, number: int, *, batch_size: int) -> NDArray[np.int64]:
         """The numbers of the frames (B,2) before and after the steps of a draw.
@@ -282,7 +327,8 @@ class EpisodeReplay:
         arrays = {name: np.concatenate([e[name] for e in self._episodes]) for name in self._names()}
         versions = np.array([*self._versions, self.version], np.int64)
         with (folder / _FILE).open("wb") as file:
-            np.savez(file, lengths=lengths, versions=versions, **arrays)  # type: ignore[arg-type]
+            arrays |= {"lengths": lengths, "versions": versions, "surprise": self._surprise}
+            np.savez(file, **arrays)  # type: ignore[arg-type]
 
     def load(self, folder: Path) -> None:
         """Hold what `save` wrote, in place of what is held.
@@ -298,6 +344,7 @@ class EpisodeReplay:
             sentence = " ".join(str(error).split())
             raise ValueError(f"{folder / _FILE} is damaged: {sentence}") from error
         lengths, versions = arrays.pop("lengths"), arrays.pop("versions")
+        self._surprise = arrays.pop("surprise")
         ends = np.cumsum(lengths)
         self._episodes = [
             # Copies, so that those that are dropped later free their part.

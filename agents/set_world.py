@@ -118,6 +118,12 @@ class SetWorld(SlotWorld):
         taught = self.taught(window.reward[:, 1:], window.terminated[:, 1:])
         return self.outcome.balanced_loss(outcome, **taught)
 
+    def surprise(self, rows: Tensor, prediction: SlotPrediction) -> Tensor:
+        """How wrong (B,C) was what `forward` said of the first steps, from rows that came true."""
+        given = slice(0, self.num_context)
+        error = prediction.slots[:, given].detach() - rows[:, 1:][:, given]
+        return error.float().square().mean((-2, -1))
+
     def starts(self, rows: Tensor, window: Window, *, num_starts: int | None = None) -> Starts:
         """Frames of windows (B,T,R,F) that have their context, with C - 1 frames read before each.
 

@@ -113,6 +113,40 @@ def test_killed_and_resumed_equals_uninterrupted(
     assert torch.equal(windows[0].action, windows[1].action)
 
 
+def test_what_the_world_was_wrong_about_is_drawn_again(
+    tmp_path, make_toy, small_world_settings, monkeypatch
+):
+    drawn, noted = [], []
+    draw, note = EpisodeReplay.windows, EpisodeReplay.note_surprise
+
+    def windows(self, number, **arguments):
+        drawn.append(arguments)
+        return draw(self, number, **arguments)
+
+    def note_surprise(self, frames, surprise):
+        noted.append(surprise)
+        note(self, frames, surprise)
+
+    monkeypatch.setattr(EpisodeReplay, "windows", windows)
+    monkeypatch.setattr(EpisodeReplay, "note_surprise", note_surprise)
+    settings = small_world_settings()
+    learning, num_context = settings["learning"], settings["world"]["num_context"]
+    learning["surprise_share"] = 0.25
+    learning["batch_size"] = 8
+    train(tmp_path, make_toy("objects"), settings)
+    assert {one["num_surprising"] for one in drawn} == {2}
+    assert {one["num_given"] for one in drawn} == {num_context}
+    assert len(noted) == len(drawn) and all(len(one) == 8 * num_context for one in noted)
+    assert all((one >= 0).all() and one.any() for one in noted)
+    learning["surprise_share"] = 0.0
+    noted.clear()
+    train(tmp_path / "none", make_toy("objects"), settings)
+    assert drawn[-1]["num_surprising"] == 0 and not noted
+    learning["surprise_share"] = 1.5
+    with pytest.raises(ValueError, match=r"surprise_share in \[0,1\], got 1.5"):
+        train(tmp_path / "refused", make_toy("objects"), settings)
+
+
 @pytest.mark.parametrize(("reward", "is_rare"), [(0.0, True), (1.0, False)])
 def test_updates_have_steps_of_which_many_are_events(
     tmp_path, make_toy, small_world_settings, monkeypatch, reward, is_rare

@@ -85,6 +85,65 @@ def test_every_step_is_drawn_alike():
     assert np.abs(counts - expected).max() < 5 * np.sqrt(4000 / 12)
 
 
+def test_steps_are_drawn_by_surprise_and_stand_at_the_beginning():
+    replay = filled([5, 9, 4])
+    surprise = np.zeros(18)
+    surprise[[3, 7, 8]] = 1.0, 2.0, 5.0
+    # What leads to the first frame of an episode is no step.
+    surprise[[0, 5, 14]] = 9.0
+    replay.note_surprise(np.arange(18), surprise)
+    counts = np.zeros(18)
+    for number in range(100):
+        frames = replay.windows(number, batch_size=50, length=6, num_surprising=40, num_given=2)
+        steps = frames[:40, 1:3]
+        is_hit = np.isin(steps, [3, 7, 8])
+        assert is_hit.any(1).all()
+        # 7 and 8 may both be there; which of the two was drawn is told by the first frame.
+        np.add.at(counts, steps[is_hit], 1)
+        assert frames.shape == (50, 6)
+    # 6 | 7 8 and 7 | 8 9 and 5 | 6 7: frame 3 is drawn once in eight times, 8 in five.
+    assert abs(counts[3] - 500) < 5 * np.sqrt(500)
+    assert abs(counts[8] - (2500 + 500)) < 5 * np.sqrt(3000)
+    one = replay.windows(3, batch_size=300, length=3, num_surprising=300, num_given=3)
+    begins = set(map(tuple, one[:, :1]))
+    # A window does not begin before the episode: 5 is the first frame of that of 7 and 8.
+    assert begins == {(0,), (1,), (2,), (5,), (6,), (7,)}
+
+
+def test_what_was_not_foretold_is_as_surprising_as_the_mean_of_what_was():
+    replay = filled([4, 4])
+    replay.note_surprise(np.array([1, 2]), np.array([0.5, 1.5]))
+    drawn = np.concatenate(
+        [replay.windows(n, batch_size=600, length=2, num_surprising=600)[:, 1] for n in range(10)]
+    )
+    counts = np.bincount(drawn, minlength=8)
+    expected = 1000 * np.array([0, 0.5, 1.5, 1, 0, 1, 1, 1])
+    assert counts[[0, 4]].sum() == 0
+    assert np.abs(counts - expected).max() < 5 * np.sqrt(1500)
+    with pytest.raises(ValueError, match="expected surprise of at least 0 that is finite"):
+        replay.note_surprise(np.array([1]), np.array([np.nan]))
+
+
+@settings(max_examples=40, deadline=None)
+@given(LENGTHS, st.integers(2, 30))
+def test_surprise_stays_with_its_frames_as_episodes_come_and_go(lengths, capacity):
+    replay, told = EpisodeReplay(capacity=capacity, seed=0), {}
+    for number, length in enumerate(lengths):
+        replay.add(*episode(number, length))
+        names = np.concatenate(list(replay.frames_of("slots")))[:, 0].astype(int)
+        frame = len(names) - 1
+        told[tuple(names[frame])] = float(number + 1)
+        replay.note_surprise(np.array([frame]), np.array([number + 1.0]))
+        for _ in range(3):
+            known = np.flatnonzero([told.get(tuple(name), 0.0) > 0 for name in names])
+            others = np.setdiff1d(np.arange(len(names)), known)
+            replay.note_surprise(others, np.zeros(len(others)))
+        drawn = replay.windows(number, batch_size=200, length=2, num_surprising=200)[:, 1]
+        assert set(drawn) <= set(known)
+        if len(known) == 1:
+            assert set(drawn) == {frame}
+
+
 def test_half_of_the_steps_are_events_and_all_of_a_kind_are_drawn_alike():
     replay = EpisodeReplay(capacity=100, seed=0)
     for number, length in enumerate([5, 12]):
@@ -144,12 +203,15 @@ def test_saved_and_loaded_it_draws_the_same(tmp_path):
     replay = filled([4, 7, 3], capacity=12)
     replay.version = 9
     replay.add(*episode(3, 5))
+    replay.note_surprise(np.arange(4, 8), np.array([1.0, 4.0, 2.0, 3.0]))
     replay.save(tmp_path)
     other = EpisodeReplay(capacity=12, seed=0)
     other.load(tmp_path)
     for one in (replay, other):
         one.add(*episode(4, 6))
-    windows = [one.cut(one.windows(3, batch_size=9, length=4)) for one in (replay, other)]
+    windows = [
+        one.cut(one.windows(3, batch_size=9, length=4, num_surprising=5)) for one in (replay, other)
+    ]
     assert np.array_equal(replay.steps(3, batch_size=9), other.steps(3, batch_size=9))
     for name in ("action", "reward", "terminated", "truncated", "is_first"):
         assert torch.equal(getattr(windows[0], name), getattr(windows[1], name)), name

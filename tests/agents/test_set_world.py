@@ -123,6 +123,14 @@ def test_the_total_is_weighted_and_what_has_no_weight_is_not_computed():
     )
 
 
+def test_surprise_is_of_what_was_said_from_true_rows():
+    made = world(num_context=2)
+    rows, window = windows()
+    said = made(rows, window).prediction
+    expected = (said.slots[:, :2] - rows[:, 1:3]).square().mean((-2, -1))
+    torch.testing.assert_close(made.surprise(rows, said), expected)
+
+
 def test_steps_besides_teach_outcomes_from_true_rows():
     model = world()
     (rows, window), (more, steps) = windows(), windows(batch_size=5, length=2, starts=[(3, 1)])
