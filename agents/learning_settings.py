@@ -15,6 +15,7 @@ class LearningSettings:
         play_steps: of each environment, from one round of updates to the next.
         batch_size: windows of an update.
         surprise_share: of the windows that are drawn by surprise, see `EpisodeReplay.windows`.
+        event_share: of the windows that hold an event.
         outcome_batch: steps, at least half of them events, that an update learns outcomes from
             besides, see `OutcomeHead.balanced_loss`; 0 for none.
         learning_rate: of the world model, by Adam.
@@ -26,9 +27,25 @@ class LearningSettings:
     play_steps: int
     batch_size: int
     surprise_share: float
+    event_share: float
     outcome_batch: int
     learning_rate: float
     clip_norm: float
+
+    @property
+    def num_surprising(self) -> int:
+        """Windows of an update that are drawn by surprise."""
+        return int(self.surprise_share * self.batch_size)
+
+    @property
+    def num_eventful(self) -> int:
+        """Windows of an update that hold an event."""
+        return int(self.event_share * self.batch_size)
+
+    @property
+    def num_typical(self) -> int:
+        """The other windows, which are drawn alike."""
+        return self.batch_size - self.num_surprising - self.num_eventful
 
     def __post_init__(self) -> None:
         for name in ("play_steps", "batch_size"):
@@ -36,9 +53,15 @@ class LearningSettings:
                 raise ValueError(
                     f"expected agent.learning.{name} from 1 on, got {getattr(self, name)}"
                 )
-        if not 0 <= self.surprise_share <= 1:
+        for name in ("surprise_share", "event_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(
+                    f"expected agent.learning.{name} in [0,1], got {getattr(self, name)}"
+                )
+        if self.num_typical < 1:
             raise ValueError(
-                f"expected agent.learning.surprise_share in [0,1], got {self.surprise_share}"
+                "expected agent.learning.surprise_share and event_share that leave at least one of "
+                f"{self.batch_size} windows, got {self.surprise_share} and {self.event_share}"
             )
         for name in ("updates_per_step", "pretrain_updates", "outcome_batch"):
             if getattr(self, name) < 0:

@@ -341,8 +341,9 @@ class _Training(AgentTraining[WorldAgent]):
             self.num_updates,
             batch_size=settings.batch_size,
             length=agent.world.window_length,
-            num_surprising=round(settings.surprise_share * settings.batch_size),
+            num_surprising=settings.num_surprising,
             num_given=agent.world.num_context,
+            num_eventful=settings.num_eventful,
         ).to(agent.device)
         agent.modules.train()
         rows = agent.rows(window.observation)
@@ -366,10 +367,11 @@ class _Training(AgentTraining[WorldAgent]):
     def _update_world(self, rows: Tensor, window: Window) -> dict[str, float]:
         """One step of the world model's optimiser; gives its losses and the gradient's norm."""
         world = self.agent.world
-        output = world(rows, window, self._steps())
+        learning = self.settings.learning
+        output = world(rows, window, self._steps(), num_typical=learning.num_typical)
         self.optimizer.zero_grad(set_to_none=True)
         output.total.backward()
-        norm = clip_grad_norm_(world.parameters(), self.settings.learning.clip_norm)
+        norm = clip_grad_norm_(world.parameters(), learning.clip_norm)
         if not bool(norm.isfinite()):
             raise NonFiniteLossError(
                 f"the world model's loss or its gradient is not finite at step {self.step}; "
@@ -377,7 +379,7 @@ class _Training(AgentTraining[WorldAgent]):
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        if self.settings.learning.surprise_share:
+        if learning.num_surprising:
             self.memory.note_surprise(world.surprise(rows, output.prediction))
         losses = {name: float(loss.detach()) for name, loss in output.losses.items()}
         return {**losses, "gradient_norm": float(norm)}

@@ -66,9 +66,10 @@ class EpisodeReplay:
     goes on over the end of an episode into the next one, `is_first` there. Some may be drawn by
     surprise instead, how wrong a world model was about a step when it last foretold it, as Curious
     Replay draws single steps (Kauvar et al. 2023, arXiv 2306.15934); differs in that what was not
-    foretold yet is as surprising as the mean of what was, and that the others are drawn alike.
-    Single steps are drawn with at least as many events as others: steps with a reward other than 0,
-    or that terminated.
+    foretold yet is as surprising as the mean of what was, and that the others are drawn alike. And
+    some may hold an event, a step with a reward other than 0 or that terminated: what is imagined
+    from these finds rewards, rare as they may be.
+    Single steps are drawn with at least as many events as others.
     What is drawn depends on the content, the seed and the number of the draw alone, so a run that
     is resumed draws what it would have drawn.
 
@@ -170,6 +171,7 @@ class EpisodeReplay:
         length: int,
         num_surprising: int = 0,
         num_given: int = 1,
+        num_eventful: int = 0,
     ) -> NDArray[np.int64]:
         """The numbers of the frames (B,T) of the windows of a draw.
 
@@ -177,8 +179,10 @@ class EpisodeReplay:
             number: of the draw.
             batch_size: B.
             length: T.
-            num_surprising: of the windows, the first ones, that hold a step drawn by its surprise.
+            num_surprising: of the windows that hold a step drawn by its surprise. They come after
+                those that are drawn alike.
             num_given: the steps at their beginning that this is one of.
+            num_eventful: of the windows that hold an event, if there is any. They come last.
 
         Raises:
             ValueError: if fewer than T frames are held.
@@ -194,11 +198,21 @@ class EpisodeReplay:
         first = begins[episodes] + starts - steps[episodes]
         if num_surprising:
             drawn = self._surprising(rng, num_surprising)
-            begin = begins[np.searchsorted(begins, drawn, side="right") - 1]
             before = 1 + rng.integers(num_given, size=num_surprising)
-            first[:num_surprising] = np.maximum(drawn - before, begin)
+            place = batch_size - num_eventful - num_surprising
+            surprising = slice(place, place + num_surprising)
+            first[surprising] = np.maximum(drawn - before, self._begin_of(drawn))
+        events, _ = self._kinds()
+        if num_eventful and len(events):
+            drawn = events[rng.integers(len(events), size=num_eventful)]
+            before = 1 + rng.integers(length - 1, size=num_eventful)
+            first[-num_eventful:] = np.maximum(drawn - before, self._begin_of(drawn))
         # A window that would run over the end of all goes on at the beginning.
         return (first[:, None] + np.arange(length)) % self.num_frames
+
+    def _begin_of(self, frames: NDArray[np.intp]) -> NDArray[np.int64]:
+        """The first frames of the episodes that frames (n,) are of."""
+        return self._places()[0][self.episodes_of(frames)]
 
     def note_surprise(self, frames: NDArray[np.int64], surprise: NDArray[np.floating]) -> None:
         """Remember how wrong (n,) a world model was about the steps that led to frames (n,).

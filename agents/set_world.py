@@ -88,7 +88,12 @@ class SetWorld(SlotWorld):
         return bool(self.weights["reward"] and self.weights["continue"])
 
     def forward(
-        self, rows: Tensor, window: Window, steps: tuple[Tensor, Window] | None = None
+        self,
+        rows: Tensor,
+        window: Window,
+        steps: tuple[Tensor, Window] | None = None,
+        *,
+        num_typical: int | None = None,
     ) -> WorldModelOutput:
         """Roll out over windows (B,T,R,F), T >= C + 1, and compare with what came.
 
@@ -97,6 +102,7 @@ class SetWorld(SlotWorld):
             window: what was played.
             steps: rows (M,2,R,F) and windows of M steps, many of them events, that outcomes are
                 learned from besides, see `OutcomeHead.balanced_loss`.
+            num_typical: of the windows, see `SlotWorld.compare`.
         """
         prediction = self._foretell(rows, window.action, window.is_first)
         losses = self.compare(
@@ -108,6 +114,7 @@ class SetWorld(SlotWorld):
             is_counted=~window.is_first[:, 1:],
             is_first=window.is_first,
             num_given=self.num_context,
+            num_typical=num_typical,
         )
         if steps is not None:
             losses["balanced"] = self._balanced(*steps)

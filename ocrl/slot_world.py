@@ -119,6 +119,7 @@ class SlotWorld(nn.Module, ABC):
         is_counted: Tensor,
         is_first: Tensor,
         num_given: int,
+        num_typical: int | None = None,
     ) -> dict[str, Tensor]:
         """The losses of a prediction, by name and before weighting.
 
@@ -138,6 +139,8 @@ class SlotWorld(nn.Module, ABC):
             num_given: the frames at the start that the dynamics went on from as they came, and not
                 as it had foretold them. From these, and from those where an episode begins,
                 outcomes are read, too, as they are in acting.
+            num_typical: of the B, the first ones, in which events are as common as they are; how
+                common they are is learned from no others. None for all.
         """
         target = slots[:, 1:].detach()
         error = (prediction.slots - target).float().square().mean((-2, -1))
@@ -146,18 +149,22 @@ class SlotWorld(nn.Module, ABC):
             losses[name] = mean_of_counted(cost.mean(-1), is_counted)
         if not self.weights["reward"] and not self.weights["continue"]:
             return losses
-        said = prediction.slots.detach()
+        typical = slice(num_typical)
+        slots, said = slots[typical], prediction.slots[typical].detach()
+        is_given = is_first[typical, :-1].bool()
         foretold = torch.cat([slots[:, :1], said[:, :-1]], dim=1)
-        is_given = is_first[:, :-1].bool()
         is_given = is_given | (torch.arange(is_given.shape[1], device=slots.device) < num_given)
         before = torch.where(is_given[..., None, None], slots[:, :-1], foretold).detach()
-        done = None if action is None else action[:, :-1]
+        done = None if action is None else action[typical, :-1]
         outcome = self.outcome(before, done, said)
         taught = self.taught(reward, terminated)
         costs = self.outcome.losses(
-            outcome, **{name: None if v is None else v[:, 1:] for name, v in taught.items()}
+            outcome,
+            **{name: None if v is None else v[typical, 1:] for name, v in taught.items()},
         )
-        return losses | {name: mean_of_counted(cost, is_counted) for name, cost in costs.items()}
+        return losses | {
+            name: mean_of_counted(cost, is_counted[typical]) for name, cost in costs.items()
+        }
 
     def taught(self, reward: Tensor | None, terminated: Tensor | None) -> dict[str, Tensor | None]:
         """The rewards and terminations, by name, that are learned; None for those that are not."""

@@ -131,19 +131,22 @@ def test_what_the_world_was_wrong_about_is_drawn_again(
     monkeypatch.setattr(EpisodeReplay, "note_surprise", note_surprise)
     settings = small_world_settings()
     learning, num_context = settings["learning"], settings["world"]["num_context"]
-    learning["surprise_share"] = 0.25
-    learning["batch_size"] = 8
+    learning |= {"batch_size": 8, "surprise_share": 0.25, "event_share": 0.375}
     train(tmp_path, make_toy("objects"), settings)
     assert {one["num_surprising"] for one in drawn} == {2}
     assert {one["num_given"] for one in drawn} == {num_context}
+    assert {one["num_eventful"] for one in drawn} == {3}
     assert len(noted) == len(drawn) and all(len(one) == 8 * num_context for one in noted)
     assert all((one >= 0).all() and one.any() for one in noted)
-    learning["surprise_share"] = 0.0
+    learning |= {"surprise_share": 0.0, "event_share": 0.0}
     noted.clear()
     train(tmp_path / "none", make_toy("objects"), settings)
     assert drawn[-1]["num_surprising"] == 0 and not noted
     learning["surprise_share"] = 1.5
     with pytest.raises(ValueError, match=r"surprise_share in \[0,1\], got 1.5"):
+        train(tmp_path / "refused", make_toy("objects"), settings)
+    learning |= {"surprise_share": 0.5, "event_share": 0.5}
+    with pytest.raises(ValueError, match=r"of 8 windows, got 0\.5 and 0\.5"):
         train(tmp_path / "refused", make_toy("objects"), settings)
 
 
@@ -153,9 +156,9 @@ def test_updates_have_steps_of_which_many_are_events(
 ):
     whole, drawn = SetWorld.forward, []
 
-    def noted(self, rows, window, steps=None):
+    def noted(self, rows, window, steps=None, **others):
         drawn.append(steps)
-        return whole(self, rows, window, steps)
+        return whole(self, rows, window, steps, **others)
 
     monkeypatch.setattr(SetWorld, "forward", noted)
     settings = small_world_settings()

@@ -95,7 +95,8 @@ def test_steps_are_drawn_by_surprise_and_stand_at_the_beginning():
     counts = np.zeros(18)
     for number in range(100):
         frames = replay.windows(number, batch_size=50, length=6, num_surprising=40, num_given=2)
-        steps = frames[:40, 1:3]
+        # The first ten are drawn alike.
+        steps = frames[10:, 1:3]
         is_hit = np.isin(steps, [3, 7, 8])
         assert is_hit.any(1).all()
         # 7 and 8 may both be there; which of the two was drawn is told by the first frame.
@@ -108,6 +109,29 @@ def test_steps_are_drawn_by_surprise_and_stand_at_the_beginning():
     begins = set(map(tuple, one[:, :1]))
     # A window does not begin before the episode: 5 is the first frame of that of 7 and 8.
     assert begins == {(0,), (1,), (2,), (5,), (6,), (7,)}
+
+
+def test_windows_may_hold_an_event():
+    replay = EpisodeReplay(capacity=100, seed=0)
+    for number, length in enumerate([6, 8, 5]):
+        parts, outcomes = episode(1, length)
+        outcomes["reward"] = np.zeros(length, np.float32)
+        outcomes["reward"][[1, 5] if number == 1 else []] = 2.0
+        replay.add(parts, outcomes)
+    begins = np.zeros(19)
+    for number in range(50):
+        frames = replay.windows(number, batch_size=40, length=4, num_surprising=8, num_eventful=30)
+        assert np.isin(frames[10:, 1:], [7, 11]).any(1).all()
+        np.add.at(begins, frames[10:, 0], 1)
+    # Each event is at any place of a window, unless its episode begins later.
+    expected = np.zeros(19)
+    expected[[6, 8, 9, 10]] = 750, 250, 250, 250
+    assert np.abs(begins - expected).max() < 5 * np.sqrt(750)
+    none = EpisodeReplay(capacity=100, seed=0)
+    parts, outcomes = episode(1, 6)
+    none.add(parts, outcomes | {"reward": np.zeros(6, np.float32)})
+    drawn = none.windows(0, batch_size=200, length=2, num_eventful=200)
+    assert set(drawn[:, 0]) == {0, 1, 2, 3, 4}
 
 
 def test_what_was_not_foretold_is_as_surprising_as_the_mean_of_what_was():

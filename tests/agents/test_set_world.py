@@ -131,6 +131,25 @@ def test_surprise_is_of_what_was_said_from_true_rows():
     torch.testing.assert_close(made.surprise(rows, said), expected)
 
 
+def test_how_common_events_are_is_learned_from_typical_windows_alone():
+    made = world()
+    torch.nn.init.normal_(made.outcome.to_reward.weight)
+    rows, window = windows(batch_size=3)
+    first = Window(
+        {},
+        *(
+            getattr(window, name)[:2]
+            for name in ("action", "reward", "terminated", "truncated", "is_first")
+        ),
+    )
+    losses, alone = made(rows, window, num_typical=2).losses, made(rows[:2], first).losses
+    whole = made(rows, window).losses
+    for name in ("event", "reward", "continue"):
+        torch.testing.assert_close(losses[name], alone[name])
+    torch.testing.assert_close(losses["slots"], whole["slots"])
+    assert (losses["event"] - whole["event"]).abs() > 1e-5
+
+
 def test_steps_besides_teach_outcomes_from_true_rows():
     model = world()
     (rows, window), (more, steps) = windows(), windows(batch_size=5, length=2, starts=[(3, 1)])
