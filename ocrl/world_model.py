@@ -18,7 +18,7 @@ from ocrl.nn.outcome import OutcomeHead
 from ocrl.slot_world import SlotWorld, WorldModelOutput, mean_of_counted
 from ocrl.types import Clip, DecoderOutput, SlotOutput, SlotPrediction
 
-Rollout = Literal["random", "whole", "none"]
+Rollout = Literal["mixed", "whole", "none"]
 LOSSES = ("slots", "image", "reward", "continue", "model")
 
 
@@ -27,15 +27,15 @@ class WorldModel(SlotWorld):
 
     Trained as SlotFormer (Wu et al. 2023, arXiv 2210.05861, section 3.3) and SOLD (Mosbach et al.
     2025, arXiv 2410.08822): a rollout goes on from its own predictions after a context, the error
-    is that of its slots and, through the decoder, that of its frames. Differs from both: rollouts
-    are of random length, and what comes before is foretold from true slots, that of the context,
-    too, so that short histories are known; frames are decoded at a few random steps, as decoding
-    costs most; rewards and terminations are learned with the rest, on foretold slots.
-    `ocrl.train.Trainer` trains it.
+    is that of its slots and, through the decoder, that of its frames. Differs from both: every
+    other rollout begins later, with what comes before foretold from true slots; of the context,
+    too, each frame is foretold, so that short histories are known; frames are decoded at a few
+    random steps, as decoding costs most; rewards and terminations are learned with the rest, on
+    foretold slots. `ocrl.train.Trainer` trains it.
 
-    Rollouts of one length do not learn what is rare and sharp, such as a push: deep in a rollout
-    nobody knows whether there was contact, and of two places the error of frames prefers the
-    likelier one, as a median does, which is to stay. One step from true slots tells.
+    What is rare and sharp, such as a push, is learned much sooner from true slots: deep in a
+    rollout nobody knows whether there was contact, and between two places the error of frames takes
+    the likelier one, as a median does.
 
     The losses are `slots`, the mean squared error of slots; `image`, that of the decoded frames;
     `event`, `reward` and `continue`, cross-entropies in nats; `model`, the slot model's own; and,
@@ -53,8 +53,8 @@ class WorldModel(SlotWorld):
         num_context: C, frames that a rollout starts from.
         horizon: H, steps of a rollout.
         num_decoded: random ones of the last H frames that are decoded, all if more.
-        rollout: `random`, of 1 to H steps in training, the same in a batch; `whole`, of H steps; or
-            `none`, where each frame is foretold from true slots (teacher forcing).
+        rollout: `whole`, of H steps; `mixed`, in training as likely of H steps as of 1 to H, the
+            same in a batch; or `none`, each frame from true slots (teacher forcing).
 
     Raises:
         ValueError: if an argument is out of range, or the parts do not fit each other.
@@ -201,9 +201,8 @@ class WorldModel(SlotWorld):
         """The frames at the start that the dynamics is given as they came."""
         if self.rollout == "none":
             return self.clip_length
-        if self.rollout == "random" and self.training:
-            return self.num_context + int(torch.randint(self.horizon, ()))
-        return self.num_context
+        is_whole = self.rollout == "whole" or not self.training or bool(torch.rand(()) < 0.5)
+        return self.num_context + (0 if is_whole else int(torch.randint(self.horizon, ())))
 
     def _foretell(
         self, slots: Tensor, action: Tensor | None, is_first: Tensor, num_given: int
