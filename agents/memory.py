@@ -32,6 +32,7 @@ class Memory:
     """
 
     parts: dict[str, NDArray[Any]]
+    _drawn: NDArray[np.int64]
 
     def __init__(
         self,
@@ -108,9 +109,9 @@ class Memory:
             )
         self.replay.version = version
 
-    def window(self, number: int, *, batch_size: int, length: int, **surprising: int) -> Window:
+    def window(self, number: int, *, batch_size: int, length: int, **kinds: int) -> Window:
         """The windows of a draw, see `EpisodeReplay.windows`, in slots of the encoder as it is."""
-        frames = self.replay.windows(number, batch_size=batch_size, length=length, **surprising)
+        frames = self.replay.windows(number, batch_size=batch_size, length=length, **kinds)
         self._drawn = frames
         places = np.unique(self.replay.episodes_of(frames)).tolist()
         self._encode_again(self.replay.outdated(places))

@@ -68,8 +68,9 @@ class EpisodeReplay:
     Replay draws single steps (Kauvar et al. 2023, arXiv 2306.15934); differs in that what was not
     foretold yet is as surprising as the mean of what was, and that the others are drawn alike. And
     some may hold an event, a step with a reward other than 0 or that terminated: what is imagined
-    from these finds rewards, rare as they may be.
-    Single steps are drawn with at least as many events as others.
+    from these finds rewards, rare as they may be. Single steps are drawn with at least as many
+    events as others.
+
     What is drawn depends on the content, the seed and the number of the draw alone, so a run that
     is resumed draws what it would have drawn.
 
