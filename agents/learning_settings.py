@@ -14,8 +14,9 @@ class LearningSettings:
         pretrain_updates: before the first step that is not played at random.
         play_steps: of each environment, from one round of updates to the next.
         batch_size: windows of an update.
-        surprise_share: of the windows that are drawn by surprise, see `EpisodeReplay.windows`.
-        event_share: of the windows that hold an event.
+        surprise_share: of the windows that are drawn by surprise, see `EpisodeReplay.windows`; at
+            least one if it is above 0.
+        event_share: of the windows that hold an event, likewise.
         outcome_batch: steps, at least half of them events, that an update learns outcomes from
             besides, see `OutcomeHead.balanced_loss`; 0 for none.
         learning_rate: of the world model, by Adam.
@@ -35,12 +36,12 @@ class LearningSettings:
     @property
     def num_surprising(self) -> int:
         """Windows of an update that are drawn by surprise."""
-        return int(self.surprise_share * self.batch_size)
+        return _part(self.surprise_share, self.batch_size)
 
     @property
     def num_eventful(self) -> int:
         """Windows of an update that hold an event."""
-        return int(self.event_share * self.batch_size)
+        return _part(self.event_share, self.batch_size)
 
     @property
     def num_typical(self) -> int:
@@ -68,6 +69,11 @@ class LearningSettings:
                 raise ValueError(
                     f"expected agent.learning.{name} from 0 on, got {getattr(self, name)}"
                 )
+
+
+def _part(share: float, number: int) -> int:
+    """So many of a number, at least one if any are asked for."""
+    return max(1, round(share * number)) if share else 0
 
 
 @dataclass(frozen=True)

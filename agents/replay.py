@@ -155,9 +155,8 @@ class EpisodeReplay:
         self._episodes.append(episode)
         self._versions.append(self.version if version is None else version)
         self.num_frames += len(episode["reward"])
-        surprise = np.full(len(episode["reward"]), np.nan, np.float32)
-        surprise[0] = 0.0
-        self._surprise = np.concatenate([self._surprise, surprise])
+        unknown = np.full(len(episode["reward"]), np.nan, np.float32)
+        self._surprise = np.concatenate([self._surprise, unknown])
         while self.num_frames - len(self._episodes[0]["reward"]) >= self.capacity:
             self.num_frames -= len(self._episodes.pop(0)["reward"])
             del self._versions[0]
@@ -203,8 +202,8 @@ class EpisodeReplay:
             place = batch_size - num_eventful - num_surprising
             surprising = slice(place, place + num_surprising)
             first[surprising] = np.maximum(drawn - before, self._begin_of(drawn))
-        events, _ = self._kinds()
-        if num_eventful and len(events):
+        if num_eventful and self.num_events:
+            events, _ = self._kinds()
             drawn = events[rng.integers(len(events), size=num_eventful)]
             before = 1 + rng.integers(length - 1, size=num_eventful)
             first[-num_eventful:] = np.maximum(drawn - before, self._begin_of(drawn))
@@ -223,18 +222,19 @@ class EpisodeReplay:
         """
         if not np.isfinite(surprise).all() or (surprise < 0).any():
             raise ValueError("expected surprise of at least 0 that is finite, got another one")
-        is_step = np.ones(self.num_frames, bool)
-        is_step[self._places()[0]] = False
-        known = is_step[frames]
-        self._surprise[frames[known]] = surprise[known]
+        is_step = self._begin_of(frames) != frames
+        self._surprise[frames[is_step]] = surprise[is_step]
 
     def _surprising(self, rng: np.random.Generator, number: int) -> NDArray[np.intp]:
         """Frames (n,) that steps led to, drawn in proportion to the surprise of these."""
-        is_known = ~np.isnan(self._surprise)
-        num_known = is_known.sum() - len(self)
-        mean = self._surprise[is_known].sum() / num_known if num_known else 1.0
-        bounds = np.cumsum(np.where(is_known, self._surprise, mean or 1.0), dtype=np.float64)
-        return np.searchsorted(bounds, rng.random(number) * bounds[-1], side="right")
+        is_step = np.ones(self.num_frames, bool)
+        is_step[self._places()[0]] = False
+        known = self._surprise[is_step & ~np.isnan(self._surprise)]
+        mean = known.mean() if known.any() else 1.0
+        # Where nothing surprises any more, all are alike.
+        told = self._surprise if known.any() else np.nan
+        weight = np.where(is_step, np.where(np.isnan(told), mean, told), 0.0).astype(np.float64)
+        return rng.choice(self.num_frames, size=number, p=weight / weight.sum())
 
     def steps(self, number: int, *, batch_size: int) -> NDArray[np.int64]:
         """The numbers of the frames (B,2) before and after the steps of a draw.

@@ -142,7 +142,10 @@ def test_what_the_world_was_wrong_about_is_drawn_again(
     noted.clear()
     train(tmp_path / "none", make_toy("objects"), settings)
     assert drawn[-1]["num_surprising"] == 0 and not noted
-    learning["surprise_share"] = 1.5
+    learning |= {"surprise_share": 0.01, "event_share": 0.01}
+    train(tmp_path / "few", make_toy("objects"), settings)
+    assert drawn[-1]["num_surprising"] == drawn[-1]["num_eventful"] == 1
+    learning |= {"surprise_share": 1.5, "event_share": 0.0}
     with pytest.raises(ValueError, match=r"surprise_share in \[0,1\], got 1.5"):
         train(tmp_path / "refused", make_toy("objects"), settings)
     learning |= {"surprise_share": 0.5, "event_share": 0.5}

@@ -93,14 +93,13 @@ def test_every_other_rollout_goes_on_from_any_frame_after_the_context():
         is_true = [torch.allclose(said[:, t], true[:, t], atol=1e-5) for t in range(T - 1)]
         given = is_true.index(False) if False in is_true else T - 1
         assert given >= 2
-        state = world.dynamics.initial_state(B)
-        if given > 1:
-            _, state = world.dynamics.observe(
-                slots[:, : given - 1],
-                clip.action[:, : given - 1],
-                state,
-                clip.is_first[:, : given - 1],
-            )
+        read = slice(given - 1)
+        _, state = world.dynamics.observe(
+            slots[:, read],
+            clip.action[:, read],
+            world.dynamics.initial_state(B),
+            clip.is_first[:, read],
+        )
         rest = world.dynamics.imagine(
             slots[:, given - 1], state, clip.action[:, given - 1 : -1], T - given
         )
