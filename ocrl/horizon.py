@@ -111,11 +111,13 @@ def evaluate_horizons(
     At each horizon: `slot_error`, the mean squared error after matching slots; `psnr`, `ssim` and
     `perceptual` of the frame (where the decoder makes pixels); `video_fg_ari`, `video_mbo_i` and
     `video_identity_switches` of the masks foretold from the first step up to it (where the decoder
-    draws slots alone); `reward_error`, the mean absolute error of the reward there;
-    `termination_auc` of that very step; and
-    `hits@1`, `hits@5` and `mrr`, whether the slots foretold are nearer to those that came than to
-    those of the other clips at that step. For `copy` the frame is the last true one, the reward
-    the mean of all steps of the clips, and the termination not known.
+    draws slots alone), and `motion_from_rest`, how much of the ways of objects that had rested in
+    the context these masks go with them, 1 for all and 0 for as much as those that stay, see
+    `metrics.motion_from_rest`; `reward_error`, the mean absolute error of the reward there;
+    `termination_auc` of that very step; and `hits@1`, `hits@5` and `mrr`, whether the slots
+    foretold are nearer to those that came than to those of the other clips at that step. For `copy`
+    the frame is the last true one, the reward the mean of all steps of the clips, and the
+    termination not known.
 
     Args:
         model: set to `eval()` meanwhile.
@@ -170,6 +172,8 @@ class _Tally:
         self.scores: dict[str, dict[str, list[Tensor]]] = {}
         self.slots: dict[str, list[Tensor]] = {method: [] for method in METHODS}
         self.truths: list[Tensor] = []
+        # Method to squared errors and ways of each batch, (2,N).
+        self.motions: dict[str, list[Tensor]] = {}
         self.outcomes: dict[str, list[tuple[Tensor, Tensor]]] = {PREDICTION: [], ENCODER: []}
         self.came: list[tuple[Tensor, Tensor]] = []
         # Where clips end: horizon to method to the chance to go on, and whether it terminated.
@@ -232,14 +236,15 @@ class _Tally:
         last, video = clip.video[:, num_context - 1 : num_context], clip.video[:, num_context:]
         truth, came = clip.segmentation.get(self.preset), video[:, self._at]
         features = self._features(came) if decoder.space == "pixels" else None
+        size = (video.shape[-2], video.shape[-1])
+        # The copy is one frame, whatever the step.
+        copied = self._decode(said[COPY][:, :1], size)
         for method, slots in said.items():
-            # The copy is one frame, whatever the step.
-            drawn = slots[:, :1] if method == COPY else slots
-            recon, ids = self._decode(drawn, (video.shape[-2], video.shape[-1]))
+            recon, ids = copied if method == COPY else self._decode(slots, size)
             if truth is not None:
-                self._add_masks(
-                    method, truth[:, num_context:], ids.expand(-1, slots.shape[1], -1, -1)
-                )
+                ids_of_all = ids.expand(-1, slots.shape[1], -1, -1)
+                self._add_masks(method, truth[:, num_context:], ids_of_all)
+                self._add_motion(method, truth, torch.cat([copied[1], ids_of_all], dim=1))
             if recon is not None and features is not None:
                 frames = last if method == COPY else recon[:, self._at]
                 self._add_frames(method, frames, came, features)
@@ -276,6 +281,13 @@ class _Tally:
         ):
             values = [score(counts[:, :horizon]) for horizon in self.horizons]
             self._keep(metric, method, torch.stack(values, dim=1))
+
+    def _add_motion(self, method: str, truth: Tensor, ids: Tensor) -> None:
+        """Take masks (B,C+H,H',W') that came, and those said from the last of the context on."""
+        sums = metrics.motion_from_rest(
+            truth, ids, num_context=self.model.num_context, horizons=self.horizons
+        )
+        self.motions.setdefault(method, []).append(torch.stack(sums).sum(1).cpu())
 
     def _add_frames(self, method: str, frames: Tensor, came: Tensor, features: Tensor) -> None:
         """Score frames, one for each horizon or one for all, against those that came."""
@@ -340,6 +352,7 @@ class _Tally:
                 shares = [float((rank <= most).double().mean()) for rank in found]
                 ranks[f"hits@{most}"][method] = shares
             ranks["mrr"][method] = [float((1 / rank).mean()) for rank in found]
+        table |= self._motion_table()
         table = {"slot_error": errors, **table, **self._outcome_table(), **ranks}
         return HorizonResult(
             self.horizons,
@@ -359,6 +372,13 @@ class _Tally:
                 f"{type(decoder).__name__} draws no slots that are imagined: there are no pictures "
                 "and no masks to score"
             )
+
+    def _motion_table(self) -> dict[str, dict[str, list[float]]]:
+        shares = {}
+        for method, parts in self.motions.items():
+            error, way = torch.stack(parts).sum(0)
+            shares[method] = (1 - error / way).where(way > 0, torch.nan).tolist()
+        return {"motion_from_rest": shares} if shares else {}
 
     def _outcome_table(self) -> dict[str, dict[str, list[float]]]:
         if not self.came:

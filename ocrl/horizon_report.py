@@ -28,6 +28,10 @@ METRICS = {
     "video_fg_ari": ("video FG-ARI", "of the masks foretold so far"),
     "video_mbo_i": ("video mBO", "of the masks foretold so far"),
     "video_identity_switches": ("switches", "of objects between slots so far; lower is better"),
+    "motion_from_rest": (
+        "motion from rest",
+        "share of the squared ways of objects that rested in the context that masks go with them",
+    ),
     "reward_error": ("reward error", "mean absolute error; lower is better"),
     "termination_auc": ("termination AUC", "whether the episode terminates at that very step"),
     "hits@1": ("hits@1", "share of clips whose future is the nearest of all clips"),

@@ -10,7 +10,7 @@ in int64 and float64 whatever the autocast. A sample with nothing to score gives
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,6 +26,7 @@ Empty = Literal["skip", "one"]
 
 _LARGEST_TABLE = 1 << 20
 _BEST_PSNR = 100.0
+_REST = 0.5
 SSIM_WINDOW = 11
 """Pixels along the side of the window of `ssim`, which smaller pictures have no room for."""
 
@@ -301,6 +302,68 @@ def identity_switches(
     are equally good, none of them).
     """
     return switches_from_counts(overlap_counts(segmentation, prediction, ignore=ignore))
+
+
+def centres(ids: Tensor, *, background: int | None = None) -> Tensor:
+    """Where the pixels of each id are on average, in each frame of each clip.
+
+    Args:
+        ids: (B,T,H,W).
+        background: the id that gets row 0, seen or not; None where all are alike.
+
+    Returns:
+        (B,T,R,2) float64, row and column in pixels; NaN where an id has none. Ids are in the order
+        of `overlap_counts`: of its rows with that background, of its columns without.
+    """
+    batch_size, num_frames, height, width = ids.shape
+    rows, num_rows = _dense(ids.reshape(batch_size, -1), first=background)
+    cell = rows.view(batch_size * num_frames, -1)
+    cell = cell + num_rows * torch.arange(len(cell), device=cell.device)[:, None]
+    axes = (torch.arange(size, device=ids.device).double() for size in (height, width))
+    grid = torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1)
+    total = len(cell) * num_rows
+    sums = [cell.flatten().bincount(axis.repeat(len(cell)), total) for axis in grid]
+    number = cell.flatten().bincount(minlength=total)
+    return (torch.stack(sums, -1) / number[:, None]).view(batch_size, num_frames, num_rows, 2)
+
+
+def motion_from_rest(
+    segmentation: Tensor, prediction: Tensor, *, num_context: int, horizons: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """How objects that rested moved, and how far the segments that they were in went elsewhere.
+
+    An object rests if its centre stays within half a pixel from frame to frame of the context. Its
+    segment is the one that most of it is in on the last of these frames. So an object that is
+    pushed counts, and one that moves by itself does not.
+
+    Args:
+        segmentation: (B,C+H,H',W') ground-truth ids.
+        prediction: (B,1+H,H',W') segments of the last frame of the context, and after it.
+        num_context: C.
+        horizons: so many steps after the context.
+
+    Returns:
+        Squared errors of how far segments went, and squared ways of objects, sums over the objects
+        of a clip (B,N) in pixels, one for each horizon. Objects that are hidden there do not count;
+        a segment that is hidden went nowhere.
+    """
+    counted = segmentation.where(segmentation != VOID_ID, BACKGROUND_ID)
+    places = centres(counted, background=BACKGROUND_ID)[:, :, 1:]
+    steps = places[:, 1:num_context] - places[:, : num_context - 1]
+    rests = (steps.norm(dim=-1) <= _REST).all(1)
+    overlap = overlap_counts(segmentation[:, num_context - 1 :], prediction)[:, 0, 1:]
+    own = overlap.argmax(-1)[:, None, :, None]
+    at = list(horizons)
+    ahead = places[:, num_context - 1 :]
+    ways = ahead[:, at] - ahead[:, :1]
+    segments = centres(prediction)
+    went = (segments[:, at] - segments[:, :1]).nan_to_num()
+    went = went.gather(2, own.expand(-1, len(at), -1, 2))
+    is_counted = rests[:, None] & ways.isfinite().all(-1)
+    errors, ways = (
+        part.square().sum(-1).where(is_counted, 0.0).sum(-1) for part in (went - ways, ways)
+    )
+    return errors, ways
 
 
 def _fill(values: Tensor, empty: Empty) -> Tensor:

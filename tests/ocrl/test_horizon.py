@@ -88,6 +88,33 @@ def test_every_figure_is_what_its_definition_says():
     assert shown.ids.shape == (4, 16, 16) and len(result.examples) == 2
 
 
+def test_what_is_pushed_is_scored_over_all_clips():
+    world, sums = moving(), torch.zeros(2, len(HORIZONS), dtype=torch.float64)
+    shown = []
+    for clip in clips():
+        ids = torch.zeros(2, T, 16, 16, dtype=torch.int64)
+        for t in range(T):
+            ids[:, t, 4:8, 4 + max(0, t - 1) : 8 + max(0, t - 1)] = 1
+        shown.append(replace(clip, segmentation={"entities": ids}))
+    table = evaluate_horizons(world, shown, horizons=HORIZONS).table["motion_from_rest"]
+    with torch.no_grad():
+        for clip in shown:
+            slots = world.encode(clip).slots
+            state = world.read(slots[:, :2], clip.action, clip.is_first)
+            dream = world.imagine(slots[:, 1], state, clip.action[:, 1:-1], 4)
+            said = torch.cat([slots[:, 1:2], dream.slots], dim=1)
+            ids = world.model.decoder(said).masks.argmax(2)
+            parts = metrics.motion_from_rest(
+                clip.segmentation["entities"], ids, num_context=2, horizons=HORIZONS
+            )
+            sums += torch.stack(parts).sum(1)
+    assert table["prediction"] == pytest.approx((1 - sums[0] / sums[1]).tolist())
+    assert table["copy"] == [0, 0, 0]
+    still = [replace(c, segmentation={"entities": torch.ones(2, T, 16, 16).long()}) for c in shown]
+    table = evaluate_horizons(world, still, horizons=(1,)).table["motion_from_rest"]
+    assert all(math.isnan(values[0]) for values in table.values())
+
+
 def test_the_copy_is_drawn_once_and_what_came_is_judged_once(monkeypatch):
     world, numbers = moving(), {"drawn": 0, "judged": 0}
     decode, judge = world.model.decoder.forward, world.model.encoder.backbone

@@ -322,3 +322,64 @@ def test_roc_auc_by_hand() -> None:
 def test_retrieval_ranks_by_hand() -> None:
     distances = torch.tensor([[0.1, 0.5, 0.2], [0.3, 0.4, 0.4], [0.0, 0.1, 0.9]])
     assert metrics.retrieval_ranks(distances).tolist() == [1, 2.5, 3]
+
+
+def centred(places, *, size=16):
+    """Ids (1,T,H,W): object n + 1 is a square of three pixels around its places (row, column)."""
+    ids = torch.zeros(1, len(places), size, size, dtype=torch.int64)
+    for t, frame in enumerate(places):
+        for n, (row, column) in enumerate(frame):
+            ids[0, t, row - 1 : row + 2, column - 1 : column + 2] = n + 1
+    return ids
+
+
+def test_centres_are_those_of_the_pixels_in_the_order_of_the_table():
+    ids = centred([[(3, 4), (9, 2)], [(3, 5), (9, 2)]])
+    ids[ids == 2] = 7
+    found = metrics.centres(ids, background=0)
+    assert found.dtype == torch.float64 and found.shape == (1, 2, 3, 2)
+    torch.testing.assert_close(
+        found[0, :, 1:], torch.tensor([[[3, 4], [9, 2]], [[3, 5], [9, 2]]]).double()
+    )
+    ids[0, 1][ids[0, 1] == 7] = 0
+    gone = metrics.centres(ids, background=0)[0, 1, 2]
+    assert gone.isnan().all()
+    # Without a background ids are numbered as the columns of a table of counts.
+    counts = metrics.overlap_counts(ids, ids + 3)
+    columns = metrics.centres(ids + 3)
+    torch.testing.assert_close(
+        columns[0, 0, counts[0, 0, 1].argmax()], torch.tensor([3.0, 4.0]).double()
+    )
+
+
+def test_motion_from_rest_is_of_what_rested_in_the_context():
+    # One object is pushed by two pixels a step, one moves by itself, one rests.
+    came = centred(
+        [[(3, 3), (9, 2), (13, 13)], [(3, 3), (9, 3), (13, 13)]]
+        + [[(3, 3 + 2 * t), (9, 3 + t), (13, 13)] for t in (1, 2)]
+    )
+    slots = torch.tensor([5, 1, 3, 4])
+
+    def score(said):
+        parts = metrics.motion_from_rest(came, slots[said], num_context=2, horizons=(1, 2))
+        return [part[0].tolist() for part in parts]
+
+    assert score(came[:, 1:]) == [[0, 0], [4, 16]]
+    assert score(came[:, 1:2].expand(-1, 3, -1, -1)) == [[4, 16], [4, 16]]
+    # Half of the way for what was pushed, and a pixel for what rests; the other one does not count.
+    said = centred([[(3, 3), (9, 3), (13, 13)]] + [[(3, 3 + t), (5, 9), (12, 13)] for t in (1, 2)])
+    assert score(said) == [[1 + 1, 4 + 1], [4, 16]]
+    # What is hidden is not counted, and a segment that is gone went nowhere.
+    said[0, 2][said[0, 2] == 1] = 0
+    assert score(said) == [[2, 16 + 1], [4, 16]]
+    came[0, 3][came[0, 3] == 1] = 0
+    assert score(said) == [[2, 1], [4, 0]]
+    # What is void is no object.
+    came[came == 3] = metrics.VOID_ID
+    assert score(said) == [[1, 0], [4, 0]]
+
+
+def test_with_one_frame_of_context_all_objects_rest():
+    came = centred([[(3, 3)], [(3, 5)]])
+    errors, ways = metrics.motion_from_rest(came, came, num_context=1, horizons=(1,))
+    assert errors.tolist() == [[0]] and ways.tolist() == [[4]]
