@@ -245,7 +245,9 @@ class _Training(AgentTraining[WorldAgent]):
     @property
     def learns_nothing(self) -> bool:
         """Whether playing would change nothing: plans in a world model that stays as it is."""
-        return self.has_fixed_world and not self.agent.behaviour.optimizers()
+        if self.world is None or self.world.learns:
+            return False
+        return self.world.has_guide or not self.agent.behaviour.optimizers()
 
     def begin(self, bar: ProgressBar) -> None:
         path = self.settings.replay.rollouts
@@ -265,19 +267,23 @@ class _Training(AgentTraining[WorldAgent]):
     # --- rounds ---------------------------------------------------------------------------------
 
     def learn(self, callbacks: list[BaseCallback]) -> None:
+        if self.world is not None and self.learns_nothing:
+            self.stage.num_timesteps = self.world.num_steps
         seen: dict[str, Any] = {}
         for callback in callbacks:
             callback.init_callback(cast(BaseAlgorithm, self.stage))
         for callback in callbacks:
             callback.on_training_start(seen, {})
+        if self.learns_nothing:
+            return
         observation: Any = None
         total, prefill = self.settings.total_steps, self.settings.replay.prefill_steps
-        if total <= prefill and not self.learns_nothing:
+        if total <= prefill:
             raise ValueError(
                 f"expected agent.total_steps above agent.replay.prefill_steps={prefill}, after "
                 f"which learning begins, got {total}"
             )
-        while self.step < total and not self.learns_nothing:
+        while self.step < total:
             for callback in callbacks:
                 callback.on_rollout_start()
             self.memory.note_encoder()

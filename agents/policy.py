@@ -30,9 +30,9 @@ from ocrl.agents.encoder_state import EncoderState, find_state
 from ocrl.agents.features import Features
 from ocrl.agents.interface import Agent, Observation, State
 from ocrl.agents.pooling import has_fixed_size
+from ocrl.agents.saving import WEIGHTS
 
 Algorithm = Literal["ppo", "a2c", "dqn", "recurrent_ppo"]
-WEIGHTS = "policy.safetensors"
 _KNOWN: dict[str, tuple[type[BaseAlgorithm], type[BasePolicy]]] = {
     "ppo": (PPO, MultiInputActorCriticPolicy),
     "a2c": (A2C, MultiInputActorCriticPolicy),

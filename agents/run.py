@@ -93,6 +93,11 @@ class AgentTraining(ABC, Generic[AgentType]):
     def step(self) -> int:
         """Environment steps until now."""
 
+    @property
+    def learns_nothing(self) -> bool:
+        """Whether playing would change nothing, so that there is no training: never, as here."""
+        return False
+
     @abstractmethod
     def learn(self, callbacks: list[BaseCallback]) -> None:
         """Train until all steps are done."""
@@ -162,8 +167,11 @@ class AgentTraining(ABC, Generic[AgentType]):
             self._learn_or_say_what_is_kept(self._callbacks(evaluate, board, bar, stop))
             self.recorder.write_row()
             self.save()
-            bar.update(self.step)
-            bar.say(f"trained for {self.step} steps" if self.step else "there is nothing to learn")
+            if self.learns_nothing:
+                bar.say("there is nothing to learn")
+            else:
+                bar.update(self.step)
+                bar.say(f"trained for {self.step} steps")
             if stop.is_set():
                 raise InterruptedTraining(
                     f"stopped after the last of {self.step} steps and saved {self.run.agent}; the "

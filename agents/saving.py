@@ -24,6 +24,8 @@ VERSION = 1
 """Of the folder's layout; an agent of another one is refused."""
 FOLDER = "agent"
 """Where a run keeps its agent, inside the run's directory."""
+WEIGHTS = "policy.safetensors"
+"""The file of an agent's weights, in that folder."""
 ASKED = "asked"
 """Entry of `meta.json`: what the run was asked for, as far as it decides what is learned."""
 
@@ -115,16 +117,29 @@ def check_encoder(path: Path | str, encoder: Path | str) -> None:
         )
 
 
-def describe_encoder(checkpoint_path: Path, run: Path) -> dict[str, str]:
-    """What an agent's `meta.json` says of the encoder that it learns with.
+def is_agent(path: Path | str) -> bool:
+    """Whether there is an agent at a path, see `find`, and not a model."""
+    return checkpoint.find_folder(path, FOLDER, files=("meta.json", WEIGHTS)) is not None
+
+
+def digest(path: Path | str) -> str:
+    """SHA-256 of the weights and the configuration of an agent or a model."""
+    if not is_agent(path):
+        return checkpoint.digest(path)
+    folder = find(path)
+    return checkpoint.digest_of([folder / "config.yaml", folder / WEIGHTS])
+
+
+def describe_part(found: Path, run: Path) -> dict[str, str]:
+    """What an agent's `meta.json` says of an encoder or a world model that it begins with.
 
     Args:
-        checkpoint_path: of the encoder.
+        found: the folder of its checkpoint, or of the agent that it is of.
         run: directory of the agent's run; a checkpoint in it is found wherever the run is moved.
     """
-    found, run = checkpoint_path.resolve(), run.resolve()
+    found, run = found.resolve(), run.resolve()
     place = found.relative_to(run) if found.is_relative_to(run) else found
-    return {"path": str(place), "hash": checkpoint.digest(found)}
+    return {"path": str(place), "hash": digest(found)}
 
 
 def trained_steps(run: Path) -> int:
@@ -214,7 +229,7 @@ def check_finished(
     for name, model in (("encoder", encoder), ("world_model", world_model)):
         if difference is None and model is not None and saved.get(name) is not None:
             begun_with = saved[name].get("origin", saved[name])
-            if checkpoint.digest(model) != begun_with["hash"]:
+            if digest(model) != begun_with["hash"]:
                 difference = f"its {name} is not that of {model}"
     if difference is not None:
         raise ValueError(

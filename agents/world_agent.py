@@ -27,9 +27,8 @@ from ocrl.agents.interface import Agent, Observation, State
 from ocrl.agents.pooling import has_fixed_size
 from ocrl.agents.replay import Window
 from ocrl.agents.rows import ObservedRows, in_order_of
+from ocrl.agents.saving import WEIGHTS
 from ocrl.agents.set_world import SetWorld
-
-WEIGHTS = "policy.safetensors"
 
 
 class Behaviour(nn.Module, ABC):

@@ -17,7 +17,7 @@ import importlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -434,9 +434,14 @@ def describe_difference(saved: Any, wanted: Any, where: str = "") -> str | None:
 def digest(path: Path | str) -> str:
     """SHA-256 of a checkpoint's weights and configuration, for those that depend on it."""
     folder = find(path)
+    return digest_of([folder / "config.yaml", folder / "model.safetensors"])
+
+
+def digest_of(files: Iterable[Path]) -> str:
+    """SHA-256 of what stands in files, one after the other."""
     sha256 = hashlib.sha256()
-    for name in ("config.yaml", "model.safetensors"):
-        sha256.update((folder / name).read_bytes())
+    for file in files:
+        sha256.update(file.read_bytes())
     return sha256.hexdigest()
 
 

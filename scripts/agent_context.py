@@ -70,7 +70,10 @@ def _agent(*, meta: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     solvers = config.get("arguments", {})
     if "continuous" in solvers:
         kind = "discrete" if meta["action_space"]["kind"] == "discrete" else "continuous"
-        given = "" if meta.get("world_model") is None else ", world model given"
+        world = meta.get("world_model")
+        given = "" if world is None else ", world model given"
+        if world is not None and "of" in world:
+            given = f", after {world['of']}"
         name = str(solvers[kind]["_target_"]).rpartition(".")[2]
         return f"{config['algorithm']} {name}{given}"
     is_pixels = meta["observation"]["main"] == "frame" and config["encoder"] is None

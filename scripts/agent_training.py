@@ -19,16 +19,13 @@ _HOW_FAR_AND_WHERE = ("total_steps", "log_every", "evaluate_every", "device", "p
 """Settings of an agent that do not change what is learned until a step."""
 
 
-def observed_in(
-    mode: str, trainer: Trainer, observation: Mapping[str, Any], *, world: GivenWorld | None
-) -> dict[str, Any]:
+def observed_in(mode: str, trainer: Trainer, observation: Mapping[str, Any]) -> dict[str, Any]:
     """What the environments are to show an agent whose encoder has a mode.
 
     Args:
         mode: of the encoder, see `encoder_modes.MODES`.
         trainer: of the agent.
         observation: what is asked for.
-        world: that the agent is given, which knows slots without geometry.
 
     Raises:
         ValueError: if the agent can not train its encoder so, or not on slots that are noisy, or
@@ -40,7 +37,7 @@ def observed_in(
             "from would be slots of every encoder that there was"
         )
     if mode != "gradient":
-        return dict(observation) | ({} if world is None else {"has_geometry": False})
+        return dict(observation)
     if isinstance(trainer, ModelBased):
         raise ValueError(
             f"expected encoder.mode=frozen or replay for agent={trainer.algorithm}, got gradient: "

@@ -16,7 +16,7 @@ from PIL import Image
 import ocrl
 from ocrl import checkpoint
 from ocrl.agents import saving
-from ocrl.agents.given_world import GivenWorld
+from ocrl.agents.given_world import GivenWorld, LearnedWorld, TrainedWorld
 from ocrl.agents.model_based import ModelBased
 from ocrl.model import SlotModel
 from ocrl.stream import SlotStream
@@ -25,8 +25,8 @@ from ocrl.stream import SlotStream
 def find_world(config: DictConfig, trainer: Trainer, *, directory: Path) -> GivenWorld | None:
     """The world model at `world_model.path`; None where there is none, and one is learned.
 
-    Its encoder becomes that of `encoder.path`, in the run's directory; one that is there already
-    has to be the same.
+    Its encoder becomes that of `encoder.path`, if slots are observed; one that is there already has
+    to be the same.
 
     Args:
         config: of `configs/agent.yaml`; `encoder.path` is filled in.
@@ -35,8 +35,9 @@ def find_world(config: DictConfig, trainer: Trainer, *, directory: Path) -> Give
 
     Raises:
         FileNotFoundError: if there is nothing at the path, or no picture at `goal`.
-        ValueError: if it is no world model, the agent has none or learns its encoder on, its
-            encoder is another one than that of `encoder.path`, or there is a goal without it.
+        ValueError: if there is no world model, the agent has none or learns its encoder on, its
+            encoder is another one than that of `encoder.path`, or there is a goal without a world
+            model of episodes.
     """
     path = config.world_model.path
     if path is None:
@@ -50,20 +51,41 @@ def find_world(config: DictConfig, trainer: Trainer, *, directory: Path) -> Give
         raise ValueError(
             "expected agent=planning or imagination with world_model.path, got another"
         )
+    if saving.is_agent(path):
+        return _of_agent(config, directory)
     if config.observation.main != "slots" or config.encoder.mode != "frozen":
         raise ValueError(
             "expected obs=slots and encoder.mode=frozen with world_model.path, which foretells the "
             f"slots of its own encoder, got {config.observation.main} and {config.encoder.mode}"
         )
-    described = saving.describe_encoder(checkpoint.find(path), directory)
-    world = GivenWorld.load(path, learns=config.world_model.learns, described=described)
+    described = saving.describe_part(checkpoint.find(path), directory)
+    world = TrainedWorld.load(path, learns=config.world_model.learns, described=described)
     _share_encoder(config, world, directory)
     return (
         world if config.goal is None else world.aiming_at(slots_of(world.model.model, config.goal))
     )
 
 
-def _share_encoder(config: DictConfig, world: GivenWorld, directory: Path) -> None:
+def _of_agent(config: DictConfig, directory: Path) -> LearnedWorld:
+    """The world model of an agent at `world_model.path`, and its encoder."""
+    path = config.world_model.path
+    if config.world_model.learns or config.goal is not None or config.encoder.mode != "frozen":
+        raise ValueError(
+            f"expected world_model.learns=false, encoder.mode=frozen and no goal with that of the "
+            f"agent {path}, got {config.world_model.learns}, {config.encoder.mode} and "
+            f"{config.goal}"
+        )
+    described = saving.describe_part(saving.find(path), directory)
+    world = LearnedWorld.load(path, described=described)
+    known = saving.encoder_path(path)
+    if config.encoder.path is not None:
+        saving.check_encoder(path, config.encoder.path)
+    elif known is not None:
+        config.encoder.path = str(known)
+    return world
+
+
+def _share_encoder(config: DictConfig, world: TrainedWorld, directory: Path) -> None:
     """Let the environments make slots by the encoder that the world model knows."""
     own = world.model.model
     if config.encoder.path is None:

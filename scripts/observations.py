@@ -141,7 +141,7 @@ def find_encoder(config: DictConfig, *, env: str, directory: Path, console: Cons
         )
     settings = checkpoint.plain(config.encoder)
     model = ocrl.load(found).to(find_device(settings["device"]))
-    return Encoder(model, found, saving.describe_encoder(found, directory), settings)
+    return Encoder(model, found, saving.describe_part(found, directory), settings)
 
 
 def pretraining_recipe(config: DictConfig, env: str) -> DictConfig:

@@ -6,11 +6,11 @@
 A study is a YAML file: `encoders`, a list of options of pretrain_slots.py for each, and either
 `agents`, of train_agent.py, `worlds`, of train_world_model.py, or `views`, of pretrain_slots.py
 with posed views, all by name; `shared` are options of all of these, before their own. {NAME} in an
-option is the run of the encoder NAME; `encoders_of` lists studies beside the file whose encoders
-can be named, too, and are trained where those studies have them. `--only` chooses by name. Runs
-that are finished are not repeated, others go on. What stands after `--` goes to all of them.
-`--write` keeps them in the folder that is named like the file, beside it. Each run says what it has
-to say in its log.txt.
+option is the run of the encoder NAME, or that of the same seed of a run before it; `encoders_of`
+lists studies beside the file whose encoders can be named, too, and are trained where those studies
+have them. `--only` chooses by name; what is named comes with it. Runs that are finished are not
+repeated, others go on. What stands after `--` goes to all of them. `--write` keeps them in the
+folder that is named like the file, beside it. Each run says what it has to say in its log.txt.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import argparse
 import fnmatch
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from ocrl.agents.results import EVALUATION
 from ocrl.page import write_text
 from ocrl.tables import RECORD
 
-_NAMED = re.compile(r"(?<!\$)\{(\w+)\}")
+_NAMED = re.compile(r"(?<!\$)\{([\w-]+)\}")
 _PARTS = ("encoders_of", "encoders", "shared", "agents", "worlds", "views")
 
 
@@ -72,14 +72,14 @@ class Task:
     Attributes:
         kind: what is trained.
         directory: of the run.
-        options: of the file.
-        more: options after these, which name no encoder.
+        options: of the script.
+        needs: the directories of runs that have to be finished before.
     """
 
     kind: Kind
     directory: Path
     options: Sequence[str]
-    more: Sequence[str]
+    needs: frozenset[Path]
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Study:
         name: of the file.
         encoders: options by name; one names only those before it.
         homes: the study that an encoder is of, by name.
-        runs: options by name.
+        runs: options by name; one names encoders, and only those runs before it.
         kind: of the runs.
     """
 
@@ -102,13 +102,7 @@ class Study:
 
     def needed(self) -> list[str]:
         """The encoders that runs name, and those that these name, in the order of the file."""
-        open_ones = [name for options in self.runs.values() for name in named(options)]
-        found: set[str] = set()
-        while open_ones:
-            name = open_ones.pop()
-            if name not in found:
-                found.add(name)
-                open_ones += named(self.encoders[name])
+        found = _with_named({**self.encoders, **self.runs}, self.runs)
         return [name for name in self.encoders if name in found]
 
 
@@ -167,8 +161,8 @@ def read_study(path: Path, *, only: Sequence[str] = ("*",)) -> Study:
 
     Raises:
         FileNotFoundError: if there is no such file, in words.
-        ValueError: if it is no study, an option names an encoder that there is not or that comes
-            after it, or no run is chosen.
+        ValueError: if it is no study, an option names an encoder or a run that there is not or that
+            comes after it, an encoder and a run share a name, or no run is chosen.
     """
     content = _read(path)
     kinds = [kind for kind in KINDS if kind.part in content]
@@ -193,15 +187,17 @@ def read_study(path: Path, *, only: Sequence[str] = ("*",)) -> Study:
     for name, options in [*encoders.items(), *runs.items()]:
         for other in named(options):
             if other not in known:
-                raise ValueError(f"{path}: {name}: {unknown('encoder before it', other, known)}")
-        if name in encoders:
-            known.append(name)
+                mistake = unknown("encoder or run before it", other, known or ["none"])
+                raise ValueError(f"{path}: {name}: {mistake}")
+        if name in known:
+            raise ValueError(f"{path}: expected one of each name, got an encoder and a run {name}")
+        known.append(name)
     chosen = [name for name in runs if any(fnmatch.fnmatch(name, o) for o in only)]
     if not chosen:
         raise ValueError(f"{path}: {unknown(kind.part[:-1], ' '.join(only), runs)}")
-    return Study(
-        path.stem, encoders, homes, {name: [*shared, *runs[name]] for name in chosen}, kind
-    )
+    wanted = _with_named({**encoders, **runs}, chosen)
+    kept = {name: [*shared, *options] for name, options in runs.items() if name in wanted}
+    return Study(path.stem, encoders, homes, kept, kind)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -231,8 +227,19 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def named(options: Sequence[str]) -> list[str]:
-    """The encoders that options name."""
+    """The encoders and runs that options name."""
     return [name for option in options for name in _NAMED.findall(option)]
+
+
+def _with_named(options: Mapping[str, Sequence[str]], names: Iterable[str]) -> set[str]:
+    """Names, and all that their options name, and so on."""
+    found, left = set[str](), list(names)
+    while left:
+        name = left.pop()
+        if name not in found:
+            found.add(name)
+            left += named(options[name])
+    return found
 
 
 def train(
@@ -251,25 +258,22 @@ def train(
         for name, home in study.homes.items()
     }
     threads = max(1, num_cores() // jobs)
-    encoders = [Task(ENCODERS, where[name], study.encoders[name], []) for name in study.needed()]
-    runs = [
-        Task(
-            study.kind,
-            output / study.kind.part / f"{name}-{seed}",
-            options,
-            [f"{study.kind.seed}={seed}", *overrides],
-        )
-        for seed in seeds
-        for name, options in study.runs.items()
+    encoders = [
+        _task(ENCODERS, where[name], study.encoders[name], where) for name in study.needed()
     ]
+    runs = []
+    for seed in seeds:
+        own = {name: output / study.kind.part / f"{name}-{seed}" for name in study.runs}
+        for name, options in study.runs.items():
+            told = [*options, f"{study.kind.seed}={seed}"]
+            task = _task(study.kind, own[name], told, {**where, **own})
+            runs.append(replace(task, options=[*task.options, *overrides]))
 
     def work(task: Task) -> None:
-        told = [_NAMED.sub(lambda match: where[match[1]].as_posix(), o) for o in task.options]
-        words = [*told, *task.more]
         run(
             task.kind.script,
             task.directory,
-            words,
+            task.options,
             done=task.kind.done,
             log="log.txt",
             threads=threads,
@@ -280,13 +284,19 @@ def train(
         while waiting or begun:
             # Whoever is free takes the first task that has what it names.
             for task in list(waiting):
-                if len(begun) < jobs and made >= {where[name] for name in named(task.options)}:
+                if len(begun) < jobs and made >= task.needs:
                     waiting.remove(task)
                     begun[pool.submit(work, task)] = task.directory
             for future in wait(begun, return_when=FIRST_COMPLETED).done:
                 future.result()
                 made.add(begun.pop(future))
     return [task.directory for task in runs]
+
+
+def _task(kind: Kind, directory: Path, options: Sequence[str], where: Mapping[str, Path]) -> Task:
+    """A run whose options name others, which are at these places."""
+    told = [_NAMED.sub(lambda match: where[match[1]].as_posix(), option) for option in options]
+    return Task(kind, directory, told, frozenset(where[name] for name in named(options)))
 
 
 if __name__ == "__main__":

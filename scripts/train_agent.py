@@ -51,7 +51,9 @@ def main(config: DictConfig) -> None:
     encoder, given = None, find_world(config, trainer, directory=directory)
     if observation["main"] == SLOTS:
         encoder = find_encoder(config, env=env, directory=directory, console=console)
-        observation = observed_in(encoder.mode, trainer, observation, world=given)
+        observation = observed_in(encoder.mode, trainer, observation)
+    if given is not None:
+        observation = given.observed(observation)
     make = partial(
         make_observed,
         env,

@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 
 from ocrl import checkpoint
 from ocrl.agents import saving
-from ocrl.agents.given_world import GivenWorld
+from ocrl.agents.given_world import TrainedWorld
 from ocrl.agents.model_based import ModelBased
 from ocrl.agents.run import AgentRun
 from ocrl.agents.world_agent import WorldAgent
@@ -32,7 +32,7 @@ def save(folder, *options, **changes):
     world = checkpoint.build(config)
     torch.nn.init.normal_(world.dynamics.output.to_slots.weight, std=0.3)
     checkpoint.save(folder / "checkpoint", world, config=config, step=3, env="sprites")
-    return GivenWorld.load(folder, learns=False)
+    return TrainedWorld.load(folder, learns=False)
 
 
 def network(given):
@@ -49,7 +49,7 @@ def test_an_agent_imagines_what_the_world_model_does(tmp_path, dynamics):
     config = SMALL_WORLD["settings"](*options, dynamics=dynamics)
     torch.manual_seed(0)
     checkpoint.save(tmp_path / "c", checkpoint.build(config), config=config, step=1, env="sprites")
-    given = GivenWorld.load(tmp_path / "c", learns=False)
+    given = TrainedWorld.load(tmp_path / "c", learns=False)
     agent = WorldAgent(SETS, CHOICES, network=network(given))
     given.give(agent)
     assert agent.network.has_order and agent.world.horizon == 4
@@ -114,7 +114,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
     slots = checkpoint.build(config)
     checkpoint.save(tmp_path / "slots", slots, config=config, step=1, env="sprites")
     with pytest.raises(ValueError, match=r"expected a world model at .*, got a SlotModel"):
-        GivenWorld.load(tmp_path / "slots", learns=False)
+        TrainedWorld.load(tmp_path / "slots", learns=False)
 
 
 class Drift(gymnasium.Env):

@@ -199,7 +199,7 @@ def test_an_agent_names_its_encoder_and_refuses_another(tmp_path, make_toy, smal
             (folder / file).write_text(name)
     agent = ModelFree(**small_settings("ppo") | {"total_steps": 16})
     run = tmp_path / "run"
-    described = saving.describe_encoder(tmp_path / "first" / "checkpoint", run)
+    described = saving.describe_part(tmp_path / "first" / "checkpoint", run)
     agent.train(
         make_toy("slots"),
         run=AgentRun(run, {"env": "toy", "encoder": described}),
@@ -210,7 +210,7 @@ def test_an_agent_names_its_encoder_and_refuses_another(tmp_path, make_toy, smal
     with pytest.raises(ValueError, match="its slots mean something else"):
         load(run, encoder=tmp_path / "second")
     # One inside the run is found wherever the run is.
-    inner = saving.describe_encoder(tmp_path / "first" / "checkpoint", tmp_path)
+    inner = saving.describe_part(tmp_path / "first" / "checkpoint", tmp_path)
     assert inner["path"] == "first/checkpoint"
 
 

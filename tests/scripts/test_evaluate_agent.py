@@ -69,7 +69,7 @@ def save_run(scripts):
             "env": env,
             "env_arguments": arguments,
             "observation": observation,
-            "encoder": None if encoder is None else saving.describe_encoder(encoder, run),
+            "encoder": None if encoder is None else saving.describe_part(encoder, run),
             "observation_space": spaces.to_json(seen),
             "action_space": spaces.to_json(action),
             "training": {"num_episodes": 8, "achieved": {}},

@@ -127,6 +127,28 @@ def test_encoders_come_before_the_agents_that_need_them(study, tmp_path, jobs):
     assert {path.name for path in compared.runs} == agents.keys() and compared.write is None
 
 
+def test_a_run_may_name_another_of_its_seed(study, tmp_path):
+    agents = {
+        **STUDY["agents"],
+        "reach-planned": ["obs=slots", "world_model.path={reach-slots}", "encoder.path={first}"],
+    }
+    content = yaml.safe_dump({**STUDY, "agents": agents}, sort_keys=False)
+    commands, compared = study("--only", "*-planned", "--seeds", "3", "4", content=content)
+    names = [name for job, name, _ in commands if job == "train_agent"]
+    assert sorted(names) == sorted(f"reach-{n}-{s}" for n in ("slots", "planned") for s in (3, 4))
+    for seed in (3, 4):
+        assert names.index(f"reach-slots-{seed}") < names.index(f"reach-planned-{seed}")
+        told = next(options for _, name, options in commands if name == f"reach-planned-{seed}")
+        assert told["world_model.path"] == (tmp_path / f"out/agents/reach-slots-{seed}").as_posix()
+    assert {path.name for path in compared.runs} == set(names)
+    # No other way round, and not both under one name.
+    turned = dict(reversed(agents.items()))
+    with pytest.raises(SystemExit):
+        study(content=yaml.safe_dump({**STUDY, "agents": turned}, sort_keys=False))
+    with pytest.raises(SystemExit):
+        study(content=yaml.safe_dump({**STUDY, "agents": {"first": ["obs=slots"]}}))
+
+
 def test_nobody_waits_for_an_encoder_while_there_is_other_work(study):
     commands, _ = study("--seeds", "0", "--jobs", "2", slow="first")
     assert {name for _, name, _ in commands[:2]} == {"first", "reach-objects-0"}
@@ -219,8 +241,12 @@ def test_encoders_of_a_study_beside_it_are_trained_where_that_has_them(study, tm
 @pytest.mark.parametrize(
     ("content", "arguments", "said"),
     [
-        ("agents: {a: ['x={b}']}", [], "a: there is no encoder before it 'b'"),
-        ("encoders: {a: ['x={b}'], b: [y=1]}\nagents: {}", [], "no encoder before it 'b'"),
+        (
+            "agents: {a: ['x={b}']}",
+            [],
+            "a: there is no encoder or run before it 'b'; there are none",
+        ),
+        ("encoders: {a: ['x={b}'], b: [y=1]}\nagents: {}", [], "no encoder or run before it 'b'"),
         ("agents: {a: x=1}", [], "expected a list of options for a, got 'x=1'"),
         ("agents: {a: [1]}", [], "expected a list of options for a"),
         ("[1, 2]", [], r"a study with encoders_of, .*, views, got \[1, 2\]"),
