@@ -181,6 +181,7 @@ def _describe(
         "scores": scores[:, 0].tolist(),
         **_estimates(scores),
         "steps_to": reached,
+        "has_curve": any(np.isfinite(run.progress["return"]).any() for run in runs),
         "returns": [value_of(evaluation, "return") for evaluation in evaluations],
         "floor": _mean_of([evaluation.get("floor") for evaluation in evaluations], metric),
         "ceiling": _mean_of([evaluation.get("ceiling") for evaluation in evaluations], metric),

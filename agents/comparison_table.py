@@ -108,7 +108,7 @@ def score_rows(comparison: Mapping[str, Any], published: Published) -> list[list
                     number(statistics.fmean(method["returns"]), "return"),
                     *(number(method[end], metric) for end in ("floor", "ceiling")),
                     thousands(statistics.median(method["step"])),
-                    steps_cell(method["steps_to"]),
+                    steps_cell(method["steps_to"]) if method["has_curve"] else DASH,
                 ]
             )
             if method["training_score"] is not None:

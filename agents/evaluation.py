@@ -157,23 +157,36 @@ def _play_round(
 ) -> list[_End]:
     """One episode in each environment; those of the first `num_counted` environments."""
     observation, _ = env.reset(seed=list(seeds))  # type: ignore[arg-type]
-    state = agent.initial_state(env.num_envs)
-    is_first = np.ones(env.num_envs, dtype=bool)
+    state = agent.initial_state(num_counted)
+    playing = np.arange(num_counted)
+    is_first = np.ones(num_counted, dtype=bool)
     total = np.zeros(env.num_envs)
     length = 0
     ends: dict[int, _End] = {}
-    while len(ends) < num_counted:
-        action, state = agent.act(observation, state, is_first, is_deterministic=is_deterministic)
+    while len(playing):
+        seen = _of_some(observation, playing)
+        own, state = agent.act(seen, state, is_first, is_deterministic=is_deterministic)
+        # An environment that is done plays on, and nobody looks at it or thinks about it.
+        action = np.repeat(own[:1], env.num_envs, axis=0)
+        action[playing] = own
         observation, reward, terminated, truncated, info = env.step(action)
         total += reward
         length += 1
-        is_first = terminated | truncated
-        for index in np.flatnonzero(is_first):
-            # An environment that is done plays on, and is not looked at.
-            if index < num_counted and index not in ends:
-                final = _of_environment(info["final_info"], int(index))
-                ends[int(index)] = _End(float(total[index]), length, final)
+        is_over = (terminated | truncated)[playing]
+        for index in playing[is_over].tolist():
+            final = _of_environment(info["final_info"], index)
+            ends[index] = _End(float(total[index]), length, final)
+        if is_over.any():
+            state = agent.cut(state, np.flatnonzero(~is_over))
+            playing = playing[~is_over]
+        is_first = np.zeros(len(playing), dtype=bool)
     return [ends[index] for index in range(num_counted)]
+
+
+def _of_some(observation: Observation, places: NDArray[np.intp]) -> Observation:
+    if isinstance(observation, Mapping):
+        return {name: part[places] for name, part in observation.items()}
+    return observation[places]
 
 
 def _of_environment(info: Mapping[str, Any], index: int) -> dict[str, Any]:

@@ -7,17 +7,28 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from gymnasium.spaces import Space
 from numpy.typing import NDArray
+from torch.utils._pytree import tree_map
 
 State = Any
 """A pytree (dict, tuple, array) of arrays or tensors; passed in and out, never kept."""
 
 Observation = NDArray[Any] | Mapping[str, NDArray[Any]]
 """(E,...) of a plain space, or such an array for each key of a dictionary."""
+
+
+def _rows(leaf: Any, *, places: NDArray[Any]) -> Any:
+    """Rows of an array or a tensor; anything else as it is."""
+    if isinstance(leaf, torch.Tensor):
+        return leaf[torch.as_tensor(places, device=leaf.device)]
+    return leaf[places] if isinstance(leaf, np.ndarray) else leaf
 
 
 class Agent(ABC):
@@ -50,6 +61,16 @@ class Agent(ABC):
         Raises:
             ValueError: if the observation is not of the agent's space.
         """
+
+    def cut(self, state: State, places: NDArray[Any]) -> State:
+        """The state of some environments alone, as `act` takes it for observations of these.
+
+        Args:
+            state: of E environments; its arrays and tensors are (E,...), as here, or this is
+                overridden.
+            places: (N,) of the environments.
+        """
+        return tree_map(partial(_rows, places=places), state)
 
     def attention(
         self, observation: Observation, state: State, is_first: NDArray[Any]

@@ -164,6 +164,14 @@ class PolicyAgent(Agent):
         zeros = np.zeros((layers, num_envs, size), np.float32)
         return zeros, zeros.copy()
 
+    def cut(self, state: State, places: NDArray[Any]) -> State:
+        """See `Agent.cut`; what a recurrent policy remembers is (layers,E,size)."""
+        states = self.features.states
+        memory, *others = (state,) if states is None else state
+        if memory is not None:
+            memory = tuple(part[:, places] for part in memory)
+        return memory if states is None else (memory, *(other[places] for other in others))
+
     def act(
         self,
         observation: Observation,

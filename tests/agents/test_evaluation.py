@@ -77,6 +77,20 @@ def test_short_episodes_are_not_favoured():
     assert sorted(episodes.lengths) == sorted(lengths_of(0, 16)) and episodes.lengths.max() > 15
 
 
+@pytest.mark.parametrize("num_envs", [1, 3, 8])
+def test_nobody_thinks_about_episodes_that_are_over(num_envs):
+    sizes = []
+
+    class Thinking(Counter):
+        def act(self, observation, state, is_first, *, is_deterministic):
+            assert len(observation) == len(state) == len(is_first)
+            sizes.append(len(observation))
+            return super().act(observation, state, is_first, is_deterministic=is_deterministic)
+
+    episodes = play(Thinking(), vector(num_envs), num_episodes=20, seed=4, is_deterministic=True)
+    assert sum(sizes) == episodes.lengths.sum()
+
+
 class Drawing(Counter):
     """Acts with a number drawn from torch."""
 

@@ -13,8 +13,9 @@ from hydra import compose, initialize_config_dir
 
 from ocrl import checkpoint
 from ocrl.agents import saving
-from ocrl.agents.given_world import TrainedWorld
+from ocrl.agents.given_world import LearnedWorld, TrainedWorld
 from ocrl.agents.model_based import ModelBased
+from ocrl.agents.ppo import ModelFree
 from ocrl.agents.run import AgentRun
 from ocrl.agents.world_agent import WorldAgent
 
@@ -172,6 +173,92 @@ def test_plans_in_a_world_model_that_stays_as_it_is_need_no_playing(tmp_path):
     _, meta = train(tmp_path / "run", save(tmp_path / "world"), agent="planning")
     assert meta["step"] == 0 and saving.is_finished(tmp_path / "run", 48)
     assert not saving.is_finished(tmp_path / "other", 48)
+
+
+def imagined(folder, env, settings, *, algorithm="imagination", **meta):
+    """A small agent that learned in imagination, or a planning one, as a run leaves it."""
+    trainer = ModelBased(**{**settings, "algorithm": algorithm})
+    known = {"env": "toy", "encoder": None, "observation": {"main": "slots"}, **meta}
+    run = AgentRun(folder, known)
+    network = trainer.network(plain_key="slots", has_order=True)
+    trainer.train(env, run=run, network=network)
+    return LearnedWorld.load(folder, described=saving.describe_part(saving.find(folder), folder))
+
+
+def planning(env, settings, given, folder, *, is_guided=True, **meta):
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        config = checkpoint.plain(compose("agent", overrides=["agent=planning_guided"]).agent)
+    arguments = {**config["arguments"], "horizon": 2}
+    arguments |= {} if is_guided else {"guide": None}
+    trainer = ModelBased(**{**settings, "algorithm": "guided planning", "arguments": arguments})
+    network = given.network(trainer.network(plain_key="slots", has_order=False))
+    run = AgentRun(folder, {"env": "toy", "encoder": None, "world_model": given.meta, **meta})
+    return trainer.train(env, run=run, network=network, world=given)
+
+
+@pytest.mark.parametrize("is_guided", [True, False])
+def test_an_agent_that_learned_in_imagination_can_plan(
+    is_guided, tmp_path, make_toy, small_world_settings
+):
+    env = make_toy("slots")
+    given = imagined(tmp_path / "own", env, small_world_settings())
+    agent = planning(env, small_world_settings(), given, tmp_path / "run", is_guided=is_guided)
+    meta = saving.read_meta(tmp_path / "run")
+    # It has learned from the steps of the other one, from none of its own, and knows whose.
+    assert meta["step"] == given.num_steps == 96 and saving.is_finished(tmp_path / "run", 10**6)
+    assert meta["world_model"] == {**given.described, "learns": False, "of": "imagination"}
+    assert agent.network.has_order
+    own = given.agent
+    for part in ("world", "rows"):
+        theirs = getattr(own, part).state_dict()
+        for name, value in getattr(agent, part).state_dict().items():
+            assert torch.equal(value, theirs[name])
+    assert (agent.behaviour.guide is not None) == is_guided
+    if is_guided:
+        theirs = own.behaviour.state_dict()
+        for name, value in agent.behaviour.guide.state_dict().items():
+            assert torch.equal(value, theirs[name])
+    # An agent that plans passes it on; some environments go on alone.
+    loaded = saving.load(tmp_path / "run")
+    observation, _ = env.reset(seed=0)
+    begins, options = np.ones(2, bool), {"is_deterministic": True}
+    _, state = loaded.act(observation, loaded.initial_state(2), begins, **options)
+    both, _ = loaded.act(observation, state, ~begins, **options)
+    alone, _ = loaded.act(observation[1:], loaded.cut(state, np.array([1])), ~begins[1:], **options)
+    assert alone == both[1:]
+    described = saving.describe_part(saving.find(tmp_path / "run"), tmp_path)
+    again = LearnedWorld(loaded, {}, described, 96)
+    if is_guided:
+        assert planning(env, small_world_settings(), again, tmp_path / "again").behaviour.guide
+    else:
+        with pytest.raises(ValueError, match=r"expected an actor-critic to guide plans.*planning"):
+            planning(env, small_world_settings(), again, tmp_path / "again")
+
+
+def test_what_an_agent_can_not_plan_with_is_refused(
+    tmp_path, make_toy, small_settings, small_world_settings
+):
+    env = make_toy("slots")
+    given = imagined(tmp_path / "own", env, small_world_settings())
+    with pytest.raises(ValueError, match=r"agent=planning or planning_guided .*got imagination"):
+        given.network(ModelBased(**small_world_settings()).network(plain_key="x", has_order=True))
+    assert given.observed({"main": "slots"}) == {"main": "slots"}
+    with pytest.raises(ValueError, match=r"observation of the agent .*main"):
+        given.observed({"main": "objects"})
+    for other, words in (
+        (make_toy("slots", "inventory"), "expected observations of the agent"),
+        (make_toy("slots", action_space=gymnasium.spaces.Discrete(3)), "expected actions of"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            planning(other, small_world_settings(), given, tmp_path / "other")
+    trainer = ModelFree(**small_settings("ppo"))
+    trainer.train(
+        env,
+        run=AgentRun(tmp_path / "ppo", {"env": "toy", "encoder": None, "observation": {}}),
+        network=trainer.network(plain_key="slots", num_geometry=0, encoder=None),
+    )
+    with pytest.raises(ValueError, match=r"agent with a world model at .*got one of ppo"):
+        LearnedWorld.load(tmp_path / "ppo", described={})
 
 
 @pytest.mark.gpu

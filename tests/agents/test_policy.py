@@ -135,6 +135,25 @@ def test_a_recurrent_policy_starts_afresh_with_an_episode(tmp_path, make_toy, sm
     assert not np.allclose(going_on[0][:, 1], after[0][:, 1], atol=1e-4)
 
 
+@pytest.mark.parametrize("algorithm", ["ppo", "recurrent_ppo"])
+def test_some_environments_go_on_alone(algorithm, tmp_path, make_toy, small_settings):
+    env = make_toy("slots", num_envs=4)
+    agent = trained(tmp_path, env, small_settings(algorithm), plain_key="slots")
+    observation, _ = env.reset(seed=0)
+    goes_on, own = np.zeros(4, bool), np.array([2, 0])
+    _, state = agent.act(
+        observation, agent.initial_state(4), np.ones(4, bool), is_deterministic=True
+    )
+    observation, *_ = env.step(np.zeros(4, int))
+    _, after = agent.act(observation, state, goes_on, is_deterministic=True)
+    _, alone = agent.act(
+        observation[own], agent.cut(state, own), goes_on[own], is_deterministic=True
+    )
+    for one, other in zip(agent.cut(after, own) or (), alone or (), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+    assert (alone is None) == (algorithm == "ppo")
+
+
 def test_what_does_not_fit_is_refused(tmp_path, make_toy, small_settings):
     with pytest.raises(ValueError, match=r"agent.whitening above 0, or null for none, got 0"):
         ModelFree(**small_settings("ppo") | {"whitening": 0})

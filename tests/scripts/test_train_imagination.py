@@ -61,6 +61,34 @@ def test_it_learns_on_slots_and_is_evaluated_and_compared(workplace):
     compared = workplace.run("compare", str(directory))
     assert compared.returncode == 0, compared.stderr
     assert "slots (savi) imagination comparing transformer" in compared.stdout
+    assert_it_plans(workplace, directory)
+
+
+def assert_it_plans(workplace, directory):
+    """What it has learned can be planned with, as a run of its own that stands beside it."""
+    planning = ["agent=planning_guided" if o == "agent=imagination" else o for o in SMALL]
+    search = [f"agent.arguments.discrete.{o}" for o in ("num_candidates=8", "num_elites=2")]
+    given = (*planning, *search, f"world_model.path={directory}")
+    done = workplace.run("train_agent", *given, "obs=slots", "name=plans")
+    assert done.returncode == 0 and "there is nothing to learn" in done.stderr, done.stderr
+    plans = workplace.output("train_agent", "plans")
+    meta, known = saving.read_meta(plans), saving.read_meta(directory)
+    assert meta["step"] == 72 and meta["encoder"]["hash"] == known["encoder"]["hash"]
+    again = workplace.run("train_agent", *given, "obs=slots", "name=plans")
+    assert again.returncode == 0 and "nothing to do" in again.stderr, again.stderr
+    compared = workplace.run("compare", str(directory), str(plans))
+    row = next(line for line in compared.stdout.splitlines() if "guided planning" in line)
+    assert "guided planning CategoricalCEM, after imagination" in row and "| 72 | - |" in row
+    for wrong, words in (
+        (("obs=slots", "world_model.learns=true"), "expected world_model.learns=false"),
+        (("obs=slots", "goal=x.png"), "no goal with that of the agent"),
+        (("obs=slots", "encoder.path=palette"), "learned with the encoder"),
+        (("obs=objects",), "expected the observation of the agent"),
+        (("obs=slots", "agent=imagination"), "expected agent=planning or planning_guided with"),
+    ):
+        own = [o for o in given if o != "agent=planning_guided" or "agent=imagination" not in wrong]
+        own = [o for o in own if "discrete" not in o or "agent=imagination" not in wrong]
+        workplace.assert_mistake("train_agent", *own, *wrong, words=words)
 
 
 @pytest.mark.slow
