@@ -44,9 +44,9 @@ def is_evaluated(run: Path | str) -> bool:
 
 def settings_after_training(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     """What `evaluate_agent.py` would do, with the episodes of `evaluation` in `agent.yaml`."""
-    given = {"episodes": "num_episodes", "is_deterministic": "is_deterministic"}
-    overrides = [f"{key}={evaluation[name]}" for key, name in given.items()]
-    return dict(checkpoint.plain(hydra.compose("evaluate_agent", overrides=overrides)))
+    composed = dict(checkpoint.plain(hydra.compose("evaluate_agent")))
+    given = {name: evaluation[name] for name in ("is_deterministic", "worlds")}
+    return {**composed, **given, "episodes": evaluation["num_episodes"]}
 
 
 def check_comparable(runs: Sequence[Path | str]) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import agent_evaluation as after
 import hydra
+from agent_context import variants_of
 from agent_training import Trainer, asked, describe, observed_in, remembers_frames, train
 from given_worlds import find_world
 from gymnasium.vector import VectorEnv
@@ -48,6 +49,7 @@ def main(config: DictConfig) -> None:
         console.print(f"{directory}: trained for {steps} steps before; nothing to do")
         return
     arguments = {name: value for name, value in settings["env"].items() if name != "_target_"}
+    variants_of(env, arguments, settings["evaluation"]["worlds"])
     encoder, given = None, find_world(config, trainer, directory=directory)
     if observation["main"] == SLOTS:
         encoder = find_encoder(config, env=env, directory=directory, console=console)

@@ -68,12 +68,14 @@ def assert_it_plans(workplace, directory):
     """What it has learned can be planned with, as a run of its own that stands beside it."""
     planning = ["agent=planning_guided" if o == "agent=imagination" else o for o in SMALL]
     search = [f"agent.arguments.discrete.{o}" for o in ("num_candidates=8", "num_elites=2")]
-    given = (*planning, *search, f"world_model.path={directory}")
+    given = (*planning, *search, f"world_model.path={directory}", "evaluation.worlds=[pairs]")
     done = workplace.run("train_agent", *given, "obs=slots", "name=plans")
     assert done.returncode == 0 and "there is nothing to learn" in done.stderr, done.stderr
     plans = workplace.output("train_agent", "plans")
     meta, known = saving.read_meta(plans), saving.read_meta(directory)
     assert meta["step"] == 72 and meta["encoder"]["hash"] == known["encoder"]["hash"]
+    record = json.loads((plans / "evaluation.json").read_text())
+    assert record["variants"].keys() == {"pairs"}
     again = workplace.run("train_agent", *given, "obs=slots", "name=plans")
     assert again.returncode == 0 and "nothing to do" in again.stderr, again.stderr
     compared = workplace.run("compare", str(directory), str(plans))
@@ -84,6 +86,7 @@ def assert_it_plans(workplace, directory):
         (("obs=slots", "goal=x.png"), "no goal with that of the agent"),
         (("obs=slots", "encoder.path=palette"), "learned with the encoder"),
         (("obs=objects",), "expected the observation of the agent"),
+        (("obs=slots", "evaluation.worlds=[pears]"), "there is no variant 'pears'"),
         (("obs=slots", "agent=imagination"), "expected agent=planning or planning_guided with"),
     ):
         own = [o for o in given if o != "agent=planning_guided" or "agent=imagination" not in wrong]
