@@ -300,5 +300,5 @@ def test_the_studies_of_results_have_options_that_there_are(load_script, path):
                 group = {"agent": "task", "pretrain": "experiment"}.get(config)
                 is_said = any(option.startswith(f"{group}=") for option in options)
                 beside = [] if group is None or is_said else [f"{group}={family}"]
-                plain = [re.sub(r"\{\w+\}", "run", option) for option in options]
+                plain = [re.sub(r"\{[\w-]+\}", "run", option) for option in options]
                 compose(config, overrides=[*plain, *beside])
