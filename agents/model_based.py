@@ -245,9 +245,8 @@ class _Training(AgentTraining[WorldAgent]):
     @property
     def learns_nothing(self) -> bool:
         """Whether playing would change nothing: plans in a world model that stays as it is."""
-        if self.world is None or self.world.learns:
-            return False
-        return self.world.has_guide or not self.agent.behaviour.optimizers()
+        has_guide = self.world is not None and self.world.has_guide
+        return self.has_fixed_world and (has_guide or not self.agent.behaviour.optimizers())
 
     def begin(self, bar: ProgressBar) -> None:
         path = self.settings.replay.rollouts
