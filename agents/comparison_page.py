@@ -78,7 +78,10 @@ def curves(runs: Sequence[Run], comparison: Mapping[str, Any]) -> str:
         chart = _curves(methods, own["metric"], _levels(own), colors)
         if chart is not None:
             charts[f"{env}: {NAMES[own['metric']]}"] = chart
-    return sheet(charts, legend=colors, style=_palette())
+    envs = comparison["envs"].values()
+    drawn = {name for env in envs for name, own in env["methods"].items() if own["has_curve"]}
+    legend = {name: color for name, color in colors.items() if name in drawn}
+    return sheet(charts, legend=legend, style=_palette())
 
 
 def _colors(runs: Sequence[Run]) -> dict[str, str]:

@@ -224,6 +224,18 @@ def test_learning_curves_are_a_picture_of_their_own(runs):
     assert "--method-1" in style and ".curve" in style and "body" not in style
 
 
+def test_what_did_not_train_has_no_curve_and_stands_in_the_table_alone(runs, make_run):
+    still = make_run("slots", 5, 0.9, env="sprites-object_goal")
+    still = replace(still, evaluation={**still.evaluation, "agent": "planning"})
+    gaps = {**still.progress, "return": np.full_like(still.progress["return"], np.nan)}
+    gaps["success"] = gaps["return"]
+    every = [*runs, replace(still, progress=gaps)]
+    result = compare(every, fraction=0.9)
+    assert "slots planning" not in curves(every, result)
+    rows = [line for line in markdown(result, {}).splitlines() if "| slots planning |" in line]
+    assert rows[0].endswith("| - |")
+
+
 def test_mistakes(runs):
     with pytest.raises(ValueError, match="at least one run, got none"):
         grouped([])
