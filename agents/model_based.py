@@ -58,6 +58,7 @@ class ModelBased:
         world: Mapping[str, Any],
         learning: Mapping[str, Any],
         replay: Mapping[str, Any],
+        foretells_boxes: bool,
         total_steps: int,
         num_envs: int,
         processes: bool,
@@ -78,6 +79,7 @@ class ModelBased:
             world: see there.
             learning: see `LearningSettings`.
             replay: see `ReplaySettings`.
+            foretells_boxes: whether boxes of masks are read beside slots, see `ObservedRows`.
             total_steps: environment steps of the whole run, over all environments.
             num_envs: E.
             processes: one process per environment; worth it where a step takes long.
@@ -103,17 +105,19 @@ class ModelBased:
         self.algorithm, self.arguments = algorithm, dict(arguments)
         self.pooling = {name: value for name, value in pooling.items() if name != "_partial_"}
         self.dynamics, self.outcome, self.world = dict(dynamics), dict(outcome), dict(world)
+        self.foretells_boxes = foretells_boxes
         self.total_steps, self.num_envs, self.processes = total_steps, num_envs, processes
         self.seed, self.device = seed, device
         self.log_every, self.checkpoint_every = log_every, checkpoint_every
         self.evaluate_every = evaluate_every
 
-    def network(self, *, plain_key: str, has_order: bool) -> WorldNetwork:
+    def network(self, *, plain_key: str, has_order: bool, num_geometry: int = 0) -> WorldNetwork:
         """What the agent is built from.
 
         Args:
             plain_key: name of the only part of an observation that is no `Dict`.
             has_order: whether a row stays with its object from frame to frame.
+            num_geometry: the last columns of slots that tell where they are.
         """
         return WorldNetwork(
             self.algorithm,
@@ -124,6 +128,7 @@ class ModelBased:
             self.world,
             plain_key,
             has_order,
+            0 if self.foretells_boxes else num_geometry,
         )
 
     def train(

@@ -20,6 +20,7 @@ from ocrl.agents import spaces
 from ocrl.agents.features import OBJECTS, Scale
 from ocrl.agents.interface import Observation
 from ocrl.matching import hungarian, slot_distances
+from ocrl.nn.location import is_box_column
 
 _PRESENT = 0.5
 """A row is there where its first feature is above, in tables of objects."""
@@ -33,10 +34,16 @@ class ObservedRows(nn.Module):
     set are shifted and scaled, each by itself, to what `measure` found, so that an error of one is
     worth as much as that of any other. Rows that hold no object are zero.
 
+    Where slots come with the geometry of their masks, its boxes may be left out: two slots that
+    share a cell about evenly win it in turns, with which a box jumps over the picture though
+    nothing moves, and a world model can foretell no such thing.
+
     Args:
         space: of the observation in one environment: a set (K,F), or a flat `Dict` of one set and
             vectors (W,). A frame in it is left out.
         plain_key: name of the only part of an observation that is no `Dict`.
+        num_boxed: how many of the last features of a slot are columns of `mask_geometry`, whose
+            boxes are left out; 0 to read all features.
 
     Attributes:
         space: of what is read, as it comes without frames.
@@ -48,7 +55,9 @@ class ObservedRows(nn.Module):
         ValueError: if there is not exactly one set, or a part is of another kind.
     """
 
-    def __init__(self, space: Space[Any], *, plain_key: str) -> None:
+    columns: Tensor
+
+    def __init__(self, space: Space[Any], *, plain_key: str, num_boxed: int = 0) -> None:
         super().__init__()
         parts = spaces.parts(space, plain_key=plain_key)
         kinds = {name: spaces.kind(name, part) for name, part in parts.items()}
@@ -64,7 +73,12 @@ class ObservedRows(nn.Module):
         self.vectors = {
             name: parts[name].shape[0] for name, kind in kinds.items() if kind == spaces.VECTOR
         }
-        self.num_slots, self.set_dim = parts[self.name].shape
+        self.num_slots, self.num_columns = parts[self.name].shape
+        is_read = torch.ones(self.num_columns, dtype=torch.bool)
+        if num_boxed:
+            is_read[-num_boxed:] = ~is_box_column(num_boxed)
+        self.register_buffer("columns", is_read.nonzero().squeeze(-1), persistent=False)
+        self.set_dim = len(self.columns)
         self.has_presence = self.name == OBJECTS
         self.scale = Scale(self.set_dim)
 
@@ -86,7 +100,7 @@ class ObservedRows(nn.Module):
 
     def forward(self, parts: Mapping[str, Tensor]) -> Tensor:
         """The rows (...,R,F) of a set (...,K,F) and vectors (...,W)."""
-        slots = parts[self.name]
+        slots = self._read(parts[self.name])
         rows = self.scale(slots)
         if self.has_presence:
             is_there = slots[..., :1] > _PRESENT
@@ -96,6 +110,10 @@ class ObservedRows(nn.Module):
             return rows
         rows = functional.pad(rows, (0, self.row_dim - self.set_dim))
         return torch.cat([rows, *self._vector_rows(parts)], dim=-2)
+
+    def _read(self, slots: Tensor) -> Tensor:
+        """The features (...,K,F) that are read of a set."""
+        return slots if self.set_dim == self.num_columns else slots[..., self.columns]
 
     def _vector_rows(self, parts: Mapping[str, Tensor]) -> Iterable[Tensor]:
         start = self.set_dim
@@ -115,7 +133,7 @@ class ObservedRows(nn.Module):
         values = torch.from_numpy(np.concatenate([rearrange(s, "l k f -> (l k) f") for s in sets]))
         if self.has_presence:
             values = values[values[:, 0] > _PRESENT]
-        self.scale.measure(values.to(self.scale.shift))
+        self.scale.measure(self._read(values.to(self.scale.shift)))
 
 
 def in_order_of(before: NDArray[Any], rows: NDArray[Any]) -> NDArray[Any]:

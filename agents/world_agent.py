@@ -110,6 +110,7 @@ class WorldNetwork:
         plain_key: name of the only part of an observation that is no `Dict`.
         has_order: whether a row stays with its object from frame to frame. If it does not, rows are
             put where the nearest ones of the frame before stood.
+        num_boxed: see `ObservedRows`.
     """
 
     algorithm: str
@@ -120,6 +121,7 @@ class WorldNetwork:
     world: Mapping[str, Any]
     plain_key: str
     has_order: bool
+    num_boxed: int = 0
 
 
 class WorldAgent(Agent):
@@ -143,7 +145,9 @@ class WorldAgent(Agent):
                 does not fit.
         """
         self.network = network
-        self.rows = ObservedRows(observation_space, plain_key=network.plain_key)
+        self.rows = ObservedRows(
+            observation_space, plain_key=network.plain_key, num_boxed=network.num_boxed
+        )
         self.actions = Actions(action_space)
         sizes = {
             "slot_dim": self.rows.row_dim,
@@ -243,7 +247,7 @@ class WorldAgent(Agent):
         Raises:
             ValueError: if they are of another space.
         """
-        expected = (self.rows.num_slots, self.rows.set_dim)
+        expected = (self.rows.num_slots, self.rows.num_columns)
         found = parts[self.rows.name].shape[1:]
         if found != expected:
             raise ValueError(f"expected {self.rows.name} of shape {expected}, got {found}")
@@ -268,7 +272,8 @@ class WorldAgent(Agent):
         Raises:
             ValueError: if it differs in more than that, or the pooling concatenates rows.
         """
-        found = ObservedRows(space, plain_key=self.network.plain_key)
+        network = self.network
+        found = ObservedRows(space, plain_key=network.plain_key, num_boxed=network.num_boxed)
         own = self.rows
         if found.num_slots == own.num_slots and found.row_dim == own.row_dim:
             return self
@@ -309,11 +314,11 @@ class WorldAgent(Agent):
         cls, folder: Path, *, config: Mapping[str, Any], meta: Mapping[str, Any]
     ) -> WorldAgent:
         """Load an agent that was saved, see `ocrl.agents.load`."""
-        names = WorldNetwork.__dataclass_fields__
+        known = {name: config[name] for name in WorldNetwork.__dataclass_fields__ if name in config}
         try:
-            network = WorldNetwork(**{name: config[name] for name in names})
-        except KeyError as error:
-            raise ValueError(f"{folder / 'config.yaml'} is no agent's: no {error}") from error
+            network = WorldNetwork(**known)
+        except TypeError as error:
+            raise ValueError(f"{folder / 'config.yaml'} is no agent's: {error}") from error
         observation, action = (
             spaces.from_json(meta[name]) for name in ("observation_space", "action_space")
         )

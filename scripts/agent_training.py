@@ -102,19 +102,21 @@ def train(
         **arguments: that all kinds of agents take alike.
     """
     main = observation["main"]
+    num_geometry = 0
+    if encoder is not None and main == SLOTS:
+        slots = spaces.parts(envs.single_observation_space, plain_key=main)[SLOTS]
+        num_geometry = slots.shape[1] - encoder.model.encoder.slot_dim
     if isinstance(trainer, ModelBased):
         # The rows of true objects are those in view: one that leaves moves the others up.
         has_order = encoder is not None and encoder.has_order
-        network = trainer.network(plain_key=main, has_order=has_order)
+        network = trainer.network(
+            plain_key=main, has_order=has_order, num_geometry=num_geometry
+        )
         network = network if world is None else world.network(network)
         episodes = encoder and encoder.for_episodes(observation, seed=trainer.seed)
         trainer.train(envs, network=network, encoder=episodes, world=world, **arguments)
         return
     own = encoder if encoder is not None and main != SLOTS else None
-    num_geometry = 0
-    if encoder is not None and main == SLOTS:
-        slots = spaces.parts(envs.single_observation_space, plain_key=main)[SLOTS]
-        num_geometry = slots.shape[1] - encoder.model.encoder.slot_dim
     trainer.train(
         envs,
         network=trainer.network(
