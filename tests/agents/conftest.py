@@ -95,8 +95,7 @@ def settings_of(algorithm):
     if algorithm == "recurrent_ppo":
         settings["policy"]["lstm_hidden_size"] = 8
     every = {"log_every": 40, "checkpoint_every": 70, "evaluate_every": 0}
-    return settings | every | {"foretells_boxes": False,
-        "total_steps": 200, "num_envs": 2}
+    return settings | every | {"total_steps": 200, "num_envs": 2}
 
 
 @functools.cache
