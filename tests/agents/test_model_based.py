@@ -290,6 +290,13 @@ def test_asked_to_stop_it_saves_and_goes_on_from_there(tmp_path, make_toy, small
     assert saving.trained_steps(tmp_path) >= 96
 
 
+@pytest.mark.parametrize("foretells", [False, True])
+def test_boxes_are_foretold_if_asked_for(small_world_settings, foretells):
+    trainer = ModelBased(**small_world_settings() | {"foretells_boxes": foretells})
+    network = trainer.network(plain_key="slots", has_order=True, num_geometry=7)
+    assert network.num_boxed == (0 if foretells else 7)
+
+
 def test_other_settings_are_another_run(tmp_path, make_toy, small_world_settings):
     settings = small_world_settings()
     train(tmp_path, make_toy("objects"), settings)

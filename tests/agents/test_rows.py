@@ -6,6 +6,7 @@ import torch
 from gymnasium.spaces import Box, Dict
 
 from ocrl.agents.rows import ObservedRows, in_order_of
+from ocrl.nn.location import mask_geometry
 
 
 def box(*shape):
@@ -29,6 +30,33 @@ def test_a_plain_set_is_scaled_feature_by_feature():
     # Any leading axes.
     stacked = rows({"slots": together.reshape(4, 20, 3, 2)})
     assert torch.equal(stacked.flatten(0, 1), scaled)
+
+
+def test_slots_that_share_cells_in_turns_stay_where_they_are():
+    # Two slots share the left half of a picture about evenly; the third has the right one.
+    share = torch.tensor([0.51, 0.49])
+    masks = torch.zeros(2, 3, 4, 4)
+    masks[0, :2, :, :2] = share[:, None, None]
+    masks[1, :2, :, :2] = share.flip(0)[:, None, None]
+    masks[:, 2, :, 2:] = 1.0
+    looks = torch.randn(3, 5).expand(2, 3, 5)
+    slots = torch.cat([looks, mask_geometry(masks)], dim=-1)
+    with_boxes = ObservedRows(box(3, 12), plain_key="slots")({"slots": slots})
+    assert (with_boxes[1] - with_boxes[0]).abs().max() > 0.2
+    rows = ObservedRows(box(3, 12), plain_key="slots", num_boxed=7)
+    assert (rows.num_columns, rows.set_dim, rows.row_dim) == (12, 8, 8)
+    found = rows({"slots": slots})
+    torch.testing.assert_close(found, slots[..., :8])
+    torch.testing.assert_close(found[1], found[0], atol=0.011, rtol=0)
+    rows.measure([slots.numpy()])
+    assert rows({"slots": slots}).shape == (2, 3, 8)
+
+
+def test_boxes_of_each_view_are_left_out():
+    rows = ObservedRows(box(2, 16), plain_key="slots", num_boxed=14)
+    slots = torch.arange(32.0).view(1, 2, 16)
+    kept = [0, 1, 2, 3, 4, 9, 10, 11]
+    assert torch.equal(rows({"slots": slots}), slots[..., kept])
 
 
 def test_empty_rows_of_objects_are_zero_and_do_not_count():

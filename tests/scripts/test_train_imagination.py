@@ -35,7 +35,8 @@ def test_it_learns_on_slots_and_is_evaluated_and_compared(workplace):
     meta = saving.read_meta(directory)
     assert meta["step"] == 72 and meta["training"]["num_updates"] > 2
     assert saving.encoder_path(directory) == (workplace.folder / "run/checkpoint").resolve()
-    assert isinstance(load(directory, encoder=workplace.folder / "run"), WorldAgent)
+    agent = load(directory, encoder=workplace.folder / "run")
+    assert isinstance(agent, WorldAgent) and agent.network.num_boxed == 7
     with pytest.raises(ValueError, match=r"learned with the encoder .* its slots mean something"):
         load(directory, encoder=workplace.folder / "palette")
     events = b"".join(path.read_bytes() for path in (directory / "tensorboard").iterdir())

@@ -69,7 +69,7 @@ def test_a_velocity_that_no_frame_shows_is_learned_from_the_past():
 @pytest.mark.parametrize(
     ("name", "share", "options"),
     [
-        ("slotformer", 0.5, ("dynamics.is_residual=true", "dynamics.num_layers=2")),
+        ("slotformer", 0.5, ("dynamics.num_layers=2",)),
         ("independent", 0.6, ()),
         ("recurrent", 0.2, ()),
         ("recurrent_scan", 0.3, ()),
