@@ -109,9 +109,7 @@ def train(
     if isinstance(trainer, ModelBased):
         # The rows of true objects are those in view: one that leaves moves the others up.
         has_order = encoder is not None and encoder.has_order
-        network = trainer.network(
-            plain_key=main, has_order=has_order, num_geometry=num_geometry
-        )
+        network = trainer.network(plain_key=main, has_order=has_order, num_geometry=num_geometry)
         network = network if world is None else world.network(network)
         episodes = encoder and encoder.for_episodes(observation, seed=trainer.seed)
         trainer.train(envs, network=network, encoder=episodes, world=world, **arguments)
