@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ocrl.interfaces import SlotDynamics, State
 from ocrl.nn.action import SlotsAndAction
-from ocrl.nn.message_passing import MessagePassing
+from ocrl.nn.message_passing import Displacements, MessagePassing
 from ocrl.nn.slot_change import SlotChange
 from ocrl.types import SlotPrediction
 
@@ -22,8 +22,9 @@ class GraphDynamics(SlotDynamics):
     one frame does not show, such as a velocity, it can not know.
 
     Differs from C-SWM: slots are embedded first, so that messages know the action and rounds can
-    follow each other; nodes are normalised before each part. It is trained on distances of slots,
-    not by contrast.
+    follow each other; nodes are normalised before each part; messages may know how far apart two
+    slots are in a few learned coordinates, without which who touches whom is learned late (ours).
+    It is trained on distances of slots, not by contrast.
 
     Args:
         slot_dim: D.
@@ -34,6 +35,8 @@ class GraphDynamics(SlotDynamics):
         num_rounds: of messages.
         interacts: whether there are messages; without, each slot is by itself.
         is_residual: whether the change of the slots is predicted, as C-SWM does, or the slots.
+        num_coordinates: in which messages know how far apart slots are, see `Displacements`; 0 for
+            none, as C-SWM and as graphs were that were saved before there were any.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -50,19 +53,27 @@ class GraphDynamics(SlotDynamics):
         num_rounds: int,
         interacts: bool,
         is_residual: bool,
+        num_coordinates: int = 0,
     ) -> None:
         super().__init__()
         if num_rounds < 1:
             raise ValueError(f"expected num_rounds of at least 1, got {num_rounds}")
+        if num_coordinates and not interacts:
+            raise ValueError(
+                "expected num_coordinates 0 with interacts=false, where no slot hears of another, "
+                f"got {num_coordinates}"
+            )
         self.slot_dim, self.num_actions, self.action_dim = slot_dim, num_actions, action_dim
         self.inputs = SlotsAndAction(
             slot_dim, dim=dim, num_actions=num_actions, action_dim=action_dim, binding="slot"
         )
-        self.rounds = nn.Sequential(
-            *(
-                MessagePassing(dim, hidden_dim=hidden_dim, interacts=interacts)
-                for _ in range(num_rounds)
-            )
+        self.displacements: Displacements | None = None
+        if num_coordinates:
+            self.displacements = Displacements(slot_dim, num_coordinates=num_coordinates)
+        pair_dim = 0 if self.displacements is None else self.displacements.out_dim
+        self.rounds = nn.ModuleList(
+            MessagePassing(dim, hidden_dim=hidden_dim, interacts=interacts, pair_dim=pair_dim)
+            for _ in range(num_rounds)
         )
         self.output = SlotChange(dim, slot_dim=slot_dim, is_residual=is_residual)
 
@@ -74,6 +85,9 @@ class GraphDynamics(SlotDynamics):
         self, carried: Tensor, action: Tensor | None, state: State, is_first: Tensor
     ) -> tuple[SlotPrediction, State]:
         """See `SlotDynamics.advance`."""
-        hidden = self.rounds(self.inputs(carried, action))
+        hidden = self.inputs(carried, action)
+        pairs = None if self.displacements is None else self.displacements(carried)
+        for layer in self.rounds:
+            hidden = layer(hidden, pairs)
         slots = self.output(hidden, carried)
         return SlotPrediction(slots, slots), state

@@ -1,6 +1,7 @@
 """Message passing over the complete graph of the slots of a frame.
 
-... leading axes, K slots, E size of the nodes, M size of the messages.
+... leading axes, K slots, D slot size, C coordinates, E size of the nodes, M size of the messages,
+P size of what is known of a pair.
 """
 
 from __future__ import annotations
@@ -11,6 +12,44 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ocrl.nn.mlp import MLP
+from ocrl.nn.octaves import OctaveEncoding
+
+_NUM_OCTAVES = 4
+_FIRST_OCTAVE = -1
+"""Of displacements: from half a turn for two units on, as slots are some units apart."""
+
+
+class Displacements(nn.Module):
+    """How far apart slots are in C learned coordinates, as sines and cosines over octaves.
+
+    Whether slots touch hangs on a difference within a range much narrower than they lie apart.
+    Networks find functions that steep late; of sines and cosines of the difference this one is
+    nearly linear (Tancik et al. 2020, arXiv 2006.10739, for coordinates of a picture). What
+    trembles in a slot is made much of, too: they are for slots that are exact. Ours.
+
+    Args:
+        slot_dim: D.
+        num_coordinates: C, linear maps of a slot.
+
+    Raises:
+        ValueError: if there are no coordinates.
+    """
+
+    def __init__(self, slot_dim: int, *, num_coordinates: int) -> None:
+        super().__init__()
+        if num_coordinates < 1:
+            raise ValueError(f"expected at least 1 coordinate, got {num_coordinates}")
+        self.to_coordinates = nn.Linear(slot_dim, num_coordinates, bias=False)
+        self.encoding = OctaveEncoding(_NUM_OCTAVES, first_octave=_FIRST_OCTAVE)
+        self.out_dim = num_coordinates * self.encoding.dim_of_number
+
+    def forward(self, slots: Tensor) -> Tensor:
+        """Of slots (...,K,D) every pair (...,K,K,P) with P = `out_dim`, the receiver first."""
+        places = self.to_coordinates(slots)
+        apart = rearrange(places, "... k c -> ... k 1 c") - rearrange(
+            places, "... k c -> ... 1 k c"
+        )
+        return self.encoding(apart).to(slots.dtype)
 
 
 class MessagePassing(nn.Module):
@@ -21,20 +60,23 @@ class MessagePassing(nn.Module):
     MLP for each slot. A pair costs its middle layer only: the first is a sum of a map of the
     receiver and one of the sender, and the last, being linear, is applied to the sum.
 
-    Differs from C-SWM: rounds can be stacked, so a slot's change is added to it.
+    Differs from C-SWM: rounds can be stacked, so a slot's change is added to it; what is known of
+    a pair besides its slots goes into its network too.
 
     Args:
         dim: E.
         hidden_dim: M.
         interacts: whether slots send messages.
+        pair_dim: P of what is known of a pair besides its slots, 0 for nothing.
     """
 
-    def __init__(self, dim: int, *, hidden_dim: int, interacts: bool) -> None:
+    def __init__(self, dim: int, *, hidden_dim: int, interacts: bool, pair_dim: int = 0) -> None:
         super().__init__()
         self.interacts = interacts
         if interacts:
             self.from_receiver = nn.Linear(dim, hidden_dim)
             self.from_sender = nn.Linear(dim, hidden_dim, bias=False)
+            self.from_pair = nn.Linear(pair_dim, hidden_dim, bias=False) if pair_dim else None
             self.to_pair = nn.Linear(hidden_dim, hidden_dim)
             self.norm_pair = nn.LayerNorm(hidden_dim)
             self.to_message = nn.Linear(hidden_dim, hidden_dim, bias=False)
@@ -42,18 +84,20 @@ class MessagePassing(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.mlp = MLP(in_dim, hidden_dims=[hidden_dim, hidden_dim], out_dim=dim)
 
-    def forward(self, nodes: Tensor) -> Tensor:
-        """Change (...,K,E)."""
+    def forward(self, nodes: Tensor, pairs: Tensor | None = None) -> Tensor:
+        """Change (...,K,E), with (...,K,K,P) of pairs where P is not 0."""
         inputs = normal = self.norm(nodes)
         if self.interacts:
-            inputs = torch.cat([normal, self._messages(normal)], dim=-1)
+            inputs = torch.cat([normal, self._messages(normal, pairs)], dim=-1)
         return nodes + self.mlp(inputs)
 
-    def _messages(self, nodes: Tensor) -> Tensor:
+    def _messages(self, nodes: Tensor, pairs: Tensor | None) -> Tensor:
         """What each slot (...,K,E) is told by all others, (...,K,M)."""
         receiver = rearrange(self.from_receiver(nodes), "... k m -> ... k 1 m")
         sender = rearrange(self.from_sender(nodes), "... k m -> ... 1 k m")
-        pairs = self.to_pair(functional.relu(receiver + sender))
-        pairs = functional.relu(self.norm_pair(pairs))
-        to_itself = pairs.diagonal(dim1=-3, dim2=-2).movedim(-1, -2)
-        return self.to_message(pairs.sum(-2) - to_itself)
+        hidden = receiver + sender
+        if self.from_pair is not None:
+            hidden = hidden + self.from_pair(pairs)
+        told = functional.relu(self.norm_pair(self.to_pair(functional.relu(hidden))))
+        to_itself = told.diagonal(dim1=-3, dim2=-2).movedim(-1, -2)
+        return self.to_message(told.sum(-2) - to_itself)

@@ -69,7 +69,40 @@ def test_it_learns_a_rule_of_two_slots():
     assert losses[-1] < 0.15 * (0.5**2 * K / (K - 1) + 2 / D), losses[-1]
 
 
+def contact_error(num_coordinates):
+    """Of its variance, after learning that a slot moves if another is near in the first number."""
+    torch.manual_seed(0)
+    model = GraphDynamics(
+        D,
+        **SETTINGS | {"num_rounds": 1, "dim": 16, "hidden_dim": 32},
+        num_coordinates=num_coordinates,
+    )
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    losses, variances = [], []
+    for _ in range(300):
+        slots = 2 * torch.rand(64, 1, K, D) - 1
+        apart = (slots[..., :, None, 0] - slots[..., None, :, 0]).abs() + 9 * torch.eye(K)
+        touches = (apart.amin(-1) < 0.1).float()
+        target = slots.clone()
+        target[..., 1] += touches
+        predicted = model(slots, torch.zeros(64, 1, 2), torch.ones(64, 1).bool())
+        loss = (predicted - target)[..., 1].square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        variances.append(touches.var().item())
+    return sum(losses[-50:]) / sum(variances[-50:])
+
+
+def test_coordinates_tell_who_touches_whom():
+    with_them, without = contact_error(4), contact_error(0)
+    assert with_them < 0.7 * without, (with_them, without)
+
+
 def test_bad_arguments_are_refused():
+    with pytest.raises(ValueError, match="num_coordinates 0 with interacts=false"):
+        make(interacts=False, num_coordinates=2)
     with pytest.raises(ValueError, match="num_rounds of at least 1, got 0"):
         make(num_rounds=0)
     with pytest.raises(ValueError, match=r"continuous actions \(B,T,2\), got none"):

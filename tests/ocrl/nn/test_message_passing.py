@@ -1,16 +1,19 @@
+import math
+
+import pytest
 import torch
 
-from ocrl.nn.message_passing import MessagePassing
+from ocrl.nn.message_passing import Displacements, MessagePassing
 
-K, E, M = 4, 6, 10
+K, E, M, P = 4, 6, 10, 3
 
 
-def make(interacts=True):
+def make(interacts=True, pair_dim=0):
     torch.manual_seed(0)
-    return MessagePassing(E, hidden_dim=M, interacts=interacts).double()
+    return MessagePassing(E, hidden_dim=M, interacts=interacts, pair_dim=pair_dim).double()
 
 
-def textbook(module, nodes):
+def textbook(module, nodes, pairs=None):
     """C-SWM's equations pair by pair, with whole edge networks."""
     normal = module.norm(nodes)
     joint = torch.cat([module.from_receiver.weight, module.from_sender.weight], dim=1)
@@ -19,7 +22,10 @@ def textbook(module, nodes):
         for j in range(K):
             if i != j:
                 pair = torch.cat([normal[..., i, :], normal[..., j, :]], dim=-1)
-                edge = (pair @ joint.mT + module.from_receiver.bias).relu()
+                edge = pair @ joint.mT + module.from_receiver.bias
+                if pairs is not None:
+                    edge = edge + pairs[..., i, j, :] @ module.from_pair.weight.mT
+                edge = edge.relu()
                 edge = module.norm_pair(module.to_pair(edge)).relu()
                 told[..., i, :] += module.to_message(edge)
     return nodes + module.mlp(torch.cat([normal, told], dim=-1))
@@ -29,6 +35,28 @@ def test_equals_an_edge_network_for_every_pair():
     nodes = torch.randn(2, 3, K, E, dtype=torch.float64)
     module = make()
     torch.testing.assert_close(module(nodes), textbook(module, nodes))
+
+
+def test_what_is_known_of_a_pair_goes_into_its_network():
+    nodes = torch.randn(2, 3, K, E, dtype=torch.float64)
+    pairs = torch.randn(2, 3, K, K, P, dtype=torch.float64)
+    module = make(pair_dim=P)
+    torch.testing.assert_close(module(nodes, pairs), textbook(module, nodes, pairs))
+
+
+def test_displacements_are_octaves_of_receiver_less_sender():
+    module = Displacements(2, num_coordinates=1)
+    with torch.no_grad():
+        module.to_coordinates.weight.copy_(torch.tensor([[0.0, 1.0]]))
+    slots = torch.tensor([[9.0, 0.5], [7.0, 0.2]])
+    pairs = module(slots)
+    assert pairs.shape == (2, 2, module.out_dim)
+    angles = [math.pi * 0.3 * factor for factor in (0.5, 1.0, 2.0, 4.0)]
+    expected = [math.sin(angle) for angle in angles] + [math.cos(angle) for angle in angles]
+    torch.testing.assert_close(pairs[0, 1], torch.tensor(expected))
+    torch.testing.assert_close(pairs[1, 0, :4], -pairs[0, 1, :4])
+    with pytest.raises(ValueError, match="at least 1 coordinate, got 0"):
+        Displacements(2, num_coordinates=0)
 
 
 def test_one_slot_is_told_nothing_and_none_without_interaction():
