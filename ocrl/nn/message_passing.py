@@ -38,7 +38,7 @@ class Displacements(nn.Module):
     def __init__(self, slot_dim: int, *, num_coordinates: int) -> None:
         super().__init__()
         if num_coordinates < 1:
-            raise ValueError(f"expected at least 1 coordinate, got {num_coordinates}")
+            raise ValueError(f"expected num_coordinates of at least 1, got {num_coordinates}")
         self.to_coordinates = nn.Linear(slot_dim, num_coordinates, bias=False)
         self.encoding = OctaveEncoding(_NUM_OCTAVES, first_octave=_FIRST_OCTAVE)
         self.out_dim = num_coordinates * self.encoding.dim_of_number

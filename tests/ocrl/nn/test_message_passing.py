@@ -55,7 +55,7 @@ def test_displacements_are_octaves_of_receiver_less_sender():
     expected = [math.sin(angle) for angle in angles] + [math.cos(angle) for angle in angles]
     torch.testing.assert_close(pairs[0, 1], torch.tensor(expected))
     torch.testing.assert_close(pairs[1, 0, :4], -pairs[0, 1, :4])
-    with pytest.raises(ValueError, match="at least 1 coordinate, got 0"):
+    with pytest.raises(ValueError, match="num_coordinates of at least 1, got 0"):
         Displacements(2, num_coordinates=0)
 
 
