@@ -136,11 +136,12 @@ class TrainedWorld(GivenWorld):
         model = self.model
         weights = {name: model.weights[name] for name in ("slots", "reward", "continue")}
         sizes = {"num_context": model.num_context, "horizon": model.horizon}
+        learned = {name: network.world[name] for name in ("error",) if name in network.world}
         return replace(
             network,
             dynamics=self.config["dynamics"],
             outcome=self.config["outcome"],
-            world={"weights": weights, **sizes},
+            world={"weights": weights, **sizes, **learned},
             has_order=not model.model.sees_single_frames,
         )
 

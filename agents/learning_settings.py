@@ -19,6 +19,9 @@ class LearningSettings:
         event_share: of the windows that hold an event, likewise.
         outcome_batch: steps, at least half of them events, that an update learns outcomes from
             besides, see `OutcomeHead.balanced_loss`; 0 for none.
+        motion_updates: of the dynamics alone, before each update, see `SetWorld.move`; they need
+            no imagining, and cost little.
+        motion_batch: windows of each of them, of which as large a share is drawn by surprise.
         learning_rate: of the world model, by Adam.
         clip_norm: largest norm of its gradient.
     """
@@ -30,6 +33,8 @@ class LearningSettings:
     surprise_share: float
     event_share: float
     outcome_batch: int
+    motion_updates: int
+    motion_batch: int
     learning_rate: float
     clip_norm: float
 
@@ -37,6 +42,11 @@ class LearningSettings:
     def num_surprising(self) -> int:
         """Windows of an update that are drawn by surprise."""
         return _part(self.surprise_share, self.batch_size)
+
+    @property
+    def num_surprising_motions(self) -> int:
+        """Windows of an update of the dynamics alone that are drawn by surprise."""
+        return _part(self.surprise_share, self.motion_batch)
 
     @property
     def num_eventful(self) -> int:
@@ -49,7 +59,7 @@ class LearningSettings:
         return self.batch_size - self.num_surprising - self.num_eventful
 
     def __post_init__(self) -> None:
-        for name in ("play_steps", "batch_size"):
+        for name in ("play_steps", "batch_size", "motion_batch"):
             if getattr(self, name) < 1:
                 raise ValueError(
                     f"expected agent.learning.{name} from 1 on, got {getattr(self, name)}"
@@ -64,7 +74,7 @@ class LearningSettings:
                 "expected agent.learning.surprise_share and event_share that leave at least one of "
                 f"{self.batch_size} windows, got {self.surprise_share} and {self.event_share}"
             )
-        for name in ("updates_per_step", "pretrain_updates", "outcome_batch"):
+        for name in ("updates_per_step", "pretrain_updates", "outcome_batch", "motion_updates"):
             if getattr(self, name) < 0:
                 raise ValueError(
                     f"expected agent.learning.{name} from 0 on, got {getattr(self, name)}"

@@ -117,6 +117,24 @@ class Memory:
         self._encode_again(self.replay.outdated(places))
         return self.replay.cut(frames)
 
+    def motions(
+        self, number: int, *, part: int, batch_size: int, length: int, num_surprising: int
+    ) -> Window | None:
+        """Windows of the draw `number`, other ones for each `part` of it, as they were remembered.
+
+        Without those whose slots an earlier encoder made, see `steps`. None if that leaves none.
+        """
+        frames = self.replay.windows(
+            number,
+            batch_size=batch_size,
+            length=length,
+            num_surprising=num_surprising,
+            num_given=length - 1,
+            series=(2, part),
+        )
+        self._drawn = self._as_now(frames)
+        return self.replay.cut(self._drawn) if len(self._drawn) else None
+
     def note_surprise(self, surprise: Tensor) -> None:
         """Remember how wrong (B,n) the first n steps of the windows of the last draw were told."""
         frames = self._drawn[:, 1 : 1 + surprise.shape[1]]
@@ -128,11 +146,14 @@ class Memory:
         Without those whose slots an earlier encoder made: to make them anew would cost an episode
         for each. None if that leaves none.
         """
-        frames = self.replay.steps(number, batch_size=batch_size)
-        places = self.replay.episodes_of(frames[:, 0])
-        outdated = self.replay.outdated(np.unique(places).tolist())
-        frames = frames[~np.isin(places, outdated)]
+        frames = self._as_now(self.replay.steps(number, batch_size=batch_size))
         return self.replay.cut(frames) if len(frames) else None
+
+    def _as_now(self, frames: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Those of windows (B,T) whose slots are all of the encoder as it is."""
+        places = self.replay.episodes_of(frames)
+        outdated = self.replay.outdated(np.unique(places).tolist())
+        return frames[~np.isin(places, outdated).any(-1)]
 
     def _encode_again(self, places: list[int]) -> None:
         self.num_encoded_again = len(places)

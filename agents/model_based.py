@@ -33,6 +33,7 @@ from ocrl.agents.vector import StableBaselinesVecEnv
 from ocrl.agents.world_agent import WorldAgent, WorldNetwork
 from ocrl.device import find_device
 from ocrl.log import ProgressBar
+from ocrl.slot_world import WorldModelOutput
 from ocrl.train import NonFiniteLossError
 
 
@@ -347,6 +348,7 @@ class _Training(AgentTraining[WorldAgent]):
     def _update(self) -> None:
         """One update of the world model, and one of the behaviour in it."""
         agent, settings = self.agent, self.settings.learning
+        motion = {} if self.has_fixed_world else self._update_motion()
         window = self.memory.window(
             self.num_updates,
             batch_size=settings.batch_size,
@@ -367,18 +369,42 @@ class _Training(AgentTraining[WorldAgent]):
             ) from error
         self.num_updates += 1
         logger = self.stage.logger
-        for part, own in (("world", world), ("behaviour", figures)):
+        for part, own in (("motion", motion), ("world", world), ("behaviour", figures)):
             for name, figure in own.items():
                 logger.record_mean(f"{part}/{name}", figure)
         logger.record("replay/steps", self.replay.num_steps)
         logger.record_mean("replay/episodes_encoded_again", self.memory.num_encoded_again)
         logger.record("replay/updates", self.num_updates)
 
+    def _update_motion(self) -> dict[str, float]:
+        """The updates of the dynamics alone, if any; gives the losses of the last."""
+        agent, learning = self.agent, self.settings.learning
+        losses: dict[str, float] = {}
+        for part in range(learning.motion_updates):
+            window = self.memory.motions(
+                self.num_updates,
+                part=part,
+                batch_size=learning.motion_batch,
+                length=agent.world.motion_length,
+                num_surprising=learning.num_surprising_motions,
+            )
+            if window is None:
+                continue
+            window = window.to(agent.device)
+            agent.modules.train()
+            rows = agent.rows(window.observation)
+            losses = self._step_world(rows, agent.world.move(rows, window))
+        return losses
+
     def _update_world(self, rows: Tensor, window: Window) -> dict[str, float]:
         """One step of the world model's optimiser; gives its losses and the gradient's norm."""
-        world = self.agent.world
-        learning = self.settings.learning
-        output = world(rows, window, self._steps(), num_typical=learning.num_typical)
+        num_typical = self.settings.learning.num_typical
+        output = self.agent.world(rows, window, self._steps(), num_typical=num_typical)
+        return self._step_world(rows, output)
+
+    def _step_world(self, rows: Tensor, output: WorldModelOutput) -> dict[str, float]:
+        """One step down what was told of rows of the last draw, whose surprise is noted."""
+        world, learning = self.agent.world, self.settings.learning
         self.optimizer.zero_grad(set_to_none=True)
         output.total.backward()
         norm = clip_grad_norm_(world.parameters(), learning.clip_norm)

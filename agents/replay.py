@@ -172,6 +172,7 @@ class EpisodeReplay:
         num_surprising: int = 0,
         num_given: int = 1,
         num_eventful: int = 0,
+        series: Sequence[int] = (),
     ) -> NDArray[np.int64]:
         """The numbers of the frames (B,T) of the windows of a draw.
 
@@ -183,6 +184,8 @@ class EpisodeReplay:
                 those that are drawn alike.
             num_given: the steps at their beginning that this is one of.
             num_eventful: of the windows that hold an event, if there is any. They come last.
+            series: numbers that set draws apart which have the same number; none for the first of
+                them. One number 1 is that of `steps`.
 
         Raises:
             ValueError: if fewer than T frames are held.
@@ -191,7 +194,7 @@ class EpisodeReplay:
             raise ValueError(
                 f"expected windows of 2 to {self.num_frames} frames, which are held, got {length}"
             )
-        rng = np.random.default_rng((self._seed, number))
+        rng = np.random.default_rng((self._seed, number, *series))
         begins, steps = self._places()
         starts = rng.integers(self.num_steps, size=batch_size)
         episodes = np.searchsorted(steps, starts, side="right") - 1

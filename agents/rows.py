@@ -20,7 +20,7 @@ from ocrl.agents import spaces
 from ocrl.agents.features import OBJECTS, Scale
 from ocrl.agents.interface import Observation
 from ocrl.matching import hungarian, slot_distances
-from ocrl.nn.location import is_box_column
+from ocrl.nn.location import is_area_column, is_box_column, is_centre_column
 
 _PRESENT = 0.5
 """A row is there where its first feature is above, in tables of objects."""
@@ -43,13 +43,14 @@ class ObservedRows(nn.Module):
             vectors (W,). A frame in it is left out.
         plain_key: name of the only part of an observation that is no `Dict`.
         num_boxed: how many of the last features of a slot are columns of `mask_geometry`, whose
-            boxes are left out; 0 to read all features.
+            boxes are left out; 0 to read all features, of which none is known to be a place then.
 
     Attributes:
         space: of what is read, as it comes without frames.
         name: of the set.
         vectors: W of each, by name.
         has_presence: whether the first feature of a row says that it holds something.
+        places: the features of a row that are x or y of the centre of its mask, where known.
 
     Raises:
         ValueError: if there is not exactly one set, or a part is of another kind.
@@ -74,11 +75,16 @@ class ObservedRows(nn.Module):
             name: parts[name].shape[0] for name, kind in kinds.items() if kind == spaces.VECTOR
         }
         self.num_slots, self.num_columns = parts[self.name].shape
-        is_read = torch.ones(self.num_columns, dtype=torch.bool)
+        is_read, is_place, is_area = torch.zeros(3, self.num_columns, dtype=torch.bool)
+        is_read[:] = True
         if num_boxed:
             is_read[-num_boxed:] = ~is_box_column(num_boxed)
+            is_place[-num_boxed:] = is_centre_column(num_boxed)
+            is_area[-num_boxed:] = is_area_column(num_boxed)
         self.register_buffer("columns", is_read.nonzero().squeeze(-1), persistent=False)
         self.set_dim = len(self.columns)
+        self.places: list[int] = is_place[is_read].nonzero().squeeze(-1).tolist()
+        self._areas: list[int] = is_area[is_read].nonzero().squeeze(-1).tolist()
         self.has_presence = self.name == OBJECTS
         self.scale = Scale(self.set_dim)
 
@@ -123,6 +129,18 @@ class ObservedRows(nn.Module):
                 row = torch.cat([torch.ones_like(row[..., :1]), row[..., 1:]], dim=-1)
             start += size
             yield row[..., None, :]
+
+    def area(self, rows: Tensor) -> Tensor | None:
+        """The share (...,R) of the picture that rows (...,R,F) hold; None where it is not known.
+
+        The largest over the views; rows of vectors count as all of it.
+        """
+        if not self._areas:
+            return None
+        factor, shift = self.scale.factor[self._areas], self.scale.shift[self._areas]
+        largest = (rows[..., self._areas] / factor + shift).amax(-1).clamp(min=0)
+        is_vector = torch.arange(self.num_rows, device=rows.device) >= self.num_slots
+        return largest.masked_fill(is_vector, 1.0)
 
     def is_present(self, rows: Tensor) -> Tensor | None:
         """Which rows (...,R) hold something; None where all do."""

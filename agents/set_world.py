@@ -6,7 +6,7 @@ N starts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -52,6 +52,8 @@ class SetWorld(SlotWorld):
         weights: a factor for each of `slots`, `reward` and `continue`.
         num_context: C, frames that a rollout starts from, and that are read before imagining.
         horizon: H, steps of a rollout in training.
+        error: how wrong (...) rows (...,R,F) are, from those that were foretold and those that
+            came; None for the mean of the squares.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -65,6 +67,7 @@ class SetWorld(SlotWorld):
         weights: Mapping[str, float],
         num_context: int,
         horizon: int,
+        error: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
         if set(weights) != set(LOSSES):
@@ -76,11 +79,17 @@ class SetWorld(SlotWorld):
         self.dynamics, self.outcome = dynamics, outcome
         self.weights = {name: float(weights[name]) for name in LOSSES}
         self.num_context, self.horizon = num_context, horizon
+        self._error = error
 
     @property
     def window_length(self) -> int:
         """Frames of the windows that it is trained on: C + H."""
         return self.num_context + self.horizon
+
+    @property
+    def motion_length(self) -> int:
+        """Frames of the windows that `move` learns from: two where nothing before them counts."""
+        return self.num_context + 1 if self.dynamics.initial_state(1) else 2
 
     @property
     def learns_outcomes(self) -> bool:
@@ -120,16 +129,39 @@ class SetWorld(SlotWorld):
             losses["balanced"] = self._balanced(*steps)
         return WorldModelOutput(losses, self.weighted(losses), prediction)
 
+    def move(self, rows: Tensor, window: Window) -> WorldModelOutput:
+        """Foretell each frame of windows (B,T,R,F) from the true one before, and nothing else.
+
+        What `forward` learns of how rows move, without rollouts and outcomes: a fraction of its
+        cost, so that steps can be learned from much more often.
+        """
+        prediction, _ = self.dynamics.observe(
+            rows[:, :-1],
+            window.action[:, :-1],
+            self.dynamics.initial_state(len(rows)),
+            window.is_first[:, :-1],
+        )
+        losses = self.compare_motion(rows, prediction, is_counted=~window.is_first[:, 1:])
+        return WorldModelOutput(losses, self.weighted(losses), prediction)
+
+    def slot_errors(self, predicted: Tensor, target: Tensor) -> Tensor:
+        """See `SlotWorld.slot_errors`; by another measure if one was given."""
+        if self._error is None:
+            return super().slot_errors(predicted, target)
+        return self._error(predicted, target)
+
     def _balanced(self, rows: Tensor, window: Window) -> Tensor:
         outcome = self.outcome(rows[:, :1], window.action[:, :1], rows[:, 1:])
         taught = self.taught(window.reward[:, 1:], window.terminated[:, 1:])
         return self.outcome.balanced_loss(outcome, **taught)
 
     def surprise(self, rows: Tensor, prediction: SlotPrediction) -> Tensor:
-        """How wrong (B,C) was what `forward` said of the first steps, from rows that came true."""
+        """How wrong (B,C) was what `forward` said of the first steps, from rows that came true.
+
+        At most C: as many as there are, of what `move` said.
+        """
         given = slice(0, self.num_context)
-        error = prediction.slots[:, given].detach() - rows[:, 1:][:, given]
-        return error.float().square().mean((-2, -1))
+        return self.slot_errors(prediction.slots[:, given].detach(), rows[:, 1:][:, given])
 
     def starts(self, rows: Tensor, window: Window, *, num_starts: int | None = None) -> Starts:
         """Frames of windows (B,T,R,F) that have their context, with C - 1 frames read before each.

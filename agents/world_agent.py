@@ -26,6 +26,7 @@ from ocrl.agents.actions import Actions
 from ocrl.agents.interface import Agent, Observation, State
 from ocrl.agents.pooling import has_fixed_size
 from ocrl.agents.replay import Window
+from ocrl.agents.row_error import RowError
 from ocrl.agents.rows import ObservedRows, in_order_of
 from ocrl.agents.saving import WEIGHTS
 from ocrl.agents.set_world import SetWorld
@@ -104,9 +105,10 @@ class WorldNetwork:
         algorithm: its name.
         arguments: describes the `Behaviour`, but for the sizes and the pooling.
         pooling: describes a `Pooling`, but for the sizes.
-        dynamics: describes a `SlotDynamics`; sizes that are None are those of what is observed.
+        dynamics: describes a `SlotDynamics`; sizes that are None are those of what is observed, and
+            so are `places`.
         outcome: describes an `OutcomeHead`, likewise.
-        world: of `SetWorld`, but for dynamics and outcome.
+        world: of `SetWorld`, but for dynamics and outcome; its `error` describes a `RowError`.
         plain_key: name of the only part of an observation that is no `Dict`.
         has_order: whether a row stays with its object from frame to frame. If it does not, rows are
             put where the nearest ones of the frame before stood.
@@ -155,10 +157,17 @@ class WorldAgent(Agent):
             "num_actions": self.actions.num_actions,
             "action_dim": self.actions.action_dim,
         }
+        world = dict(network.world)
+        try:
+            error = RowError(self.rows, **world.pop("error", {}))
+        except TypeError as mistake:
+            raise ValueError(f"agent.world.error: {mistake}") from mistake
+        dynamics = _filled(network.dynamics, {**sizes, "places": self.rows.places})
         self.world = SetWorld(
-            checkpoint.build(_filled(network.dynamics, sizes)),
+            checkpoint.build(dynamics),
             outcome=checkpoint.build(_filled(network.outcome, sizes)),
-            **network.world,
+            error=error,
+            **world,
         )
         arguments = dict(network.arguments)
         name = str(arguments.pop("_target_"))
@@ -328,7 +337,7 @@ class WorldAgent(Agent):
         return agent
 
 
-def _filled(description: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
+def _filled(description: Mapping[str, Any], sizes: Mapping[str, Any]) -> dict[str, Any]:
     """A description in which sizes that are None are those of what is observed and done."""
     filled: dict[str, Any] = {}
     for name, value in description.items():

@@ -123,10 +123,11 @@ class SlotWorld(nn.Module, ABC):
     ) -> dict[str, Tensor]:
         """The losses of a prediction, by name and before weighting.
 
-        `slots`, the mean squared error of slots; `event`, `reward` and `continue`, cross-entropies
-        in nats of what is read from slots that were foretold, see `OutcomeHead.losses`; and what
-        the dynamics itself asks for. Outcomes teach the head alone: a dynamics that may bend slots
-        so that rewards can be read from them foretells slots worse, and rewards in the end, too.
+        `slots`, how wrong slots are, see `slot_errors`; `event`, `reward` and `continue`,
+        cross-entropies in nats of what is read from slots that were foretold, see
+        `OutcomeHead.losses`; and what the dynamics itself asks for. Outcomes teach the head alone:
+        a dynamics that may bend slots so that rewards can be read from them foretells slots worse,
+        and rewards in the end, too.
 
         Args:
             slots: (B,T,K,D) that came true.
@@ -142,11 +143,7 @@ class SlotWorld(nn.Module, ABC):
             num_typical: of the B, the first ones, in which events are as common as they are; how
                 common they are is learned from no others. None for all.
         """
-        target = slots[:, 1:].detach()
-        error = (prediction.slots - target).float().square().mean((-2, -1))
-        losses = {"slots": mean_of_counted(error, is_counted)}
-        for name, cost in self.dynamics.costs(prediction, target).items():
-            losses[name] = mean_of_counted(cost.mean(-1), is_counted)
+        losses = self.compare_motion(slots, prediction, is_counted=is_counted)
         if not self.weights["reward"] and not self.weights["continue"]:
             return losses
         typical = slice(num_typical)
@@ -165,6 +162,27 @@ class SlotWorld(nn.Module, ABC):
         return losses | {
             name: mean_of_counted(cost, is_counted[typical]) for name, cost in costs.items()
         }
+
+    def compare_motion(
+        self, slots: Tensor, prediction: SlotPrediction, *, is_counted: Tensor
+    ) -> dict[str, Tensor]:
+        """The losses of how slots move, by name: `slots`, and what the dynamics itself asks for.
+
+        Args:
+            slots: (B,T,K,D) that came true.
+            prediction: of the frames after the first.
+            is_counted: (B,T-1) bool, the predictions that count.
+        """
+        target = slots[:, 1:].detach()
+        errors = self.slot_errors(prediction.slots, target)
+        losses = {"slots": mean_of_counted(errors, is_counted)}
+        for name, cost in self.dynamics.costs(prediction, target).items():
+            losses[name] = mean_of_counted(cost.mean(-1), is_counted)
+        return losses
+
+    def slot_errors(self, predicted: Tensor, target: Tensor) -> Tensor:
+        """How wrong (B,T) slots (B,T,K,D) are: the mean of the squares."""
+        return (predicted - target).float().square().mean((-2, -1))
 
     def taught(self, reward: Tensor | None, terminated: Tensor | None) -> dict[str, Tensor | None]:
         """The rewards and terminations, by name, that are learned; None for those that are not."""

@@ -5,6 +5,8 @@ B batch, T frames, K slots, D slot size, A action size, E size of the nodes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from ocrl.interfaces import SlotDynamics, State
@@ -22,9 +24,9 @@ class GraphDynamics(SlotDynamics):
     one frame does not show, such as a velocity, it can not know.
 
     Differs from C-SWM: slots are embedded first, so that messages know the action and rounds can
-    follow each other; nodes are normalised before each part; messages may know how far apart two
-    slots are in a few learned coordinates, without which who touches whom is learned late (ours).
-    It is trained on distances of slots, not by contrast.
+    follow each other; nodes may be normalised before each part; messages may know how far apart
+    two slots are, in numbers of the slots or a few learned coordinates, without which who touches
+    whom is learned late (ours). It is trained on distances of slots, not by contrast.
 
     Args:
         slot_dim: D.
@@ -37,6 +39,9 @@ class GraphDynamics(SlotDynamics):
         is_residual: whether the change of the slots is predicted, as C-SWM does, or the slots.
         num_coordinates: in which messages know how far apart slots are, see `Displacements`; 0 for
             none, as C-SWM and as graphs were that were saved before there were any.
+        places: numbers of a slot that tell where it is, in which messages know that, too; None or
+            none where slots do not tell. Agents fill them in, see `ObservedRows.places`.
+        normalizes: see `MessagePassing`; the output's norm as well.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -54,6 +59,8 @@ class GraphDynamics(SlotDynamics):
         interacts: bool,
         is_residual: bool,
         num_coordinates: int = 0,
+        places: Sequence[int] | None = None,
+        normalizes: bool = True,
     ) -> None:
         super().__init__()
         if num_rounds < 1:
@@ -68,14 +75,24 @@ class GraphDynamics(SlotDynamics):
             slot_dim, dim=dim, num_actions=num_actions, action_dim=action_dim, binding="slot"
         )
         self.displacements: Displacements | None = None
-        if num_coordinates:
-            self.displacements = Displacements(slot_dim, num_coordinates=num_coordinates)
+        if interacts and (num_coordinates or places):
+            self.displacements = Displacements(
+                slot_dim, num_learned=num_coordinates, places=places or ()
+            )
         pair_dim = 0 if self.displacements is None else self.displacements.out_dim
         self.rounds = nn.ModuleList(
-            MessagePassing(dim, hidden_dim=hidden_dim, interacts=interacts, pair_dim=pair_dim)
+            MessagePassing(
+                dim,
+                hidden_dim=hidden_dim,
+                interacts=interacts,
+                pair_dim=pair_dim,
+                normalizes=normalizes,
+            )
             for _ in range(num_rounds)
         )
-        self.output = SlotChange(dim, slot_dim=slot_dim, is_residual=is_residual)
+        self.output = SlotChange(
+            dim, slot_dim=slot_dim, is_residual=is_residual, normalizes=normalizes
+        )
 
     def initial_state(self, batch_size: int) -> State:
         """Nothing: no prediction depends on an earlier frame."""

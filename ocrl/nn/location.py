@@ -221,6 +221,16 @@ def mask_geometry(masks: Tensor, *, eps: float = 1e-3) -> Tensor:
     return torch.cat([centres[..., :2], sums[..., 6:] / flat.shape[-1], box], dim=-1)
 
 
+def is_centre_column(num_columns: int) -> Tensor:
+    """Which columns (V*7,) of `mask_geometry` for each of V views are x or y of a centre."""
+    return torch.arange(num_columns) % NUM_GEOMETRY < NUM_AXES
+
+
+def is_area_column(num_columns: int) -> Tensor:
+    """Which columns (V*7,) of `mask_geometry` for each of V views are areas."""
+    return torch.arange(num_columns) % NUM_GEOMETRY == NUM_AXES
+
+
 def is_box_column(num_columns: int) -> Tensor:
     """Which columns (V*7,) of `mask_geometry` for each of V views are sides of boxes."""
     return torch.arange(num_columns) % NUM_GEOMETRY >= NUM_GEOMETRY - 4

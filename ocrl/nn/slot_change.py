@@ -17,12 +17,15 @@ class SlotChange(nn.Module):
         dim: E.
         slot_dim: D.
         is_residual: whether the map gives the change (OCVP) or the slots (SlotFormer).
+        normalizes: whether there is the norm.
     """
 
-    def __init__(self, dim: int, *, slot_dim: int, is_residual: bool) -> None:
+    def __init__(
+        self, dim: int, *, slot_dim: int, is_residual: bool, normalizes: bool = True
+    ) -> None:
         super().__init__()
         self.is_residual = is_residual
-        self.norm = nn.LayerNorm(dim)
+        self.norm = nn.LayerNorm(dim) if normalizes else nn.Identity()
         self.to_slots = nn.Linear(dim, slot_dim)
         if is_residual:
             nn.init.zeros_(self.to_slots.weight)
