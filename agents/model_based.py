@@ -6,7 +6,7 @@ E environments, R rows, F features of a row.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -112,13 +112,21 @@ class ModelBased:
         self.log_every, self.checkpoint_every = log_every, checkpoint_every
         self.evaluate_every = evaluate_every
 
-    def network(self, *, plain_key: str, has_order: bool, num_geometry: int = 0) -> WorldNetwork:
+    def network(
+        self,
+        *,
+        plain_key: str,
+        has_order: bool,
+        num_geometry: int = 0,
+        places: Sequence[int] = (),
+    ) -> WorldNetwork:
         """What the agent is built from.
 
         Args:
             plain_key: name of the only part of an observation that is no `Dict`.
             has_order: whether a row stays with its object from frame to frame.
             num_geometry: the last columns of slots that tell where they are.
+            places: columns of a set that are x or y of where its rows are, besides those.
         """
         return WorldNetwork(
             self.algorithm,
@@ -130,6 +138,7 @@ class ModelBased:
             plain_key,
             has_order,
             0 if self.foretells_boxes else num_geometry,
+            list(places),
         )
 
     def train(

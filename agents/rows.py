@@ -5,7 +5,7 @@ B batch, K slots or objects, R rows of the set, F features of a row, W numbers o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,22 +43,31 @@ class ObservedRows(nn.Module):
             vectors (W,). A frame in it is left out.
         plain_key: name of the only part of an observation that is no `Dict`.
         num_boxed: how many of the last features of a slot are columns of `mask_geometry`, whose
-            boxes are left out; 0 to read all features, of which none is known to be a place then.
+            boxes are left out and whose centres are places; 0 to read all features.
+        places: features of a row of the set that are x or y of where it is, besides these.
 
     Attributes:
         space: of what is read, as it comes without frames.
         name: of the set.
         vectors: W of each, by name.
         has_presence: whether the first feature of a row says that it holds something.
-        places: the features of a row that are x or y of the centre of its mask, where known.
+        places: the features of a row, among those that are read, that are x or y of where it is.
 
     Raises:
-        ValueError: if there is not exactly one set, or a part is of another kind.
+        ValueError: if there is not exactly one set, a part is of another kind, or a place is no
+            feature.
     """
 
     columns: Tensor
 
-    def __init__(self, space: Space[Any], *, plain_key: str, num_boxed: int = 0) -> None:
+    def __init__(
+        self,
+        space: Space[Any],
+        *,
+        plain_key: str,
+        num_boxed: int = 0,
+        places: Sequence[int] = (),
+    ) -> None:
         super().__init__()
         parts = spaces.parts(space, plain_key=plain_key)
         kinds = {name: spaces.kind(name, part) for name, part in parts.items()}
@@ -76,7 +85,13 @@ class ObservedRows(nn.Module):
         }
         self.num_slots, self.num_columns = parts[self.name].shape
         is_read, is_place, is_area = torch.zeros(3, self.num_columns, dtype=torch.bool)
+        if not all(0 <= place < self.num_columns for place in places):
+            raise ValueError(
+                f"expected places among the {self.num_columns} features of {self.name}, got "
+                f"{list(places)}"
+            )
         is_read[:] = True
+        is_place[list(places)] = True
         if num_boxed:
             is_read[-num_boxed:] = ~is_box_column(num_boxed)
             is_place[-num_boxed:] = is_centre_column(num_boxed)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -113,6 +113,7 @@ class WorldNetwork:
         has_order: whether a row stays with its object from frame to frame. If it does not, rows are
             put where the nearest ones of the frame before stood.
         num_boxed: see `ObservedRows`.
+        places: see there.
     """
 
     algorithm: str
@@ -124,6 +125,7 @@ class WorldNetwork:
     plain_key: str
     has_order: bool
     num_boxed: int = 0
+    places: Sequence[int] = ()
 
 
 class WorldAgent(Agent):
@@ -147,9 +149,7 @@ class WorldAgent(Agent):
                 does not fit.
         """
         self.network = network
-        self.rows = ObservedRows(
-            observation_space, plain_key=network.plain_key, num_boxed=network.num_boxed
-        )
+        self.rows = self._reads(observation_space)
         self.actions = Actions(action_space)
         sizes = {
             "slot_dim": self.rows.row_dim,
@@ -281,8 +281,7 @@ class WorldAgent(Agent):
         Raises:
             ValueError: if it differs in more than that, or the pooling concatenates rows.
         """
-        network = self.network
-        found = ObservedRows(space, plain_key=network.plain_key, num_boxed=network.num_boxed)
+        found = self._reads(space)
         own = self.rows
         if found.num_slots == own.num_slots and found.row_dim == own.row_dim:
             return self
@@ -294,6 +293,15 @@ class WorldAgent(Agent):
         found.scale = own.scale
         other.rows = found
         return other
+
+    def _reads(self, space: Space[Any]) -> ObservedRows:
+        network = self.network
+        return ObservedRows(
+            space,
+            plain_key=network.plain_key,
+            num_boxed=network.num_boxed,
+            places=network.places,
+        )
 
     def config(self) -> dict[str, Any]:
         """What `restore` builds the agent from, in plain values."""

@@ -5,6 +5,7 @@ M rows, F columns, V views.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,14 @@ from numpy.typing import NDArray
 
 from ocrl.envs.interface import ObjectEnv
 
-_SIDES = ("x", "y", "width", "height")
+_CENTRE = ("x", "y")
+_SIDES = (*_CENTRE, "width", "height")
 """What is told of an object in a view."""
+
+
+def place_columns(columns: Sequence[str]) -> list[int]:
+    """Which columns of an `ObjectTable` are x or y of a position, in any view."""
+    return [place for place, name in enumerate(columns) if name.split("@")[0] in _CENTRE]
 
 
 class ObjectTable:

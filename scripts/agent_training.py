@@ -10,9 +10,11 @@ from gymnasium.vector import VectorEnv
 from observations import FRAME, SLOTS
 
 from ocrl.agents import spaces
+from ocrl.agents.features import OBJECTS
 from ocrl.agents.given_world import GivenWorld
 from ocrl.agents.model_based import ModelBased
 from ocrl.agents.ppo import ModelFree
+from ocrl.envs.object_table import place_columns
 
 Trainer: TypeAlias = ModelFree | ModelBased
 _HOW_FAR_AND_WHERE = ("total_steps", "log_every", "evaluate_every", "device", "processes")
@@ -109,7 +111,13 @@ def train(
     if isinstance(trainer, ModelBased):
         # The rows of true objects are those in view: one that leaves moves the others up.
         has_order = encoder is not None and encoder.has_order
-        network = trainer.network(plain_key=main, has_order=has_order, num_geometry=num_geometry)
+        columns = envs.get_attr("object_columns")[0] if main == OBJECTS else ()  # type: ignore[attr-defined]
+        network = trainer.network(
+            plain_key=main,
+            has_order=has_order,
+            num_geometry=num_geometry,
+            places=place_columns(columns),
+        )
         network = network if world is None else world.network(network)
         episodes = encoder and encoder.for_episodes(observation, seed=trainer.seed)
         trainer.train(envs, network=network, encoder=episodes, world=world, **arguments)

@@ -1,6 +1,7 @@
 """What is drawn from memory is of the encoder as it is."""
 
 import numpy as np
+import torch
 
 from ocrl.agents.memory import Memory
 from ocrl.agents.replay import EpisodeReplay
@@ -26,3 +27,30 @@ def test_steps_of_an_earlier_encoder_are_left_out():
     assert 10 < len(window.reward) < 50
     replay.version = 2
     assert memory.steps(3, batch_size=60) is None
+
+
+def test_motions_are_steps_of_the_encoder_as_it_is():
+    replay = EpisodeReplay(capacity=100, seed=0)
+    memory = Memory(None, replay, num_envs=1, encoder=None, has_frames=False)
+    replay.version = 1
+    for number, version in enumerate([0, 1, 0, 1]):
+        add(replay, number, version=version)
+
+    def drawn(number, part, num_surprising=0):
+        return memory.motions(
+            number, part=part, batch_size=60, length=2, num_surprising=num_surprising
+        )
+
+    window = drawn(3, 0)
+    assert set(window.observation["slots"].unique().tolist()) == {1.0, 3.0}
+    assert window.shape[1] == 2 and 10 < window.shape[0] < 50
+    assert not window.is_first[:, 1].any()
+    # Surprise is of these steps: one of them is all that is drawn by it from then on.
+    memory.note_surprise(torch.zeros(len(window.reward), 1))
+    frames = np.arange(24)
+    replay.note_surprise(frames, (frames == 8).astype(np.float32))
+    surprising = drawn(4, 0, num_surprising=60)
+    assert len(surprising.reward) == 60
+    assert torch.equal(surprising.observation["slots"], torch.full((60, 2, 2, 3), 1.0))
+    replay.version = 2
+    assert drawn(3, 0) is None

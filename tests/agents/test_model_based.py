@@ -74,19 +74,21 @@ def replayed(folder):
 
 
 @pytest.mark.parametrize(
-    ("keys", "action_space", "has_order"),
+    ("keys", "action_space", "has_order", "learning"),
     [
-        (("objects",), None, True),
-        (("slots", "inventory"), BOX, False),
+        (("objects",), None, True, {}),
+        (("slots", "inventory"), BOX, False, {}),
+        (("slots",), BOX, True, {"motion_updates": 2, "motion_batch": 5, "surprise_share": 0.25}),
     ],
-    ids=["objects", "slots"],
+    ids=["objects", "slots", "motions"],
 )
 def test_killed_and_resumed_equals_uninterrupted(
-    keys, action_space, has_order, tmp_path, make_toy, small_world_settings
+    keys, action_space, has_order, learning, tmp_path, make_toy, small_world_settings
 ):
     def once(name, **interruption):
         env = make_toy(*keys, action_space=action_space)
         settings = small_world_settings()
+        settings["learning"] |= learning
         arguments = {"key": keys[0], "has_order": has_order, **interruption}
         return train(tmp_path / name, env, settings, **arguments)
 
@@ -151,6 +153,40 @@ def test_what_the_world_was_wrong_about_is_drawn_again(
     learning |= {"surprise_share": 0.5, "event_share": 0.5}
     with pytest.raises(ValueError, match=r"of 8 windows, got 0\.5 and 0\.5"):
         train(tmp_path / "refused", make_toy("objects"), settings)
+
+
+def test_the_dynamics_learns_from_more_steps_before_each_update(
+    tmp_path, make_toy, small_world_settings, monkeypatch
+):
+    calls, rolled, moved = [], SetWorld.forward, SetWorld.move
+
+    def forward(self, rows, window, *others, **named):
+        calls.append("windows")
+        return rolled(self, rows, window, *others, **named)
+
+    def move(self, rows, window):
+        calls.append("motions")
+        assert rows.shape[:2] == (5, self.motion_length)
+        return moved(self, rows, window)
+
+    monkeypatch.setattr(SetWorld, "forward", forward)
+    monkeypatch.setattr(SetWorld, "move", move)
+    settings = small_world_settings()
+    settings["learning"] |= {"motion_updates": 3, "motion_batch": 5}
+    train(tmp_path / "with", make_toy("objects"), settings)
+    number = calls.count("windows")
+    assert calls == ["motions", "motions", "motions", "windows"] * number and number > 5
+    # Windows that are drawn by surprise are as large a share of these.
+    settings["learning"] |= {"surprise_share": 0.4}
+    drawn, draw = [], EpisodeReplay.windows
+
+    def windows(self, number, **arguments):
+        drawn.append((arguments.get("series", ()), arguments["num_surprising"]))
+        return draw(self, number, **arguments)
+
+    monkeypatch.setattr(EpisodeReplay, "windows", windows)
+    train(tmp_path / "surprised", make_toy("objects"), settings)
+    assert drawn[:4] == [((2, 0), 2), ((2, 1), 2), ((2, 2), 2), ((), 2)]
 
 
 @pytest.mark.parametrize(("reward", "is_rare"), [(0.0, True), (1.0, False)])

@@ -224,6 +224,16 @@ def test_a_draw_follows_from_content_seed_and_number():
     assert not torch.equal(slots(0, 4), slots(0, 5)) and not torch.equal(slots(0, 4), slots(1, 4))
 
 
+def test_series_set_draws_of_one_number_apart():
+    replay = filled([5, 5, 5])
+    drawn = [
+        replay.windows(4, batch_size=20, length=3, series=series).tolist()
+        for series in ((), (2, 0), (2, 1), (2, 1))
+    ]
+    assert drawn[2] == drawn[3]
+    assert drawn[0] != drawn[1] != drawn[2] != drawn[0]
+
+
 def test_saved_and_loaded_it_draws_the_same(tmp_path):
     replay = filled([4, 7, 3], capacity=12)
     replay.version = 9

@@ -109,3 +109,25 @@ def test_rows_follow_what_they_were():
     orders = np.stack([rng.permutation(5) for _ in range(6)])
     shuffled = np.take_along_axis(moved, orders[..., None], axis=1)
     np.testing.assert_array_equal(in_order_of(before, shuffled), moved)
+
+
+def test_where_rows_are_and_how_much_they_hold_is_known_of_their_masks():
+    space = Dict({"slots": box(2, 16), "mission": box(3)})
+    rows = ObservedRows(space, plain_key="slots", num_boxed=14)
+    slots = torch.rand(5, 2, 16)
+    rows.measure([slots.numpy()])
+    found = rows({"slots": slots, "mission": torch.rand(5, 3)})
+    # Of two views; boxes are left out between them.
+    assert rows.places == [2, 3, 5, 6]
+    centres = slots[..., [2, 3, 9, 10]]
+    scaled = found[:, :2, rows.places] / rows.scale.factor[rows.places]
+    torch.testing.assert_close(scaled + rows.scale.shift[rows.places], centres)
+    area = rows.area(found)
+    torch.testing.assert_close(area[:, :2], torch.maximum(slots[..., 4], slots[..., 11]))
+    assert (area[:, 2] == 1).all()
+    plain = ObservedRows(box(2, 16), plain_key="slots")
+    assert plain.places == [] and plain.area(found[..., :16]) is None
+    objects = ObservedRows(box(2, 5), plain_key="objects", places=[2, 3])
+    assert objects.places == [2, 3] and objects.area(torch.zeros(5, 2, 5)) is None
+    with pytest.raises(ValueError, match=r"among the 5 features of objects, got \[5\]"):
+        ObservedRows(box(2, 5), plain_key="objects", places=[5])

@@ -232,3 +232,38 @@ def test_a_horizon_beyond_that_of_training_is_said():
 def test_bad_settings(changes, sentence):
     with pytest.raises(ValueError, match=sentence):
         world(**changes)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_moves_are_foretold_from_true_rows_alone(kind):
+    model = world(kind).eval()
+    assert model.motion_length == (2 if kind == "graph" else 3)
+    rows, window = windows(starts=[(0, 3)])
+    output = model.move(rows, window)
+    said = model.dynamics(rows[:, :-1], window.action[:, :-1], window.is_first[:, :-1])
+    torch.testing.assert_close(output.prediction.slots, said)
+    is_counted = ~window.is_first[:, 1:]
+    expected = (said - rows[:, 1:]).square().mean((-2, -1))[is_counted].mean()
+    torch.testing.assert_close(output.losses["slots"], expected)
+    torch.testing.assert_close(output.total, expected)
+    # Outcomes learn nothing from it, the dynamics does.
+    output.total.backward()
+    assert all(weight.grad is None for weight in model.outcome.parameters())
+    assert any(weight.grad is not None for weight in model.dynamics.parameters())
+
+
+def test_what_is_wrong_is_measured_as_was_asked_for():
+    rows, window = windows()
+    made = world()
+    measured = SetWorld(
+        made.dynamics,
+        outcome=made.outcome,
+        weights=made.weights,
+        num_context=2,
+        horizon=4,
+        error=lambda predicted, target: (predicted - target).abs().sum((-2, -1)),
+    )
+    for foretold in (measured(rows, window), measured.move(rows, window)):
+        sizes = (foretold.prediction.slots - rows[:, 1:]).abs().sum((-2, -1))
+        torch.testing.assert_close(foretold.losses["slots"], sizes.mean())
+        torch.testing.assert_close(measured.surprise(rows, foretold.prediction), sizes[:, :2])

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from gymnasium.spaces import Box, Discrete
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
@@ -10,6 +12,7 @@ from ocrl import checkpoint
 from ocrl.agents.model_based import ModelBased
 from ocrl.agents.policy import find_algorithm
 from ocrl.agents.ppo import ModelFree
+from ocrl.agents.world_agent import WorldAgent
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -62,6 +65,35 @@ def test_every_option_can_be_chosen(group):
 def test_the_true_objects_come_in_no_order_and_pixels_alone():
     assert composed("obs=objects").observation.is_shuffled is True
     assert composed("obs=resnet").vision._target_.endswith("ImpalaResNet")
+
+
+def test_messages_know_where_slots_are_if_agents_know_it():
+    trainer = built(composed("agent=imagination_contact"))
+    num_geometry, looks = 7, 4
+    for foretells_boxes in (False, True):
+        trainer.foretells_boxes = foretells_boxes
+        network = trainer.network(plain_key="slots", has_order=True, num_geometry=num_geometry)
+        space = Box(-np.inf, np.inf, (3, looks + num_geometry), np.float32)
+        agent = WorldAgent(space, Discrete(4), network=network)
+        displacements = agent.world.dynamics.displacements
+        if foretells_boxes:
+            assert displacements is None
+        else:
+            assert displacements.places == agent.rows.places == [looks, looks + 1]
+    # Of true objects the environment tells; what is set by hand stays.
+    for set_by_hand, expected in (([], [3, 4]), (["agent.dynamics.places=[5]"], [5])):
+        trainer = built(composed("agent=imagination_contact", *set_by_hand))
+        network = trainer.network(plain_key="objects", has_order=True, places=[3, 4])
+        space = Box(-np.inf, np.inf, (3, 8), np.float32)
+        agent = WorldAgent(space, Discrete(4), network=network)
+        assert agent.world.dynamics.displacements.places == expected
+
+
+def test_a_setting_of_the_error_that_does_not_exist_is_named():
+    trainer = built(composed("agent=imagination", "+agent.world.error.dleta=1"))
+    network = trainer.network(plain_key="slots", has_order=True)
+    with pytest.raises(ValueError, match=r"agent\.world\.error: .*dleta"):
+        WorldAgent(Box(-np.inf, np.inf, (3, 8), np.float32), Discrete(4), network=network)
 
 
 def test_tasks_set_what_an_environment_asks_for():

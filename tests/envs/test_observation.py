@@ -3,7 +3,7 @@ import pytest
 from gymnasium.spaces import Box, Dict
 
 import ocrl.envs
-from ocrl.envs.object_table import ObjectTable
+from ocrl.envs.object_table import ObjectTable, place_columns
 from ocrl.envs.observation import ObservedEnv
 from ocrl.envs.sprites_render import COLORS, SHAPES
 
@@ -38,6 +38,18 @@ def test_rows_of_sprites_by_hand():
             f"color={tuple(COLORS)[int(color)]}": 1.0,
         }
         assert row == pytest.approx(expected)
+
+
+def test_columns_of_places_are_x_and_y_of_every_view():
+    table = ObjectTable(ocrl.envs.make("sprites-object_goal", **SPRITES), is_shuffled=False)
+    assert [table.columns[place] for place in place_columns(table.columns)] == ["x", "y"]
+    assert place_columns(["presence", "x@0", "y@0", "width@0", "x@1", "y@1", "size"]) == [
+        1,
+        2,
+        4,
+        5,
+    ]
+    assert place_columns([]) == []
 
 
 def test_empty_rows_are_zero_and_the_rest_comes_first():

@@ -69,13 +69,13 @@ def test_it_learns_a_rule_of_two_slots():
     assert losses[-1] < 0.15 * (0.5**2 * K / (K - 1) + 2 / D), losses[-1]
 
 
-def contact_error(num_coordinates):
+def contact_error(**coordinates):
     """Of its variance, after learning that a slot moves if another is near in the first number."""
     torch.manual_seed(0)
     model = GraphDynamics(
         D,
         **SETTINGS | {"num_rounds": 1, "dim": 16, "hidden_dim": 32},
-        num_coordinates=num_coordinates,
+        **coordinates,
     )
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     losses, variances = [], []
@@ -96,8 +96,23 @@ def contact_error(num_coordinates):
 
 
 def test_coordinates_tell_who_touches_whom():
-    with_them, without = contact_error(4), contact_error(0)
-    assert with_them < 0.7 * without, (with_them, without)
+    given, learned, without = (
+        contact_error(places=[0]),
+        contact_error(num_coordinates=4),
+        contact_error(),
+    )
+    assert given < learned < 0.7 * without, (given, learned, without)
+
+
+def test_places_are_of_no_use_to_slots_that_do_not_interact():
+    assert make(interacts=False, places=[0, 1]).displacements is None
+
+
+def test_without_norms_there_are_none():
+    def norms(model):
+        return [m for m in model.modules() if isinstance(m, torch.nn.LayerNorm)]
+
+    assert norms(make()) and not norms(make(normalizes=False))
 
 
 def test_bad_arguments_are_refused():

@@ -8,6 +8,9 @@ from ocrl.nn.location import (
     cut_around,
     feature_dim,
     follow,
+    is_area_column,
+    is_box_column,
+    is_centre_column,
     join_placed,
     log_density,
     mask_geometry,
@@ -95,6 +98,13 @@ def test_geometry_of_masks_by_hand():
     batch = mask_geometry(torch.stack([masks, masks.flip(-1)]))
     torch.testing.assert_close(batch[0], expected)
     torch.testing.assert_close(batch[1, :2, 3], torch.tensor([0.5, 0.0]))
+
+
+def test_columns_of_each_view_are_centres_areas_or_sides():
+    columns = torch.stack([is_centre_column(14), is_area_column(14), is_box_column(14)])
+    assert torch.equal(columns.sum(0), torch.ones(14, dtype=torch.int64))
+    assert columns[0].nonzero().flatten().tolist() == [0, 1, 7, 8]
+    assert columns[1].nonzero().flatten().tolist() == [2, 9]
 
 
 def test_a_slot_wins_a_cell_where_none_has_more():

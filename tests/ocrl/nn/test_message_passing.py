@@ -4,13 +4,14 @@ import pytest
 import torch
 
 from ocrl.nn.message_passing import Displacements, MessagePassing
+from ocrl.nn.octaves import OctaveEncoding
 
 K, E, M, P = 4, 6, 10, 3
 
 
-def make(interacts=True, pair_dim=0):
+def make(interacts=True, **others):
     torch.manual_seed(0)
-    return MessagePassing(E, hidden_dim=M, interacts=interacts, pair_dim=pair_dim).double()
+    return MessagePassing(E, hidden_dim=M, interacts=interacts, **others).double()
 
 
 def textbook(module, nodes, pairs=None):
@@ -45,7 +46,7 @@ def test_what_is_known_of_a_pair_goes_into_its_network():
 
 
 def test_displacements_are_octaves_of_receiver_less_sender():
-    module = Displacements(2, num_coordinates=1)
+    module = Displacements(2, num_learned=1)
     with torch.no_grad():
         module.to_coordinates.weight.copy_(torch.tensor([[0.0, 1.0]]))
     slots = torch.tensor([[9.0, 0.5], [7.0, 0.2]])
@@ -55,8 +56,31 @@ def test_displacements_are_octaves_of_receiver_less_sender():
     expected = [math.sin(angle) for angle in angles] + [math.cos(angle) for angle in angles]
     torch.testing.assert_close(pairs[0, 1], torch.tensor(expected))
     torch.testing.assert_close(pairs[1, 0, :4], -pairs[0, 1, :4])
-    with pytest.raises(ValueError, match="num_coordinates of at least 1, got 0"):
-        Displacements(2, num_coordinates=0)
+
+
+def test_numbers_of_slots_are_coordinates_as_they_are():
+    slots = torch.randn(3, 5, 4)
+    alone = Displacements(4, num_learned=0, places=[3, 1])
+    apart = slots[:, :, None, [3, 1]] - slots[:, None, :, [3, 1]]
+    expected = OctaveEncoding(4, first_octave=-1)(apart)
+    torch.testing.assert_close(alone(slots), expected)
+    assert not list(alone.parameters())
+    both = Displacements(4, num_learned=2, places=[3, 1])
+    assert both.out_dim == 2 * alone.out_dim
+    torch.testing.assert_close(both(slots)[..., alone.out_dim :], expected)
+    with pytest.raises(ValueError, match=r"num_learned from 1 on, or places, got 0 and \[\]"):
+        Displacements(4, num_learned=0)
+    with pytest.raises(ValueError, match=r"numbers 0 to 3 of a slot, got \[4\]"):
+        Displacements(4, num_learned=0, places=[4])
+
+
+def test_without_norms_sizes_are_seen():
+    nodes = torch.randn(2, K, E, dtype=torch.float64)
+    for normalizes in (True, False):
+        module = make(normalizes=normalizes)
+        torch.testing.assert_close(module(nodes), textbook(module, nodes))
+        one, other = (module(scale * nodes) - scale * nodes for scale in (1.0, 3.0))
+        assert torch.allclose(one, other, atol=1e-4) is normalizes
 
 
 def test_one_slot_is_told_nothing_and_none_without_interaction():
