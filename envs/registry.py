@@ -21,7 +21,7 @@ import yaml
 from ocrl.envs.interface import ObjectEnv
 
 _TARGET = "_target_"
-_NOT_THE_TASK = (_TARGET, "size", "world_cache", "render_mode")
+_NOT_THE_TASK = (_TARGET, "size", "max_objects", "world_cache", "render_mode")
 """Arguments that change how an environment is seen or stored, not what it asks."""
 
 
