@@ -91,7 +91,13 @@ def test_a_name_like_no_other_gets_no_guess():
 def test_a_label_has_what_makes_it_another_task():
     label, settings = registry.label, registry.settings
     assert label("crafter", {**settings("crafter"), "size": 72}) == "crafter"
-    changed = {**settings("minigrid"), "id": "A-v0", "size": 32, "view": "partial", "max_objects": 4}
+    changed = {
+        **settings("minigrid"),
+        "id": "A-v0",
+        "size": 32,
+        "view": "partial",
+        "max_objects": 4,
+    }
     assert label("minigrid", changed) == "minigrid id=A-v0 view=partial"
 
 
