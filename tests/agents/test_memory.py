@@ -16,12 +16,18 @@ def add(replay, number, *, version):
     replay.add({"slots": slots}, outcomes, version=version)
 
 
-def test_steps_of_an_earlier_encoder_are_left_out():
+def remembered():
+    """Of four episodes, of which the second and the last are of the encoder as it is."""
     replay = EpisodeReplay(capacity=100, seed=0)
     memory = Memory(None, replay, num_envs=1, encoder=None, has_frames=False)
     replay.version = 1
     for number, version in enumerate([0, 1, 0, 1]):
         add(replay, number, version=version)
+    return memory, replay
+
+
+def test_steps_of_an_earlier_encoder_are_left_out():
+    memory, replay = remembered()
     window = memory.steps(3, batch_size=60)
     assert set(window.observation["slots"].unique().tolist()) == {1.0, 3.0}
     assert 10 < len(window.reward) < 50
@@ -30,11 +36,7 @@ def test_steps_of_an_earlier_encoder_are_left_out():
 
 
 def test_motions_are_steps_of_the_encoder_as_it_is():
-    replay = EpisodeReplay(capacity=100, seed=0)
-    memory = Memory(None, replay, num_envs=1, encoder=None, has_frames=False)
-    replay.version = 1
-    for number, version in enumerate([0, 1, 0, 1]):
-        add(replay, number, version=version)
+    memory, replay = remembered()
 
     def drawn(number, part, num_surprising=0):
         return memory.motions(
