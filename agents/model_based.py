@@ -60,6 +60,7 @@ class ModelBased:
         learning: Mapping[str, Any],
         replay: Mapping[str, Any],
         foretells_boxes: bool,
+        match_dim: int,
         total_steps: int,
         num_envs: int,
         processes: bool,
@@ -81,6 +82,7 @@ class ModelBased:
             learning: see `LearningSettings`.
             replay: see `ReplaySettings`.
             foretells_boxes: whether boxes of masks are read beside slots, see `ObservedRows`.
+            match_dim: see `WorldNetwork`.
             total_steps: environment steps of the whole run, over all environments.
             num_envs: E.
             processes: one process per environment; worth it where a step takes long.
@@ -106,7 +108,7 @@ class ModelBased:
         self.algorithm, self.arguments = algorithm, dict(arguments)
         self.pooling = {name: value for name, value in pooling.items() if name != "_partial_"}
         self.dynamics, self.outcome, self.world = dict(dynamics), dict(outcome), dict(world)
-        self.foretells_boxes = foretells_boxes
+        self.foretells_boxes, self.match_dim = foretells_boxes, match_dim
         self.total_steps, self.num_envs, self.processes = total_steps, num_envs, processes
         self.seed, self.device = seed, device
         self.log_every, self.checkpoint_every = log_every, checkpoint_every
@@ -139,6 +141,7 @@ class ModelBased:
             has_order,
             0 if self.foretells_boxes else num_geometry,
             list(places),
+            self.match_dim,
         )
 
     def train(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ocrl.nn.attention import MultiHeadAttention
 from ocrl.nn.comparison import PairComparison, mean_of_present
 from ocrl.nn.mlp import MLP
+from ocrl.nn.multiplicative import RowProducts
 
 
 class Pooling(nn.Module, ABC):
@@ -296,6 +297,36 @@ class Concatenation(Pooling):
         if is_present is not None:
             slots = slots.masked_fill(~is_present[..., None], 0.0)
         return self.mlp(rearrange(slots, "b k f -> b (k f)"))
+
+
+class Matching(Pooling):
+    """A pooling of rows that come with products of them and of vectors among them.
+
+    See `RowProducts`. It is made where vectors stand among the rows, around any other pooling.
+
+    Args:
+        slot_dim: F.
+        num_beside: the last columns of F, which hold vectors in rows of their own.
+        match_dim: products of a row with them.
+        inner: the pooling, of rows with F + `match_dim` features.
+    """
+
+    def __init__(self, slot_dim: int, *, num_beside: int, match_dim: int, inner: Pooling) -> None:
+        super().__init__()
+        self.products = RowProducts(slot_dim, num_beside=num_beside, out_dim=match_dim)
+        self.inner = inner
+        self.out_dim, self.has_fixed_size = self.inner.out_dim, self.inner.has_fixed_size
+
+    def pool(self, slots: Tensor, is_present: Tensor | None) -> Tensor:
+        """See `Pooling.pool`."""
+        return self.inner.pool(self._with_products(slots), is_present)
+
+    def attention(self, slots: Tensor, is_present: Tensor | None = None) -> Tensor | None:
+        """See `Pooling.attention`."""
+        return self.inner.attention(self._with_products(slots), is_present)
+
+    def _with_products(self, slots: Tensor) -> Tensor:
+        return torch.cat([slots, self.products(slots)], dim=-1)
 
 
 def has_fixed_size(network: nn.Module) -> bool:

@@ -24,7 +24,7 @@ from ocrl import checkpoint
 from ocrl.agents import spaces
 from ocrl.agents.actions import Actions
 from ocrl.agents.interface import Agent, Observation, State
-from ocrl.agents.pooling import has_fixed_size
+from ocrl.agents.pooling import Matching, has_fixed_size
 from ocrl.agents.replay import Window
 from ocrl.agents.row_error import RowError
 from ocrl.agents.rows import ObservedRows, in_order_of
@@ -114,6 +114,8 @@ class WorldNetwork:
             put where the nearest ones of the frame before stood.
         num_boxed: see `ObservedRows`.
         places: see there.
+        match_dim: products of each row with the vectors beside the set, which policies and the
+            outcome read; 0 for none.
     """
 
     algorithm: str
@@ -126,6 +128,7 @@ class WorldNetwork:
     has_order: bool
     num_boxed: int = 0
     places: Sequence[int] = ()
+    match_dim: int = 0
 
 
 class WorldAgent(Agent):
@@ -157,6 +160,8 @@ class WorldAgent(Agent):
             "num_actions": self.actions.num_actions,
             "action_dim": self.actions.action_dim,
         }
+        num_beside = self.rows.row_dim - self.rows.set_dim
+        match = {"num_beside": num_beside, "match_dim": network.match_dim if num_beside else 0}
         world = dict(network.world)
         try:
             error = RowError(self.rows, **world.pop("error", {}))
@@ -165,19 +170,18 @@ class WorldAgent(Agent):
         dynamics = _filled(network.dynamics, {**sizes, "places": self.rows.places})
         self.world = SetWorld(
             checkpoint.build(dynamics),
-            outcome=checkpoint.build(_filled(network.outcome, sizes)),
+            outcome=checkpoint.build({**_filled(network.outcome, sizes), **match}),
             error=error,
             **world,
         )
         arguments = dict(network.arguments)
         name = str(arguments.pop("_target_"))
         target = checkpoint.find_class(name, Behaviour, where="agent.arguments")  # type: ignore[type-abstract]
-        pooling = {**network.pooling, "slot_dim": sizes["slot_dim"]}
         try:
             self.behaviour: Behaviour = target(
                 **sizes,
                 has_presence=self.rows.has_presence,
-                pooling={**pooling, "num_slots": sizes["num_slots"]},
+                pooling=self._pooling(match),
                 **arguments,
             )
         except TypeError as error:
@@ -302,6 +306,19 @@ class WorldAgent(Agent):
             num_boxed=network.num_boxed,
             places=network.places,
         )
+
+    def _pooling(self, match: Mapping[str, int]) -> dict[str, Any]:
+        """Describes the pooling of rows, around which products of `match` stand if there are any."""
+        sizes = {"slot_dim": self.rows.row_dim, "num_slots": self.rows.num_rows}
+        if not match["match_dim"]:
+            return {**self.network.pooling, **sizes}
+        inner_dim = sizes["slot_dim"] + match["match_dim"]
+        return {
+            "_target_": f"{Matching.__module__}.{Matching.__qualname__}",
+            "slot_dim": sizes["slot_dim"],
+            "inner": {**self.network.pooling, **sizes, "slot_dim": inner_dim},
+            **match,
+        }
 
     def config(self) -> dict[str, Any]:
         """What `restore` builds the agent from, in plain values."""

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from ocrl.nn.action import ActionEmbedding, check_action
 from ocrl.nn.comparison import PairComparison
+from ocrl.nn.multiplicative import RowProducts
 from ocrl.nn.transformer import TransformerBlock
 from ocrl.nn.two_hot import TwoHot
 
@@ -43,6 +44,8 @@ class OutcomeHead(nn.Module):
     - the slots before the step are read beside those after it: many rewards are of a change;
     - a slot may come with how it differs from the others (`has_comparison`): many rewards are of a
       relation;
+    - a slot may come with products of it and of what is asked for (`match_dim`), which stands among
+      the slots: many rewards are for one of several things;
     - it tells first whether anything comes of the step, an event, and then what, as a hurdle model
       (Cragg 1971). Where rewards are rare, a balanced batch, half of it events, can thus teach all
       three parts (`balanced_loss`) without a bias: what comes of an event is not asked elsewhere,
@@ -62,6 +65,8 @@ class OutcomeHead(nn.Module):
         num_bins: M.
         low: the first bin of the reward, in symlog.
         high: the last bin, in symlog.
+        num_beside: the last columns of D, which hold vectors in rows of their own.
+        match_dim: products of each slot before the step with them, see `RowProducts`; 0 for none.
     """
 
     log_odds: Tensor
@@ -81,13 +86,20 @@ class OutcomeHead(nn.Module):
         num_bins: int,
         low: float,
         high: float,
+        num_beside: int = 0,
+        match_dim: int = 0,
     ) -> None:
         super().__init__()
         self.num_actions, self.action_dim = num_actions, action_dim
         self.comparison: PairComparison | None = None
         if has_comparison:
             self.comparison = PairComparison(slot_dim, dim=dim)
-        self.embed_slots = nn.Linear(2 * slot_dim + (dim if has_comparison else 0), dim)
+        self.products: RowProducts | None = None
+        num_read = 2 * slot_dim + (dim if has_comparison else 0)
+        if match_dim:
+            self.products = RowProducts(slot_dim, num_beside=num_beside, out_dim=match_dim)
+            num_read += match_dim
+        self.embed_slots = nn.Linear(num_read, dim)
         self.embed_action: ActionEmbedding | None = None
         if num_actions or action_dim:
             self.embed_action = ActionEmbedding(dim, num_actions=num_actions, action_dim=action_dim)
@@ -125,6 +137,8 @@ class OutcomeHead(nn.Module):
         seen = [before, after]
         if self.comparison is not None:
             seen.append(self.comparison(before))
+        if self.products is not None:
+            seen.append(self.products(before))
         tokens = self.embed_slots(torch.cat(seen, dim=-1)).flatten(0, 1)
         reader = self.reader.to(tokens.dtype).expand(len(tokens), 1, -1)
         if self.embed_action is not None:

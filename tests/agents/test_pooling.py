@@ -26,6 +26,7 @@ def sets(*, seed=1, batch=3, num_slots=5, slot_dim=7):
 
 
 def test_every_class_has_a_file():
+    """`Matching` is no choice of its own: it is made around any of them."""
     targets = {yaml.safe_load(path.read_text())["_target_"].rpartition(".")[2] for path in FILES}
     assert targets == {
         "SetTransformer",
@@ -34,6 +35,24 @@ def test_every_class_has_a_file():
         "RelationNetwork",
         "Concatenation",
     }
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_what_is_asked_for_meets_each_row_before_they_are_pooled(path):
+    inner = built(path, slot_dim=11)
+    matching = pooling.Matching(7, num_beside=2, match_dim=4, inner=inner)
+    assert matching.out_dim == matching.inner.out_dim
+    assert matching.has_fixed_size == (path.stem == "concatenation")
+    slots = sets()
+    slots[:, :4, 5:] = 0
+    slots[:, 4, :5] = 0
+    read = torch.cat([slots, matching.products(slots)], dim=-1)
+    is_present = torch.tensor([[1, 0, 1, 0, 1]] * 3, dtype=torch.bool)
+    for there in (None, is_present):
+        torch.testing.assert_close(matching(slots, there), matching.inner(read, there))
+        share, expected = matching.attention(slots, there), matching.inner.attention(read, there)
+        assert (share is None) == (expected is None)
+        assert share is None or torch.equal(share, expected)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

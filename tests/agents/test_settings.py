@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box, Dict, Discrete
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
@@ -13,6 +13,7 @@ from ocrl.agents.model_based import ModelBased
 from ocrl.agents.policy import find_algorithm
 from ocrl.agents.ppo import ModelFree
 from ocrl.agents.world_agent import WorldAgent
+from ocrl.nn.multiplicative import RowProducts
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -87,6 +88,21 @@ def test_messages_know_where_slots_are_if_agents_know_it():
         space = Box(-np.inf, np.inf, (3, 8), np.float32)
         agent = WorldAgent(space, Discrete(4), network=network)
         assert agent.world.dynamics.displacements.places == expected
+
+
+@pytest.mark.parametrize("name", ["imagination", "planning_guided"])
+@pytest.mark.parametrize("match_dim", [0, 6])
+def test_what_is_asked_for_is_matched_by_outcomes_and_policies(name, match_dim):
+    trainer = built(composed(f"agent={name}", f"agent.match_dim={match_dim}"))
+    network = trainer.network(plain_key="slots", has_order=True)
+    slots = Box(-np.inf, np.inf, (3, 8), np.float32)
+    asked = Dict({"slots": slots, "mission": Box(0, 1, (5,), np.float32)})
+    for space, num_beside in ((slots, 0), (asked, 5)):
+        agent = WorldAgent(space, Discrete(4), network=network)
+        found = [part for part in agent.modules.modules() if isinstance(part, RowProducts)]
+        # Of the outcome, the actor, the critic and the slow one.
+        assert len(found) == (4 if num_beside and match_dim else 0)
+        assert {part.num_beside for part in found} <= {num_beside}
 
 
 def test_a_setting_of_the_error_that_does_not_exist_is_named():
