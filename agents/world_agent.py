@@ -308,7 +308,7 @@ class WorldAgent(Agent):
         )
 
     def _pooling(self, match: Mapping[str, int]) -> dict[str, Any]:
-        """Describes the pooling of rows, around which products of `match` stand if there are any."""
+        """Describes the pooling of rows, and of products with them if `match` has any."""
         sizes = {"slot_dim": self.rows.row_dim, "num_slots": self.rows.num_rows}
         if not match["match_dim"]:
             return {**self.network.pooling, **sizes}

@@ -212,10 +212,11 @@ def test_whether_it_was_what_was_asked_for_is_learned_from_few_examples():
         return rows, (touched == asked).float()[:, None]
 
     def error(match_dim):
-        head = make(row_dim, num_beside=num_kinds, match_dim=match_dim)
+        sizes = {"num_beside": num_kinds, "match_dim": match_dim}
+        head = make(row_dim, has_comparison=False, **sizes)
         assert (head.products is None) == (match_dim == 0)
         optimizer = torch.optim.Adam(head.parameters(), lr=3e-3)
-        known, new = examples(200), examples(500)
+        known, new = examples(600), examples(500)
 
         def loss(rows, reward):
             action = torch.zeros(len(rows), 1, dtype=torch.long)
