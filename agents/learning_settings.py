@@ -94,8 +94,18 @@ class ReplaySettings:
         capacity: frames.
         prefill_steps: environment steps that are played at random first; they count.
         rollouts: an episode store that the replay begins with; None for none.
+        piece: frames, after which the piece of a long episode is learned from; None to wait for the
+            end of each. Where slots are made again of frames episodes are always whole.
     """
 
     capacity: int
     prefill_steps: int
     rollouts: str | None
+    piece: int | None
+
+    def __post_init__(self) -> None:
+        if self.piece is not None and self.piece < 2:
+            raise ValueError(
+                "expected agent.replay.piece from 2 frames on, or null for whole episodes, got "
+                f"{self.piece}"
+            )

@@ -23,11 +23,11 @@ FRAME = "frame"
 
 
 class Memory:
-    """A replay of whole episodes, filled step by step, whose slots are those of one encoder.
+    """A replay of episodes, filled step by step, whose slots are those of one encoder.
 
     Attributes:
         parts: (E,...) of the last observation by name, rows in the order of the frame before.
-        replay: the episodes that are whole.
+        replay: the episodes that are whole, or pieces.
         num_encoded_again: episodes whose slots were made again, by the last draw.
     """
 
@@ -42,6 +42,7 @@ class Memory:
         num_envs: int,
         encoder: EpisodeEncoder | None,
         has_frames: bool,
+        piece: int | None = None,
     ) -> None:
         """Start with what the replay holds.
 
@@ -51,10 +52,12 @@ class Memory:
             num_envs: E.
             encoder: what makes the slots; None where there is none.
             has_frames: whether frames stand beside the slots.
+            piece: see `OpenEpisodes`; where there are frames episodes stay whole, since slots are
+                made again from their beginning on.
         """
         self.replay, self.num_encoded_again = replay, 0
         self._agent, self._encoder, self._has_frames = agent, encoder, has_frames
-        self._open = OpenEpisodes(num_envs, replay)
+        self._open = OpenEpisodes(num_envs, replay, piece=None if has_frames else piece)
 
     def begin(self, observation: Observation) -> None:
         """Start an episode in every environment; open ones are broken off."""

@@ -246,6 +246,7 @@ class _Training(AgentTraining[WorldAgent]):
             num_envs=env.num_envs,
             encoder=encoder,
             has_frames=self.has_frames,
+            piece=settings.replay.piece,
         )
         self.stage = _Stage(env)
         self.begun_at: int | None = None

@@ -36,7 +36,7 @@ class Window:
         action: (B,T) or (B,T,A), as networks know them.
         reward: (B,T).
         terminated: (B,T) bool.
-        truncated: (B,T) bool, or the episode was broken off by a checkpoint.
+        truncated: (B,T) bool, or the episode was broken off there, or goes on in another piece.
         is_first: (B,T) bool; true on the first frame of each window, too.
     """
 
@@ -60,7 +60,7 @@ class Window:
 
 
 class EpisodeReplay:
-    """The last episodes, whole, as one row of frames from which windows are cut.
+    """The last episodes, or pieces of them, as one row of frames from which windows are cut.
 
     A window begins at any frame with another one after it in its episode, all alike likely, and
     goes on over the end of an episode into the next one, `is_first` there. Some may be drawn by
@@ -379,17 +379,21 @@ class EpisodeReplay:
 class OpenEpisodes:
     """Episodes that are being played, one in each environment, until they are whole.
 
-    An action is known one step after its frame, so frames are kept until the next one comes.
+    An action is known one step after its frame, so frames are kept until the next one comes. Of an
+    episode of hundreds of steps nothing would be learned before it is over, and an agent that is
+    stuck would hardly notice: it may be handed over in pieces, each of which begins with the frame
+    that the one before ended with.
     """
 
-    def __init__(self, num_envs: int, replay: EpisodeReplay) -> None:
+    def __init__(self, num_envs: int, replay: EpisodeReplay, *, piece: int | None = None) -> None:
         """Start with nothing played.
 
         Args:
             num_envs: E.
-            replay: is given each episode when it is whole.
+            replay: is given each episode when it is whole, or each piece.
+            piece: frames of a piece, from 2 on; None to wait until episodes are whole.
         """
-        self._replay = replay
+        self._replay, self._piece = replay, piece
         self._open: list[list[dict[str, Any]]] = [[] for _ in range(num_envs)]
         self._versions = [0] * num_envs
 
@@ -435,12 +439,16 @@ class OpenEpisodes:
             if is_over:
                 self._close(env)
                 self._start(env, observation)
+            elif len(frames) == self._piece:
+                frames[-1]["truncated"] = np.bool_(True)
+                self._close(env)
+                self._start(env, last)
 
     def break_off(self) -> None:
         """Hand over what is open as episodes that were truncated, and forget it."""
         for env, frames in enumerate(self._open):
             if len(frames) > 1:
-                frames[-1]["truncated"] = True
+                frames[-1]["truncated"] = np.bool_(True)
                 self._close(env)
             self._open[env] = []
 

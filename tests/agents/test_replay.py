@@ -325,10 +325,15 @@ def test_an_episode_that_does_not_fit_is_refused(change, sentence):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.tuples(*[st.sampled_from(["on", "end", "cut"])] * 3), min_size=1, max_size=15))
-def test_what_is_played_comes_whole(steps):
+@given(
+    steps=st.lists(
+        st.tuples(*[st.sampled_from(["on", "on", "end", "cut"])] * 3), min_size=1, max_size=15
+    ),
+    piece=st.sampled_from([None, 2, 3, 5]),
+)
+def test_what_is_played_comes_whole_or_in_pieces(steps, piece):
     replay = EpisodeReplay(capacity=1000, seed=0)
-    played = OpenEpisodes(3, replay)
+    played = OpenEpisodes(3, replay, piece=piece)
     clock, expected, running = np.zeros(3), [], [[0.0], [1.0], [2.0]]
 
     def named(count):
@@ -346,11 +351,15 @@ def test_what_is_played_comes_whole(steps):
             if ended[env]:
                 expected.append((running[env], not cut[env], bool(cut[env])))
                 running[env] = [float(named(clock)["slots"][env, 0, 0])]
+            elif len(running[env]) == piece:
+                expected.append((running[env], False, True))
+                running[env] = running[env][-1:]
         played.step(
             np.full(3, number + 1), np.ones(3), ended, cut, last=last, observation=named(clock)
         )
     played.break_off()
     expected += [(frames, False, True) for frames in running if len(frames) > 1]
+    assert replay.num_steps == 3 * len(steps)
     found = [replay.episode(place) for place in range(len(replay))]
     assert len(found) == len(expected)
     for (parts, outcomes), (frames, is_terminal, is_cut) in zip(found, expected, strict=True):
