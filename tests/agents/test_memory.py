@@ -1,6 +1,9 @@
 """What is drawn from memory is of the encoder as it is."""
 
+from types import SimpleNamespace
+
 import numpy as np
+import pytest
 import torch
 
 from ocrl.agents.memory import Memory
@@ -56,3 +59,23 @@ def test_motions_are_steps_of_the_encoder_as_it_is():
     assert torch.equal(surprising.observation["slots"], torch.full((60, 2, 2, 3), 1.0))
     replay.version = 2
     assert drawn(3, 0) is None
+
+
+@pytest.mark.parametrize("has_frames", [False, True])
+def test_episodes_stay_whole_where_slots_are_made_again_of_frames(has_frames):
+    """Slots of a frame are those of all frames before it in its episode."""
+    agent = SimpleNamespace(
+        rows=SimpleNamespace(name="slots", parts=lambda seen: {"slots": seen["slots"]}),
+        actions=SimpleNamespace(empty=lambda: np.zeros((), np.int64), from_env=lambda a: a),
+        ordered=lambda parts, before: parts,
+    )
+    replay = EpisodeReplay(capacity=100, seed=0)
+    memory = Memory(agent, replay, num_envs=1, encoder=None, has_frames=has_frames, piece=3)
+    seen = {"slots": np.zeros((1, 2, 3), np.float32), "frame": np.zeros((1, 4, 4, 3), np.uint8)}
+    memory.begin(seen)
+    for number in range(5):
+        infos = [{"TimeLimit.truncated": False, "terminal_observation": seen}]
+        ended = np.array([number == 4])
+        memory.step(np.ones(1, np.int64), np.ones(1, np.float32), ended, infos, seen)
+    lengths = [len(replay.episode(place)[1]["reward"]) for place in range(len(replay))]
+    assert lengths == ([6] if has_frames else [3, 3, 2])

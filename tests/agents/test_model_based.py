@@ -225,9 +225,10 @@ def test_updates_have_steps_of_which_many_are_events(
     assert drawn and not any(drawn)
 
 
-def test_the_replay_holds_what_was_played(tmp_path, make_toy, small_world_settings):
+@pytest.mark.parametrize("piece", [None, 3])
+def test_the_replay_holds_what_was_played(tmp_path, make_toy, small_world_settings, piece):
     settings = small_world_settings()
-    settings["replay"]["capacity"] = 1000
+    settings["replay"] |= {"capacity": 1000, "piece": piece}
     train(tmp_path, make_toy("objects", "inventory"), settings)
     replay = EpisodeReplay(capacity=1000, seed=0)
     replay.load(tmp_path / "agent/resume")
@@ -235,9 +236,10 @@ def test_the_replay_holds_what_was_played(tmp_path, make_toy, small_world_settin
     num_pieces = len(replay)
     # Every step is there once; steps come in vector steps of two.
     assert replay.num_steps == step == replay.num_frames - num_pieces
-    kinds = set()
+    kinds, lengths = set(), set()
     for place in range(num_pieces):
         parts, outcomes = replay.episode(place)
+        lengths.add(len(outcomes["reward"]))
         assert set(parts) == {"objects", "inventory"}
         assert outcomes["terminated"][-1] != outcomes["truncated"][-1]
         kinds.add(bool(outcomes["terminated"][-1]))
@@ -246,6 +248,7 @@ def test_the_replay_holds_what_was_played(tmp_path, make_toy, small_world_settin
         expected = outcomes["action"][:-1] == answers[:-1]
         assert (outcomes["reward"][1:] == expected).all() and outcomes["reward"][0] == 0
     assert kinds == {True, False}
+    assert max(lengths) == 3 if piece else max(lengths) > 3
 
 
 def test_shuffled_rows_are_remembered_in_the_order_of_their_objects(
@@ -411,6 +414,7 @@ def test_an_environment_whose_process_ends_costs_nothing(tmp_path, make_toy, sma
         ),
         ("learning", {"batch": 1}, "agent.learning or agent.replay: .*'batch'"),
         ("replay", {"capacity": 1}, "capacity of at least 2 frames"),
+        ("replay", {"piece": 1}, r"agent\.replay\.piece from 2 frames on, .*, got 1"),
         ("arguments", {"horizons": 3}, "agent.arguments: .*'horizons'"),
         ("arguments", {"_target_": "ocrl.nn.mlp.MLP"}, "expected _target_ to name a Behaviour"),
         ("dynamics", {"num_heads": 3}, "num_heads"),
