@@ -78,7 +78,9 @@ def _agent(*, meta: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         return f"{config['algorithm']} {name}{given}"
     is_pixels = meta["observation"]["main"] == "frame" and config["encoder"] is None
     name = str(config["vision" if is_pixels else "pooling"]["_target_"]).rpartition(".")[2]
-    return f"{config['algorithm']} {re.sub('(?<=[a-z])(?=[A-Z])', ' ', name).lower()}"
+    begun = config["training"].get("replay", {}).get("rollouts")
+    rollouts = "" if begun is None else ", begun with rollouts"
+    return f"{config['algorithm']} {re.sub('(?<=[a-z])(?=[A-Z])', ' ', name).lower()}{rollouts}"
 
 
 def _training(meta: Mapping[str, Any]) -> dict[str, Any]:

@@ -304,3 +304,12 @@ def test_an_encoder_that_learns_with_the_policy_is_another_method(scripts, save_
     identity = scripts["agent_context"].identity(run, meta=meta, config=config)
     assert identity["obs"] == "slots (slot_attention, gradient)"
     assert identity["agent"] == "ppo set transformer"
+
+
+def test_an_agent_that_began_with_rollouts_is_another_method(scripts, save_run, tmp_path):
+    run = save_run(tmp_path / "run", "objects")
+    meta, config = saving.read_meta(run), saving.read_config(run)
+    for rollouts, expected in ((None, ""), ("runs/x/episodes", ", begun with rollouts")):
+        config["training"]["replay"] = {"rollouts": rollouts}
+        identity = scripts["agent_context"].identity(run, meta=meta, config=config)
+        assert identity["agent"] == f"ppo set transformer{expected}"
