@@ -41,7 +41,7 @@ class ModelBased:
     """Trains an agent with a world model, and resumes exactly.
 
     Rounds of playing and learning alternate. What is learned is the world model, from windows of
-    whole episodes, and whatever the agent's `Behaviour` learns in it. At every checkpoint all
+    episodes, and whatever the agent's `Behaviour` learns in it. At every checkpoint all
     environments and random generators begin afresh with seeds that follow from (seed, step), and
     open episodes are broken off, whether or not the run is stopped there; the replay is part of the
     checkpoint. So a run that was killed and started again ends with the very weights of one that
